@@ -1,0 +1,746 @@
+"""Linear-time VarPro and two-timescale training for ReLU features on the circle S^1.
+
+Every product with the Gram matrix of ReLU features of two-dimensional inputs, and the ridge solve itself, cost
+O(M) once samples and neurons are sorted by their angle modulo pi. The derivation, with the stability argument, is
+in docs/linear_time_relu.md; formula numbers (F1), (F2), ... below refer to it.
+
+Conventions inside the compiled functions. A neuron is w = s v with v in the upper half-plane and s = +-1; ``pos``
+is 1.0 where s = +1 and 0.0 where s = -1. A sample is x = c z with z = r (sin a, -cos a), c = +-1, a in [0, pi).
+Then v . z = r sin(a - t), so a sample lies "below" neuron t where a < t. Angles are never computed: a monotone
+``key`` in [0, 2] stands for them. Neurons are kept in increasing key ("folded order"); ``ident`` maps each to its
+place in the caller's arrays. All sums over samples are means (divided by N).
+
+Relatives of the factorisation: Foreman-Mackey et al. 2017 (celerite), Andersen and Chen 2020, Cai et al. 2024.
+"""
+
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+
+from varpro import simd
+
+_BISECT_ABOVE = 16  # a bucket with more samples than this is searched by bisection
+_INSERTION_MOVES = 1.0  # moves per neuron before the in-place insertion sort gives way to the merge
+_MERGE_MOVES = 8.0  # moves per neuron before the merge gives way to a full sort
+_DIRECT_BELOW = 1e-8  # below this share of mean(y^2) the data term is summed over the samples themselves
+_REFINE_ABOVE = 1e-10  # bound on the relative prediction error that triggers refinement of the solve
+_WARN_ABOVE = 1e-9  # the same bound, when refinement could not bring it down
+_REFINEMENTS = 100  # conjugate-gradient steps at most
+
+
+class AccuracyWarning(UserWarning):
+    """The inner solve could not be brought to its tolerance; the message states the bound that was reached."""
+
+
+class SampleTables(NamedTuple):
+    """The samples in order of their folded angle, with prefix sums; built once per data set, memory O(N).
+
+    ``prefix[i]`` holds the means over the first i samples of z z^T for c = +1 (xx, xy, yy), of z z^T for c = -1
+    (xx, xy, yy), and of y z (x, y); ``totals`` holds mean y z over c = +1 and over c = -1, then mean y^2 and mean
+    |x|^2. ``starts[b]`` is the first sample of bucket b of [0, 2].
+    """
+
+    keys: np.ndarray
+    starts: np.ndarray
+    prefix: np.ndarray
+    totals: np.ndarray
+    z: np.ndarray
+    sign: np.ndarray
+    y: np.ndarray
+
+
+class Workspace(NamedTuple):
+    """Neurons in folded order and the arrays of one epoch; built once per width, memory O(M)."""
+
+    v: np.ndarray  # (M, 2) directions in the upper half-plane
+    pos: np.ndarray  # (M,) 1.0 where w = v, 0.0 where w = -v
+    u: np.ndarray  # (M,) outer weights
+    key: np.ndarray  # (M,)
+    ident: np.ndarray  # (M,) place in the caller's order
+    below: np.ndarray  # (M,) number of samples below the neuron
+    moment: np.ndarray  # (M,) mean phi y
+    left: np.ndarray  # (M, 8) generator U
+    right: np.ndarray  # (M, 8) generator V
+    lower: np.ndarray  # (M, 8) factor W
+    pivot: np.ndarray  # (M,) diagonal of K, then the pivots D
+    half: np.ndarray  # (M, 2) half-plane sums of the residual
+    scratch: np.ndarray  # (M, 4)
+    family: np.ndarray  # (M,) integer scratch of the merge
+
+
+class Accuracy(NamedTuple):
+    """What the inner solves of a call achieved: the largest bound on the relative error of predictions."""
+
+    bound: float
+    refined: int
+
+
+def _fold(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Upper-half-plane representatives (n, 2) of ``points`` (n, 2) and their signs (n,): points = sign * fold."""
+    negative = (points[:, 1] < 0) | ((points[:, 1] == 0) & (points[:, 0] < 0))
+    sign = np.where(negative, -1.0, 1.0)
+    return points * sign[:, None], sign
+
+
+def _keys(v: np.ndarray) -> np.ndarray:
+    """Monotone stand-in for the angle of ``v`` (n, 2) in the upper half-plane: 0 at angle 0, 1 at pi/2, 2 at pi."""
+    return np.array([_key(x, y) for x, y in v]) if len(v) < 8 else _key_array(np.ascontiguousarray(v))
+
+
+def _folded_samples(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(z, c, key) of ``inputs`` (N, 2): x = c z with z = r (sin a, -cos a), a in [0, pi)."""
+    turned = np.stack([-inputs[:, 1], inputs[:, 0]], axis=1)  # r (cos a, sin a) up to sign
+    unit, sign = _fold(turned)
+    return np.stack([unit[:, 1], -unit[:, 0]], axis=1), sign, _keys(unit)
+
+
+def sample_tables(inputs: np.ndarray, targets: np.ndarray) -> SampleTables:
+    """Sort ``inputs (N, 2)`` with ``targets (N,)`` and build their prefix sums in O(N log N).
+
+    The sums run in extended precision where the platform has it and are rounded once.
+    """
+    z, sign, keys = _folded_samples(np.ascontiguousarray(inputs, dtype=np.float64))
+    y = np.asarray(targets, dtype=np.float64)
+    order = np.argsort(keys, kind="stable")
+    z, sign, keys, y = z[order], sign[order], keys[order], y[order]
+    count = len(keys)
+    upper = sign > 0
+    squares = np.stack([z[:, 0] ** 2, z[:, 0] * z[:, 1], z[:, 1] ** 2], axis=1)
+    columns = np.concatenate([squares * upper[:, None], squares * ~upper[:, None], y[:, None] * z], axis=1)
+    prefix = np.zeros((count + 1, 8))
+    for j in range(8):
+        prefix[1:, j] = np.cumsum(columns[:, j], dtype=np.longdouble) / count
+    means = [
+        np.sum(column, dtype=np.longdouble) / count
+        for column in (*(y[:, None] * z * upper[:, None]).T, *(y[:, None] * z * ~upper[:, None]).T, y**2)
+    ]
+    totals = np.array([*means, np.sum(z**2, dtype=np.longdouble) / count], dtype=np.float64)
+    buckets = 1 << max(4, int(2 * count).bit_length())
+    starts = np.searchsorted(keys, np.linspace(0.0, 2.0, buckets + 1)).astype(np.int64)
+    starts[-1] = count
+    return SampleTables(keys, starts, prefix, totals, z, sign, y)
+
+
+def workspace(width: int) -> Workspace:
+    """Arrays for ``width`` neurons (about 350 bytes each)."""
+    return Workspace(
+        v=np.empty((width, 2)),
+        pos=np.empty(width),
+        u=np.empty(width),
+        key=np.empty(width),
+        ident=np.arange(width),
+        below=np.empty(width, dtype=np.int64),
+        moment=np.empty(width),
+        left=np.empty((width, 8)),
+        right=np.empty((width, 8)),
+        lower=np.empty((width, 8)),
+        pivot=np.empty(width),
+        half=np.empty((width, 2)),
+        scratch=np.empty((width, 4)),
+        family=np.empty(width, dtype=np.int64),
+    )
+
+
+# --- keys and order ----------------------------------------------------------------------------------------------
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def _key(x, y):
+    """y / (x + y) for x >= 0, else 1 - x / (y - x), for y >= 0 (F1)."""
+    total = abs(x) + y
+    return (y if x >= 0.0 else total - x) / total
+
+
+@njit(cache=True, error_model="numpy")
+def _key_array(v):
+    keys = np.empty(v.shape[0])
+    for i in range(v.shape[0]):
+        keys[i] = _key(v[i, 0], v[i, 1])
+    return keys
+
+
+@njit(cache=True)
+def _gather(ws, weights, outer):
+    """Fold the caller's neurons into the workspace, in the order left by the last call."""
+    for k in range(weights.shape[0]):
+        x, y = weights[ws.ident[k], 0], weights[ws.ident[k], 1]
+        down = y < 0.0 or (y == 0.0 and x < 0.0)
+        ws.pos[k] = 0.0 if down else 1.0
+        ws.v[k, 0] = -x if down else x
+        ws.v[k, 1] = -y if down else y
+        ws.u[k] = outer[ws.ident[k]]
+        ws.key[k] = _key(ws.v[k, 0], ws.v[k, 1])
+
+
+@njit(cache=True)
+def _scatter(ws, weights, outer):
+    """Give the neurons back to the caller's arrays."""
+    for k in range(weights.shape[0]):
+        sign = 2.0 * ws.pos[k] - 1.0
+        weights[ws.ident[k], 0] = sign * ws.v[k, 0]
+        weights[ws.ident[k], 1] = sign * ws.v[k, 1]
+        outer[ws.ident[k]] = ws.u[k]
+
+
+@njit(cache=True)
+def _sort(ws):
+    """Restore increasing keys; nearly sorted input costs O(M)."""
+    budget = _INSERTION_MOVES * ws.key.shape[0] + 64
+    key = ws.key
+    for k in range(1, key.shape[0]):
+        this = key[k]
+        if this >= key[k - 1]:
+            continue
+        x, y, pos, u, ident = ws.v[k, 0], ws.v[k, 1], ws.pos[k], ws.u[k], ws.ident[k]
+        j = k
+        while j > 0 and key[j - 1] > this and budget > 0:
+            key[j], ws.v[j, 0], ws.v[j, 1] = key[j - 1], ws.v[j - 1, 0], ws.v[j - 1, 1]
+            ws.pos[j], ws.u[j], ws.ident[j] = ws.pos[j - 1], ws.u[j - 1], ws.ident[j - 1]
+            j -= 1
+            budget -= 1
+        key[j], ws.v[j, 0], ws.v[j, 1], ws.pos[j], ws.u[j], ws.ident[j] = this, x, y, pos, u, ident
+        if budget <= 0:
+            _sort_families(ws)
+            return
+
+
+@njit(cache=True)
+def _sort_families(ws):
+    """Restore increasing keys by sorting upper and lower neurons apart and merging them.
+
+    Within a family the flow of the neurons is continuous, so each family stays nearly sorted while the two slide
+    past each other; this is what keeps wide students linear.
+    """
+    width = ws.key.shape[0]
+    order = ws.family
+    upper = 0
+    for family in range(2):
+        begin = upper if family else 0
+        fill = begin
+        for k in range(width):
+            if (ws.pos[k] > 0.5) == (family == 0):
+                order[fill] = k
+                fill += 1
+        if not _insertion(ws.key, order, begin, fill):
+            order[begin:fill] = order[begin:fill][np.argsort(ws.key[order[begin:fill]], kind="mergesort")]
+        if family == 0:
+            upper = fill
+    _merge(ws, order, upper)
+
+
+@njit(cache=True)
+def _insertion(key, order, begin, end):
+    """Insertion sort of ``order[begin:end]`` by key; False if it takes too many moves.
+
+    A neuron that crossed the horizontal axis stands at the far end of its new family: the family is turned first.
+    """
+    _turn(key, order, begin, end)
+    budget = _MERGE_MOVES * (end - begin) + 64
+    for k in range(begin + 1, end):
+        this = order[k]
+        j = k
+        while j > begin and key[order[j - 1]] > key[this] and budget > 0:
+            order[j] = order[j - 1]
+            j -= 1
+            budget -= 1
+        order[j] = this
+        if budget <= 0:
+            return False
+    return True
+
+
+@njit(cache=True)
+def _turn(key, order, begin, end):
+    """Move a tail with keys near 0 to the front, or a head with keys near 2 to the back, where there is one."""
+    tail = end
+    while tail > begin and key[order[tail - 1]] < 0.5:
+        tail -= 1
+    head = begin
+    while head < end and key[order[head]] > 1.5:
+        head += 1
+    if begin < tail < end:
+        order[begin:end] = np.concatenate((order[tail:end], order[begin:tail]))
+    elif begin < head < end:
+        order[begin:end] = np.concatenate((order[head:end], order[begin:head]))
+
+
+@njit(cache=True)
+def _merge(ws, order, upper):
+    """Merge the two sorted families ``order[:upper]`` and ``order[upper:]`` and permute the workspace."""
+    width = ws.key.shape[0]
+    permuted = np.empty((width, 5))
+    ident = np.empty(width, dtype=np.int64)
+    i, j = 0, upper
+    for k in range(width):
+        first = j >= width or (i < upper and ws.key[order[i]] <= ws.key[order[j]])
+        source = order[i] if first else order[j]
+        i += first
+        j += not first
+        permuted[k, 0], permuted[k, 1] = ws.v[source, 0], ws.v[source, 1]
+        permuted[k, 2], permuted[k, 3], permuted[k, 4] = ws.pos[source], ws.u[source], ws.key[source]
+        ident[k] = ws.ident[source]
+    for k in range(width):
+        ws.v[k, 0], ws.v[k, 1] = permuted[k, 0], permuted[k, 1]
+        ws.pos[k], ws.u[k], ws.key[k], ws.ident[k] = permuted[k, 2], permuted[k, 3], permuted[k, 4], ident[k]
+
+
+@njit(cache=True, inline="always")
+def _locate(tables, key):
+    """Number of samples with a smaller key."""
+    buckets = tables.starts.shape[0] - 1
+    bucket = min(int(key * (0.5 * buckets)), buckets - 1)
+    low, high = tables.starts[bucket], tables.starts[bucket + 1]
+    while high - low > _BISECT_ABOVE:
+        middle = (low + high) // 2
+        if tables.keys[middle] < key:
+            low = middle + 1
+        else:
+            high = middle
+    while low < high and tables.keys[low] < key:
+        low += 1
+    return low
+
+
+# --- Gram matrix -------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _generators(tables, ws):
+    """Rows of U and V with K_jk = V_j . U_k for t_j <= t_k, the diagonal of K, and mean phi y (F4, F5, F6)."""
+    last = tables.prefix.shape[0] - 1
+    full = tables.prefix[last]
+    for k in range(ws.key.shape[0]):
+        row = tables.prefix[_locate_into(tables, ws, k)]
+        x, y, p = ws.v[k, 0], ws.v[k, 1], ws.pos[k]
+        n = 1.0 - p
+        plus_x, plus_y = row[0] * x + row[1] * y, row[1] * x + row[2] * y
+        minus_x, minus_y = row[3] * x + row[4] * y, row[4] * x + row[5] * y
+        up_x = p * (full[0] * x + full[1] * y) - plus_x
+        up_y = p * (full[1] * x + full[2] * y) - plus_y
+        down_x = n * (full[3] * x + full[4] * y) - minus_x
+        down_y = n * (full[4] * x + full[5] * y) - minus_y
+        left, right = ws.left[k], ws.right[k]
+        left[0], left[1], left[2], left[3] = up_x, up_y, down_x, down_y
+        left[4], left[5], left[6], left[7] = p * x, p * y, n * x, n * y
+        right[0], right[1], right[2], right[3] = p * x, p * y, n * x, n * y
+        right[4], right[5], right[6], right[7] = minus_x, minus_y, plus_x, plus_y
+        ws.pivot[k] = x * (p * (up_x + minus_x) + n * (down_x + plus_x)) + y * (
+            p * (up_y + minus_y) + n * (down_y + plus_y)
+        )
+        total_x = p * tables.totals[0] + n * tables.totals[2]
+        total_y = p * tables.totals[1] + n * tables.totals[3]
+        ws.moment[k] = x * (total_x - row[6]) + y * (total_y - row[7])
+
+
+@njit(cache=True, inline="always")
+def _locate_into(tables, ws, k):
+    ws.below[k] = _locate(tables, ws.key[k])
+    return ws.below[k]
+
+
+@njit(cache=True, error_model="numpy")
+def _factor_and_forward(ws, ridge, lmbda, centre):
+    """K + ridge I = L D L^T, L_kj = U_k . W_j for j < k, and z = D^-1 L^-1 b in one sweep (F7); z is left in u.
+
+    The recurrence is S <- S + (V - S U)(V - S U)^T / D. A pivot below ``ridge`` can only be rounding (every exact
+    Schur complement is at least ``ridge``), so it is raised to it: the factor stays positive definite.
+    """
+    width = ws.key.shape[0]
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = f = simd.splat(0.0)
+    for k in range(width):
+        u = simd.load(ws.left, k)
+        lo = simd.madd(s1, simd.lane(u, 1), simd.mul(s0, simd.lane(u, 0)))
+        lo = simd.madd(s3, simd.lane(u, 3), simd.madd(s2, simd.lane(u, 2), lo))
+        hi = simd.madd(s5, simd.lane(u, 5), simd.mul(s4, simd.lane(u, 4)))
+        hi = simd.madd(s7, simd.lane(u, 7), simd.madd(s6, simd.lane(u, 6), hi))
+        known = simd.add(lo, hi)
+        pivot = max(ws.pivot[k] + ridge - simd.dot(u, known), ridge)
+        z = width * (ws.moment[k] + lmbda * centre) - simd.dot(u, f)
+        q = simd.sub(simd.load(ws.right, k), known)
+        w = simd.mul(q, simd.splat(1.0 / pivot))
+        simd.store(ws.lower, k, w)
+        f = simd.madd(w, simd.splat(z), f)
+        s0, s1 = simd.madd(w, simd.lane(q, 0), s0), simd.madd(w, simd.lane(q, 1), s1)
+        s2, s3 = simd.madd(w, simd.lane(q, 2), s2), simd.madd(w, simd.lane(q, 3), s3)
+        s4, s5 = simd.madd(w, simd.lane(q, 4), s4), simd.madd(w, simd.lane(q, 5), s5)
+        s6, s7 = simd.madd(w, simd.lane(q, 6), s6), simd.madd(w, simd.lane(q, 7), s7)
+        ws.pivot[k] = pivot
+        ws.u[k] = z / pivot
+
+
+@njit(cache=True, error_model="numpy")
+def _forward(ws, b):
+    """b <- D^-1 L^-1 b (F7)."""
+    f = simd.splat(0.0)
+    for k in range(b.shape[0]):
+        z = b[k] - simd.dot(simd.load(ws.left, k), f)
+        f = simd.madd(simd.load(ws.lower, k), simd.splat(z), f)
+        b[k] = z / ws.pivot[k]
+
+
+@njit(cache=True)
+def _backward(ws, z):
+    """z <- L^-T z (F8)."""
+    g = simd.splat(0.0)
+    for k in range(z.shape[0] - 1, -1, -1):
+        value = z[k] - simd.dot(simd.load(ws.lower, k), g)
+        g = simd.madd(simd.load(ws.left, k), simd.splat(value), g)
+        z[k] = value
+
+
+# --- prediction, residual, gradient ------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _slopes_at_zero(ws, u):
+    """A+ and A- before the first neuron: minus the sum of u v over lower and over upper neurons (F2)."""
+    plus_x = plus_y = minus_x = minus_y = 0.0
+    for k in range(u.shape[0]):
+        n = 1.0 - ws.pos[k]
+        plus_x -= n * u[k] * ws.v[k, 0]
+        plus_y -= n * u[k] * ws.v[k, 1]
+        minus_x -= ws.pos[k] * u[k] * ws.v[k, 0]
+        minus_y -= ws.pos[k] * u[k] * ws.v[k, 1]
+    return plus_x, plus_y, minus_x, minus_y
+
+
+@njit(cache=True)
+def _half_plane_sums(tables, ws, u, with_targets):
+    """half_k <- mean of r x over the samples where neuron k is active, r = f - y (or f alone) (F9).
+
+    Between two neurons f is linear on either side, f = A+ . z / M for c = +1 and A- . z / M for c = -1, so each
+    interval adds dP+ A+ / M + dP- A- / M - dR; no pass over the samples.
+    """
+    width = u.shape[0]
+    ax, ay, bx, by = _slopes_at_zero(ws, u)
+    scale = 1.0 / width
+    ax, ay, bx, by = ax * scale, ay * scale, bx * scale, by * scale
+    tx = ty = px = py = 0.0  # sums over all samples passed, and over those with c = +1 (f only)
+    old = tables.prefix[0]
+    for k in range(width + 1):
+        row = tables.prefix[ws.below[k] if k < width else tables.prefix.shape[0] - 1]
+        d0, d1, d2 = row[0] - old[0], row[1] - old[1], row[2] - old[2]
+        d3, d4, d5 = row[3] - old[3], row[4] - old[4], row[5] - old[5]
+        fx, fy = d0 * ax + d1 * ay, d1 * ax + d2 * ay
+        tx += fx + (d3 * bx + d4 * by) - with_targets * (row[6] - old[6])
+        ty += fy + (d4 * bx + d5 * by) - with_targets * (row[7] - old[7])
+        px += fx
+        py += fy
+        if k < width:
+            ws.half[k, 0], ws.half[k, 1] = tx, ty
+            jump_x, jump_y = scale * u[k] * ws.v[k, 0], scale * u[k] * ws.v[k, 1]
+            ax += jump_x
+            ay += jump_y
+            bx += jump_x
+            by += jump_y
+            old = row
+    px -= with_targets * tables.totals[0]
+    py -= with_targets * tables.totals[1]
+    _close_half_planes(ws, px, py, tx - px, ty - py)
+
+
+@njit(cache=True)
+def _close_half_planes(ws, px, py, mx, my):
+    """From prefix sums to half-planes: T+ - T_k for upper neurons, T_k - T- for lower ones (F9)."""
+    for k in range(ws.key.shape[0]):
+        x, y, up = ws.half[k, 0], ws.half[k, 1], ws.pos[k] > 0.5
+        ws.half[k, 0] = px - x if up else x - mx
+        ws.half[k, 1] = py - y if up else y - my
+
+
+@njit(cache=True, fastmath={"contract", "reassoc", "nsz"})
+def _reductions(tables, ws, lmbda, centre):
+    """Mean squared residual, mean (u - c)^2, and mean square of the gradient in u, d = mean phi r + lam (u - c).
+
+    mean r^2 = mean y^2 + (1/M) sum_j u_j (mean phi_j r - mean phi_j y) for any u (F10).
+    """
+    width = ws.key.shape[0]
+    data = penalty = slope = 0.0
+    for k in range(width):
+        sign = 2.0 * ws.pos[k] - 1.0
+        product = sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1])
+        away = ws.u[k] - centre
+        gradient = product + lmbda * away
+        data += ws.u[k] * (product - ws.moment[k])
+        penalty += away * away
+        slope += gradient * gradient
+    return tables.totals[4] + data / width, penalty / width, slope / width
+
+
+@njit(cache=True)
+def _direct_mean_square(tables, ws):
+    """Mean squared residual summed over the samples: no cancellation, O(N + M)."""
+    width, count = ws.key.shape[0], tables.y.shape[0]
+    ax, ay, bx, by = _slopes_at_zero(ws, ws.u)
+    total = 0.0
+    first = 0
+    for k in range(width + 1):
+        end = ws.below[k] if k < width else count
+        for i in range(first, end):
+            upper = tables.sign[i] > 0.0
+            f = (ax if upper else bx) * tables.z[i, 0] + (ay if upper else by) * tables.z[i, 1]
+            total += (f / width - tables.y[i]) ** 2
+        if k < width:
+            ax += ws.u[k] * ws.v[k, 0]
+            ay += ws.u[k] * ws.v[k, 1]
+            bx += ws.u[k] * ws.v[k, 0]
+            by += ws.u[k] * ws.v[k, 1]
+            first = end
+    return total / count
+
+
+@njit(cache=True)
+def _loss(tables, ws, lmbda, data, penalty):
+    """L = mean r^2 / (2 lam) + mean (u - c)^2 / 2, the data term summed directly where the short form cancels."""
+    if data < _DIRECT_BELOW * tables.totals[4]:
+        data = _direct_mean_square(tables, ws)
+    return data / (2.0 * lmbda) + 0.5 * penalty
+
+
+@njit(cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+def _step_weights(ws, rate):
+    """w <- (w - rate u mean_active(r x)) / |.|, folded again, with its new key (spec 1, step 3)."""
+    for k in range(ws.key.shape[0]):
+        shift = rate * ws.u[k] * (2.0 * ws.pos[k] - 1.0)
+        x, y = ws.v[k, 0] - shift * ws.half[k, 0], ws.v[k, 1] - shift * ws.half[k, 1]
+        flip = -1.0 if y < 0.0 else 1.0
+        norm = flip / math.sqrt(x * x + y * y)
+        x, y = x * norm, y * norm
+        ws.pos[k] = ws.pos[k] if flip > 0.0 else 1.0 - ws.pos[k]
+        ws.v[k, 0], ws.v[k, 1] = x, y
+        ws.key[k] = _key(x, y)
+
+
+@njit(cache=True, fastmath={"contract", "nsz"})
+def _step_outer(ws, lmbda, centre):
+    """u <- u - (mean phi r + lam (u - c)): a gradient step at rate lam M (spec 1, two-timescale epoch)."""
+    for k in range(ws.key.shape[0]):
+        sign = 2.0 * ws.pos[k] - 1.0
+        product = sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1])
+        ws.u[k] -= product + lmbda * (ws.u[k] - centre)
+
+
+# --- inner solve -------------------------------------------------------------------------------------------------
+
+
+@njit(cache=True)
+def _error_bound(tables, lmbda, centre, slope):
+    """Bound on the relative rms error of the predictions from the mean squared u-gradient (F11).
+
+    |f - f*|_rms <= |grad|_rms / (2 sqrt(lam)), in units of the rms of the targets and of the penalty's prediction.
+    """
+    unit = math.sqrt(tables.totals[4]) + abs(centre) * math.sqrt(tables.totals[5])
+    return 0.5 * math.sqrt(slope / lmbda) / unit if unit > 0.0 else 0.0
+
+
+@njit(cache=True)
+def _times_hessian(tables, ws, x, lmbda, out):
+    """out <- (K / (N M) + lam I) x."""
+    _half_plane_sums(tables, ws, x, 0.0)
+    for k in range(x.shape[0]):
+        sign = 2.0 * ws.pos[k] - 1.0
+        out[k] = sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1]) + lmbda * x[k]
+
+
+@njit(cache=True)
+def _refine(tables, ws, lmbda, centre, goal):
+    """Conjugate gradients on the inner problem, preconditioned by the factor, from u; ends below ``goal`` (F12)."""
+    width = ws.key.shape[0]
+    residual, direction = np.empty(width), np.zeros(width)
+    product, z = np.empty(width), np.empty(width)
+    best, best_u = np.inf, ws.u.copy()
+    previous = 1.0
+    for step in range(_REFINEMENTS):
+        _half_plane_sums(tables, ws, ws.u, 1.0)
+        for k in range(width):
+            sign = 2.0 * ws.pos[k] - 1.0
+            residual[k] = -sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1]) - lmbda * (
+                ws.u[k] - centre
+            )
+        bound = _error_bound(tables, lmbda, centre, np.mean(residual * residual))
+        if bound < best:
+            best = bound
+            best_u[:] = ws.u
+        if bound <= goal or (step > 3 and bound > 100.0 * best):
+            break
+        z[:] = residual
+        z *= width
+        _forward(ws, z)
+        _backward(ws, z)
+        energy = np.dot(residual, z)
+        direction *= energy / previous if step else 0.0
+        direction += z
+        previous = energy
+        _times_hessian(tables, ws, direction, lmbda, product)
+        ws.u[:] = ws.u + energy / np.dot(direction, product) * direction
+    ws.u[:] = best_u
+    return best
+
+
+@njit(cache=True)
+def _solve(tables, ws, lmbda, centre):
+    """u <- argmin_u L by one factorisation, for neurons in folded order (spec 1, step 1)."""
+    _generators(tables, ws)
+    _factor_and_forward(ws, ws.key.shape[0] * lmbda, lmbda, centre)
+    _backward(ws, ws.u)
+
+
+@njit(cache=True)
+def _settle(tables, ws, lmbda, centre, accuracy):
+    """Half-plane sums and reductions at u; where the error bound is too large the solve is refined first."""
+    _half_plane_sums(tables, ws, ws.u, 1.0)
+    data, penalty, slope = _reductions(tables, ws, lmbda, centre)
+    bound = _error_bound(tables, lmbda, centre, slope)
+    if not bound <= _REFINE_ABOVE:
+        _generators(tables, ws)
+        _factor_and_forward(ws, ws.key.shape[0] * lmbda, lmbda, centre)
+        _backward(ws, ws.u)
+        bound = _refine(tables, ws, lmbda, centre, 0.1 * _REFINE_ABOVE)
+        _half_plane_sums(tables, ws, ws.u, 1.0)
+        data, penalty, slope = _reductions(tables, ws, lmbda, centre)
+        accuracy[1] += 1
+    accuracy[0] = max(accuracy[0], bound)
+    return data, penalty
+
+
+@njit(cache=True)
+def _project(tables, ws, weights, outer, lmbda, centre, accuracy):
+    _gather(ws, weights, outer)
+    _sort(ws)
+    _solve(tables, ws, lmbda, centre)
+    _settle(tables, ws, lmbda, centre, accuracy)
+    _scatter(ws, weights, outer)
+
+
+@njit(cache=True)
+def _varpro_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses, accuracy):
+    """VarPro epochs from a state whose u is optimal to one whose u is optimal (spec 1)."""
+    _gather(ws, weights, outer)
+    _sort(ws)
+    _generators(tables, ws)
+    for epoch in range(losses.shape[0]):
+        data, penalty = _settle(tables, ws, lmbda, centre, accuracy)
+        losses[epoch] = _loss(tables, ws, lmbda, data, penalty)
+        if not np.isfinite(losses[epoch]):
+            break
+        _step_weights(ws, time_scale / lmbda)
+        _sort(ws)
+        _solve(tables, ws, lmbda, centre)
+    _settle(tables, ws, lmbda, centre, accuracy)
+    _scatter(ws, weights, outer)
+
+
+@njit(cache=True)
+def _two_timescale_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses):
+    """Two-timescale epochs: both gradients at the same point (spec 1)."""
+    _gather(ws, weights, outer)
+    _sort(ws)
+    for epoch in range(losses.shape[0]):
+        _generators(tables, ws)
+        _half_plane_sums(tables, ws, ws.u, 1.0)
+        data, penalty, _ = _reductions(tables, ws, lmbda, centre)
+        losses[epoch] = _loss(tables, ws, lmbda, data, penalty)
+        if not np.isfinite(losses[epoch]):
+            break
+        # both steps use half and u as they stand: the weights first, since they need the old u
+        old = ws.scratch[:, 0]
+        old[:] = ws.u
+        _step_outer(ws, lmbda, centre)
+        ws.scratch[:, 1] = ws.u
+        ws.u[:] = old
+        _step_weights(ws, time_scale / lmbda)
+        ws.u[:] = ws.scratch[:, 1]
+        _sort(ws)
+    _scatter(ws, weights, outer)
+
+
+# --- for callers -------------------------------------------------------------------------------------------------
+
+
+def predict(weights: np.ndarray, outer: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """f(x) = mean_j u_j max(w_j . x, 0) at ``inputs (N, 2)`` for ``weights (M, 2)``, ``outer (M,)``: (N,) float64.
+
+    O((N + M) log (N + M)). A measure with unequal masses is a student with outer weights M * mass (F2).
+    """
+    v, side = _fold(np.ascontiguousarray(weights, dtype=np.float64))
+    order = np.argsort(_keys(v), kind="stable")
+    v, upper = v[order], side[order] > 0
+    jumps = np.asarray(outer, dtype=np.float64)[order, None] * v / len(v)
+    passed = np.concatenate([np.zeros((1, 2)), np.cumsum(jumps, axis=0)])
+    z, sign, keys = _folded_samples(np.ascontiguousarray(inputs, dtype=np.float64))
+    slopes = passed[np.searchsorted(_keys(v), keys)]
+    slopes -= np.where(sign[:, None] > 0, jumps[~upper].sum(axis=0), jumps[upper].sum(axis=0))
+    return np.einsum("nd,nd->n", slopes, z)
+
+
+class LinearRoute:
+    """Training on one data set in linear time: the ``linear`` solver of the circle experiments.
+
+    ``inputs (N, 2)`` and ``targets (N,)`` are float64 arrays; ``lmbda > 0``; ``centre`` is the penalty centre c;
+    ``time_scale`` is the learning rate of the weights per neuron (eta_w = M time_scale); ``outer_update`` is
+    ``"ridge"`` (VarPro) or ``"gradient"`` (two-timescale, eta_u = lam M).
+    """
+
+    name = "linear"
+
+    def __init__(
+        self,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        lmbda: float,
+        centre: float,
+        time_scale: float,
+        outer_update: str,
+    ) -> None:
+        self.tables = sample_tables(inputs, targets)
+        self.lmbda, self.centre, self.time_scale = float(lmbda), float(centre), float(time_scale)
+        self.outer_update = outer_update
+        self._workspace: Workspace | None = None
+        self._accuracy = np.zeros(2)
+
+    @staticmethod
+    def own(tensor: torch.Tensor) -> np.ndarray:
+        """A float64 copy in the form the other methods take: weights (M, 2) or outer weights (M,)."""
+        return tensor.double().numpy().copy()
+
+    def project(self, weights: np.ndarray) -> np.ndarray:
+        """Optimal outer weights (M,) for ``weights (M, 2)`` (spec: step 1 of an epoch)."""
+        outer = np.zeros(len(weights))
+        _project(
+            self.tables, self._room(weights), weights.copy(), outer, self.lmbda, self.centre, self._accuracy
+        )
+        return outer
+
+    def advance(self, weights: np.ndarray, outer: np.ndarray, epochs: int) -> np.ndarray:
+        """Train ``weights (M, 2)`` and ``outer (M,)`` in place for ``epochs`` epochs; returns the losses (epochs,).
+
+        The state must have optimal outer weights where ``outer_update`` is ``"ridge"``, and has them afterwards.
+        """
+        losses = np.full(epochs, np.nan)
+        state = (self.tables, self._room(weights), weights, outer, self.lmbda, self.centre, self.time_scale)
+        if self.outer_update == "ridge":
+            _varpro_epochs(*state, losses, self._accuracy)
+        else:
+            _two_timescale_epochs(*state, losses)
+        return losses
+
+    def accuracy(self) -> Accuracy:
+        """The accuracy of the inner solves so far; warns once if one of them stayed above its tolerance."""
+        bound, refined = float(self._accuracy[0]), int(self._accuracy[1])
+        if not bound <= _WARN_ABOVE:
+            warnings.warn(
+                f"inner solve: the relative error of predictions may reach {bound:.1e} at lambda {self.lmbda:g}; "
+                "raise --lambda or compare with --solver dense --dtype float64",
+                AccuracyWarning,
+                stacklevel=2,
+            )
+        return Accuracy(bound, refined)
+
+    def _room(self, weights: np.ndarray) -> Workspace:
+        if self._workspace is None or len(self._workspace.u) != len(weights):
+            self._workspace = workspace(len(weights))
+        return self._workspace

@@ -1,0 +1,77 @@
+"""Energy distance D(p, q) = sqrt(2 E|X - Y| - E|X - X'| - E|Y - Y'|) between weighted point sets (spec, section 2).
+
+On the circle the chord |e^{ia} - e^{ib}| = 2 sin((b - a)/2), for a <= b < a + 2 pi, splits into products of a and
+of b, so that each mean costs one merge of two sorted lists.
+"""
+
+from functools import cached_property
+
+import numpy as np
+from numba import njit
+
+
+class CircleMeasure:
+    """A weighted point set on the circle, sorted once.
+
+    ``points`` holds directions (n, 2), or angles (n,) in radians; ``masses (n,)`` are non-negative and are divided
+    by their sum (default: equal).
+    """
+
+    def __init__(self, points: np.ndarray, masses: np.ndarray | None = None) -> None:
+        points = np.asarray(points, dtype=np.float64)
+        angles = np.arctan2(points[:, 1], points[:, 0]) if points.ndim == 2 else points
+        angles = np.mod(angles, 2 * np.pi)
+        order = np.argsort(angles, kind="stable")
+        self.angles = angles[order]
+        if masses is None:
+            self.masses = np.full(len(angles), 1.0 / len(angles))
+        else:
+            masses = np.asarray(masses, dtype=np.float64)[order]
+            self.masses = masses / masses.sum()
+        self.cosines, self.sines = np.cos(self.angles / 2), np.sin(self.angles / 2)
+
+    def mean_chord(self, other: "CircleMeasure") -> float:
+        """E|X - Y| with X from this measure and Y from ``other``, independent."""
+        return _mean_chord(
+            self.angles,
+            self.masses,
+            self.cosines,
+            self.sines,
+            other.angles,
+            other.masses,
+            other.cosines,
+            other.sines,
+        )
+
+    @cached_property
+    def self_chord(self) -> float:
+        """E|X - X'|; kept, since one measure is often compared with many."""
+        return self.mean_chord(self)
+
+    def energy_distance(self, other: "CircleMeasure") -> float:
+        """D(self, other) >= 0, in the units of the plane (chords of the unit circle)."""
+        squared = 2 * self.mean_chord(other) - self.self_chord - other.self_chord
+        return float(np.sqrt(max(squared, 0.0)))
+
+
+@njit(cache=True)
+def _mean_chord(a, p, cos_a, sin_a, b, q, cos_b, sin_b):
+    """2 sum_i p_i [sin(a_i/2) (2 C(a_i) - C) - cos(a_i/2) (2 S(a_i) - S)].
+
+    C(t) and S(t) are the sums of q cos(b/2) and q sin(b/2) over b < t; C and S those over all b.
+    """
+    all_cos = all_sin = 0.0
+    for j in range(b.shape[0]):
+        all_cos += q[j] * cos_b[j]
+        all_sin += q[j] * sin_b[j]
+    below_cos = below_sin = total = 0.0
+    j = 0
+    for i in range(a.shape[0]):
+        while j < b.shape[0] and b[j] < a[i]:
+            below_cos += q[j] * cos_b[j]
+            below_sin += q[j] * sin_b[j]
+            j += 1
+        total += p[i] * (
+            sin_a[i] * (2.0 * below_cos - all_cos) - cos_a[i] * (2.0 * below_sin - all_sin)
+        )
+    return 2.0 * total

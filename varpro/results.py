@@ -1,0 +1,128 @@
+"""Result files: names, atomic writing, safe reading, provenance (spec, section 8).
+
+One ``.pt`` file per run holds plain tensors, numbers, strings, dicts and lists. It is read with
+``torch.load(weights_only=True)``: nothing in it can execute code.
+"""
+
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]  # the repository: the package is installed in editable mode
+_RESULTS_ROOT = "VARPRO_RESULTS"  # environment variable: another place for every experiment's results
+_PACKAGES = ("torch", "numpy", "scipy", "numba")
+
+
+class ResultError(Exception):
+    """A result file is missing, unreadable, or belongs to another run; the message is one line for the user."""
+
+
+def directory(experiment: str = "") -> Path:
+    """``results/`` of an experiment folder; of the repository itself for ``""``.
+
+    Below ``$VARPRO_RESULTS`` where that is set, which tests and other sweeps use.
+    """
+    return Path(os.environ.get(_RESULTS_ROOT, ROOT)) / experiment / "results"
+
+
+def file_name(parameters: Mapping[str, Any], name: str = "") -> str:
+    """``[name_]key=value_..._key=value.pt`` in the order of ``parameters``; numbers in their shortest form."""
+    parts = [f"{key}={_short(value)}" for key, value in parameters.items()]
+    return "_".join([name, *parts] if name else parts) + ".pt"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def save(path: Path, contents: Mapping[str, Any]) -> None:
+    """Write ``contents`` to ``path`` in one step: readers see the old file or the whole new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            torch.save(_compact(contents), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _compact(value: Any) -> Any:
+    """Tensors detached, on the CPU and with a storage of their own (a view would save all it is a view of)."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().contiguous().clone()
+    if isinstance(value, Mapping):
+        return {key: _compact(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_compact(item) for item in value]
+    return value
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The contents of a result file, tensors on the CPU. Raises ResultError where it is missing or not readable."""
+    if not Path(path).is_file():
+        raise ResultError(f"{path}: no such file")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; for the reader they all mean the same
+        raise ResultError(
+            f"{path}: not a file of tensors that torch.load can read safely ({type(error).__name__})"
+        ) from None
+    if not isinstance(contents, dict):
+        raise ResultError(f"{path}: holds a {type(contents).__name__}, not a dict of tensors")
+    return contents
+
+
+def complete(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether ``path`` holds the result of ``config``. Raises ResultError where it holds another run's."""
+    if not Path(path).exists():
+        return False
+    found = load(path).get("config", {})
+    differing = [key for key in config if found.get(key) != config[key]]
+    if differing:
+        key = differing[0]
+        raise ResultError(
+            f"{path} was made with {key} = {found.get(key)}, not {config[key]}; use --name or --output, "
+            "or --force to replace it"
+        )
+    return True
+
+
+def provenance(device: str) -> dict[str, str]:
+    """What made a result: versions, git revision, device, platform."""
+    versions = {package: metadata.version(package) for package in _PACKAGES}
+    return {
+        **versions,
+        "varpro": metadata.version("varpro"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu",
+        "git_revision": _git_revision(),
+    }
+
+
+def _git_revision() -> str:
+    """The commit of the repository, with ``+changes`` where tracked files differ from it; ``unknown`` without git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

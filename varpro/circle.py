@@ -558,9 +558,7 @@ def _refine(tables, ws, lmbda, centre, goal):
         _half_plane_sums(tables, ws, ws.u, 1.0)
         for k in range(width):
             sign = 2.0 * ws.pos[k] - 1.0
-            residual[k] = -sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1]) - lmbda * (
-                ws.u[k] - centre
-            )
+            residual[k] = -sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1]) - lmbda * (ws.u[k] - centre)
         bound = _error_bound(tables, lmbda, centre, np.mean(residual * residual))
         if bound < best:
             best = bound
@@ -710,9 +708,7 @@ class LinearRoute:
     def project(self, weights: np.ndarray) -> np.ndarray:
         """Optimal outer weights (M,) for ``weights (M, 2)`` (spec: step 1 of an epoch)."""
         outer = np.zeros(len(weights))
-        _project(
-            self.tables, self._room(weights), weights.copy(), outer, self.lmbda, self.centre, self._accuracy
-        )
+        _project(self.tables, self._room(weights), weights.copy(), outer, self.lmbda, self.centre, self._accuracy)
         return outer
 
     def advance(self, weights: np.ndarray, outer: np.ndarray, epochs: int) -> np.ndarray:

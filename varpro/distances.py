@@ -71,7 +71,5 @@ def _mean_chord(a, p, cos_a, sin_a, b, q, cos_b, sin_b):
             below_cos += q[j] * cos_b[j]
             below_sin += q[j] * sin_b[j]
             j += 1
-        total += p[i] * (
-            sin_a[i] * (2.0 * below_cos - all_cos) - cos_a[i] * (2.0 * below_sin - all_sin)
-        )
+        total += p[i] * (sin_a[i] * (2.0 * below_cos - all_cos) - cos_a[i] * (2.0 * below_sin - all_sin))
     return 2.0 * total

@@ -121,7 +121,16 @@ def provenance(device: str) -> dict[str, str]:
 
 def _git_revision() -> str:
     """The commit of the repository, with ``+changes`` where tracked files differ from it; ``unknown`` without git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+    command = [
+        "git",
+        "-C",
+        str(ROOT),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--exclude=*",
+        "--dirty=+changes",
+    ]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

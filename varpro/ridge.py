@@ -95,7 +95,7 @@ class DenseRoute:
         return losses.cpu()
 
     def _weight_gradient(self, weights, outer, features, residual):
-        """M dL/dw with u held fixed, which is the gradient of the reduced risk where u is optimal (envelope theorem)."""
+        """M dL/dw at fixed u: the gradient of the reduced risk where u is optimal (envelope theorem)."""
         cotangent = (residual @ outer.T) / (self.lmbda * residual.numel())
         return self.feature_map.pull_back(weights, self.inputs, features, cotangent)
 

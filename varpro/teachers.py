@@ -6,10 +6,13 @@ sampler are all in closed form. gamma = 0 is the uniform law; gamma -> infinity 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from varpro.circle import predict
 
 SECOND_BUMP = 0.4 * math.pi  # angle of the lighter bump
 BUMP_MASSES = (2.0 / 3.0, 1.0 / 3.0)
@@ -103,7 +106,7 @@ def circle_draws(seed: int, samples: int, student_width: int, teacher_width: int
     matters, and so do the draws that are thrown away: the original built two networks whose default
     initialisation consumed them.
     """
-    numpy_stream = np.random.RandomState(seed)  # noqa: NPY002 - the published draws come from this generator
+    numpy_stream = np.random.RandomState(seed)
     torch_stream = torch.Generator().manual_seed(seed)
     teacher = directions(circle_teacher_angles(numpy_stream.rand(teacher_width), gamma))
     _discard_network_initialisation(teacher_width, torch_stream)
@@ -116,3 +119,69 @@ def circle_draws(seed: int, samples: int, student_width: int, teacher_width: int
 def _discard_network_initialisation(width: int, stream: torch.Generator) -> None:
     torch.randn(width, 2, dtype=torch.float32, generator=stream)
     torch.nn.init.kaiming_uniform_(torch.empty(1, width, dtype=torch.float32), a=math.sqrt(5), generator=stream)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a run learns from, float64 on the CPU.
+
+    ``inputs (N, d)``, ``targets (N, k)``, ``student (M, d)`` the initial weights, ``teacher (T, d)`` the teacher's
+    weights, or None where the data came without.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    student: torch.Tensor
+    teacher: torch.Tensor | None
+
+
+def circle_problem(seed: int, samples: int, student_width: int, teacher_width: int, gamma: float) -> Problem:
+    """Data of a teacher with unit outer weights, y = f_teacher(x) without noise (spec, section 2)."""
+    draws = circle_draws(seed, samples, student_width, teacher_width, gamma)
+    inputs = draws.inputs.double()
+    targets = predict(draws.teacher.numpy(), np.ones(teacher_width), inputs.numpy())
+    student = torch.nn.functional.normalize(draws.student.double(), dim=1)
+    return Problem(inputs, torch.from_numpy(targets)[:, None], student, draws.teacher)
+
+
+def circle_problem_from_tensors(
+    tensors: Mapping[str, torch.Tensor], seed: int, student_width: int, gamma: float
+) -> Problem:
+    """The user's own data: ``inputs (N, 2)``, ``targets (N,)`` or ``(N, k)``, perhaps ``teacher_weights (T, 2)`` and
+    ``student_weights (M, 2)``, which are put on the circle. Without the latter the student is drawn as in the paper.
+
+    Raises ValueError naming the tensor where one is missing, has a wrong shape, or is not finite.
+    """
+    found = {}
+    for name, needed in (("inputs", True), ("targets", True), ("teacher_weights", False), ("student_weights", False)):
+        value = tensors.get(name)
+        if value is None:
+            if needed:
+                raise ValueError(f"there is no tensor {name!r}; needed: inputs (N, 2) and targets (N,) or (N, k)")
+            continue
+        if not isinstance(value, torch.Tensor) or value.is_complex() or not torch.isfinite(value).all():
+            raise ValueError(f"{name!r} is not a tensor of finite real numbers")
+        columns = 2 if name != "targets" else value.shape[1] if value.ndim == 2 else 1
+        value = value.double() if value.ndim == 2 else value.double()[..., None]
+        if value.ndim != 2 or value.shape[1] != columns or value.numel() == 0:
+            raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}; allowed: {_SHAPES[name]}")
+        if name.endswith("_weights") and (value.norm(dim=1) == 0).any():
+            raise ValueError(f"{name!r} holds a zero vector, which has no direction")
+        found[name] = torch.nn.functional.normalize(value, dim=1) if name.endswith("_weights") else value
+    samples = len(found["inputs"])
+    if len(found["targets"]) != samples:
+        raise ValueError(f"'targets' has {len(found['targets'])} rows and 'inputs' {samples}")
+    student = found.get("student_weights")
+    if student is None:
+        student = torch.nn.functional.normalize(
+            circle_draws(seed, samples, student_width, 4096, gamma).student.double()
+        )
+    return Problem(found["inputs"], found["targets"], student, found.get("teacher_weights"))
+
+
+_SHAPES = {
+    "inputs": "(N, 2)",
+    "targets": "(N,) or (N, k)",
+    "teacher_weights": "(T, 2)",
+    "student_weights": "(M, 2)",
+}

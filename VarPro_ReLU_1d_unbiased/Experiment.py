@@ -1,0 +1,42 @@
+"""VarPro with the unbiased penalty f(t) = (t - 1)^2/2.
+
+ReLU features on the circle S^1, penalty centre 1, outer weights by the inner ridge solve at every epoch
+(paper, Section 6.1). Results go to results/ beside this script, one file per seed; Results_SHL.ipynb draws them.
+
+    python Experiment.py --seed 0 --epochs 32000 --lambda 1e-3 --student_width 1024
+
+TIME
+"""
+
+from pathlib import Path
+
+from varpro import cli
+from varpro.experiment import Choices, circle_measures, circle_runs, perform
+from varpro.features import ReLUCircle
+
+CHOICES = Choices(
+    features=ReLUCircle(),  # phi(w, x) = max(w . x, 0), |w| = 1
+    centre=1.0,  # penalty (u - 1)^2 / 2: the teacher itself costs nothing
+    outer_update="ridge",  # u solves the inner problem at every epoch
+)
+
+
+def parser():
+    """The options of this experiment with its numbers."""
+    options = cli.parser(__doc__)
+    cli.add_circle_problem(options, lmbda=1e-3, student_width=1024, gamma=100.0, samples=4096, teacher_width=4096)
+    cli.add_training(options, epochs=32000, time_scale=2**-10)
+    cli.add_run(options, solvers=("linear", "dense"))
+    return options
+
+
+@cli.command
+def main(argv=None):
+    options = cli.parse(parser(), argv)
+    for run in circle_runs(options, CHOICES, folder=Path(__file__).resolve().parent):
+        measures = circle_measures(run, options)
+        perform(run, measures, progress=options.progress)
+
+
+if __name__ == "__main__":
+    main()

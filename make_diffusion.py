@@ -1,0 +1,47 @@
+"""Solve the weighted ultra-fast diffusion on the circle (paper, Section 6.1).
+
+The limit of the unbiased VarPro flow as lambda -> 0 and M -> infinity, from the uniform density to the teacher's.
+The densities go to results/ beside this script; the training scripts read them to measure their distance to it.
+
+    python make_diffusion.py --epochs 32000 --gamma 100
+
+TIME
+"""
+
+import numpy as np
+from tqdm import tqdm
+
+from varpro import cli, results
+from varpro.experiment import diffusion_file
+from varpro.training import schedule
+
+
+def parser():
+    """The options of this script."""
+    options = cli.parser(__doc__)
+    cli.add_diffusion(options, gamma=100.0, epochs=32000, time_scale=2**-10, grid_size=4096)
+    cli.add_output(options)
+    return options
+
+
+@cli.command
+def main(argv=None):
+    options = cli.parse(parser(), argv)
+    kept = schedule(options.epochs, options.saving_step)
+    epochs = kept.snapshot_epochs if options.saving_step else np.unique(kept.distance_epochs)
+    with tqdm(total=1.0, desc="diffusion", disable=not options.progress) as bar:
+        diffusion_file(
+            gamma=options.gamma,
+            epochs=options.epochs,
+            time_scale=options.time_scale,
+            snapshot_epochs=epochs,
+            folder=options.output or results.directory(),
+            grid_size=options.grid_size,
+            name=options.name,
+            force=options.force,
+            progress=lambda done: bar.update(done - bar.n),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""Command-line options shared by the scripts: one place for names, help, parsing and refusal.
+
+Bad input ends in one line that names the option, the value and what is allowed, with exit code 2, before anything
+is computed or written.
+"""
+
+import argparse
+import functools
+import math
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from varpro.results import ResultError
+
+
+class UsageError(Exception):
+    """The user asked for something impossible; the message is one line that says what and what is allowed."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An empty parser whose help opens with the script's docstring."""
+    return _Parser(description=description, formatter_class=_Formatter, allow_abbrev=False, argument_default=None)
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Docstring as written, defaults shown where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.default is not None and action.default is not argparse.SUPPRESS and action.option_strings
+        if not shown or isinstance(action.default, bool) or "%(default)" in (action.help or ""):
+            return action.help
+        default = " ".join(map(str, action.default)) if isinstance(action.default, list) else "%(default)s"
+        return f"{action.help} (default: {default})"
+
+
+def command(main: Callable) -> Callable:
+    """Wrap a script's ``main(argv=None)``: expected failures become one line and an exit code (2 input, 1 numerics)."""
+
+    @functools.wraps(main)
+    def guarded(argv: Sequence[str] | None = None) -> None:
+        program = Path(sys.argv[0]).name
+        try:
+            main(argv)
+        except (UsageError, ResultError) as error:
+            _stop(2, f"{program}: error: {error}")
+        except FloatingPointError as error:
+            _stop(1, f"{program}: {error}")
+        except OSError as error:
+            _stop(2, f"{program}: error: {error.filename or ''}: {error.strerror or error}")
+        except KeyboardInterrupt:
+            _stop(
+                130,
+                f"{program}: interrupted; the same command goes on from the last checkpoint, if there is one",
+            )
+
+    return guarded
+
+
+def _stop(code: int, message: str) -> None:
+    print(message, file=sys.stderr)
+    raise SystemExit(code)
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Parser of a whole number from ``least`` up."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a whole number from {least} up")
+        return value
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """Parser of a finite number above 0."""
+    value = _number(text)
+    if not (value > 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a finite number above 0")
+    return value
+
+
+def concentration(text: str) -> float:
+    """Parser of gamma on the circle: a finite number from 0 up."""
+    value = _number(text)
+    if not (value >= 0 and math.isfinite(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a finite number from 0 up")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _label(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: letters, digits, '.', '+' and '-', for a file name")
+    return text
+
+
+# --- groups of options -------------------------------------------------------------------------------------------
+
+
+def add_circle_problem(
+    to: argparse.ArgumentParser,
+    *,
+    lmbda: float,
+    student_width: int,
+    gamma: float,
+    samples: int,
+    teacher_width: int,
+) -> None:
+    """The learning problem on the circle; the keywords are the experiment's defaults."""
+    group = to.add_argument_group("problem")
+    group.add_argument(
+        "--seed",
+        type=whole(0),
+        nargs="+",
+        default=[0],
+        metavar="S",
+        help="random seeds, one run and one file each",
+    )
+    group.add_argument(
+        "--lambda",
+        "--lmbda",
+        dest="lmbda",
+        type=positive,
+        default=lmbda,
+        metavar="L",
+        help="regularisation strength",
+    )
+    group.add_argument(
+        "--student_width", type=whole(1), default=student_width, metavar="M", help="number of student neurons"
+    )
+    group.add_argument(
+        "--gamma",
+        type=concentration,
+        default=gamma,
+        metavar="G",
+        help="shape of the teacher law: 0 is uniform, infinity would be two Diracs",
+    )
+    group.add_argument("--samples", type=whole(1), default=samples, metavar="N", help="number of training samples")
+    group.add_argument(
+        "--teacher_width", type=whole(1), default=teacher_width, metavar="T", help="number of teacher neurons"
+    )
+    group.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help="train on the tensors of FILE (torch.save of a dict: inputs (N, 2), targets (N,) or (N, k), and if you "
+        "like teacher_weights (T, 2) and student_weights (M, 2)) instead of drawn ones",
+    )
+
+
+def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float) -> None:
+    """Length and pace of the training; the keywords are the experiment's defaults."""
+    group = to.add_argument_group("training")
+    group.add_argument("--epochs", type=whole(1), default=epochs, metavar="E", help="number of epochs")
+    group.add_argument(
+        "--time_scale",
+        type=positive,
+        default=time_scale,
+        metavar="H",
+        help="learning rate of the weights, per neuron: eta = M * time_scale; also the time of one epoch",
+    )
+    group.add_argument(
+        "--saving_step",
+        type=whole(1),
+        metavar="K",
+        help="keep every K-th state (default: about 1000 states in all)",
+    )
+
+
+def add_diffusion(to: argparse.ArgumentParser, *, gamma: float, epochs: int, time_scale: float, grid_size: int) -> None:
+    """The diffusion equation and its discretisation; the keywords are the defaults."""
+    group = to.add_argument_group("diffusion")
+    group.add_argument(
+        "--gamma",
+        type=concentration,
+        default=gamma,
+        metavar="G",
+        help="shape of the teacher law: 0 is uniform, infinity would be two Diracs",
+    )
+    group.add_argument("--epochs", type=whole(1), default=epochs, metavar="E", help="last epoch")
+    group.add_argument("--time_scale", type=positive, default=time_scale, metavar="H", help="time of one epoch")
+    group.add_argument(
+        "--grid_size", type=whole(16), default=grid_size, metavar="G", help="number of cells of the density grid"
+    )
+    group.add_argument(
+        "--saving_step", type=whole(1), metavar="K", help="keep every K-th epoch (default: about 1000 in all)"
+    )
+
+
+def add_run(to: argparse.ArgumentParser, *, solvers: Sequence[str]) -> None:
+    """How and where to run. ``solvers`` are the routes of the experiment, the preferred one first."""
+    group = to.add_argument_group("run")
+    group.add_argument(
+        "--solver",
+        choices=["auto", *solvers],
+        default="auto",
+        help=f"route of the inner solve; auto is {solvers[0]} where it applies",
+    )
+    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
+    group.add_argument(
+        "--dtype",
+        choices=["float32", "float64"],
+        help="precision (default: float64 for linear, float32 for dense)",
+    )
+    add_output(to)
+
+
+def add_output(to: argparse.ArgumentParser) -> None:
+    """Where the file goes, and what is shown on the way."""
+    group = to.add_argument_group("output")
+    group.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder of the result files (default: results/ beside the script)",
+    )
+    group.add_argument("--name", type=_label, default="", metavar="NAME", help="put NAME in front of the file name")
+    group.add_argument("--force", action="store_true", help="compute again and replace an existing result")
+    group.add_argument(
+        "-p",
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="show a progress bar (default: where the output is a terminal)",
+    )
+
+
+def parse(of: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parsed options; ``given`` is the set of those named on the command line, the others have their defaults."""
+    unset = object()
+    names = [action.dest for action in of._actions if action.dest != "help"]
+    options = of.parse_args(argv, argparse.Namespace(**dict.fromkeys(names, unset)))
+    options.given = {name for name in names if getattr(options, name) is not unset}
+    for name in set(names) - options.given:
+        setattr(options, name, of.get_default(name))
+    options.defaults = {name: of.get_default(name) for name in names}
+    if options.progress is None:
+        options.progress = sys.stderr.isatty()
+    if len(set(options.seed)) < len(options.seed) if hasattr(options, "seed") else False:
+        of.error(f"argument --seed: {' '.join(map(str, options.seed))} names a seed twice")
+    if options.output is not None and options.output.exists() and not options.output.is_dir():
+        of.error(f"argument --output: {str(options.output)!r} is a file, not a folder")
+    return options
+
+
+def resolve_route(options: argparse.Namespace, linear_applies: bool) -> tuple[str, str, str]:
+    """(solver, device, dtype) for the options of :func:`add_run`; raises UsageError on combinations that cannot be.
+
+    ``auto`` takes the linear route on the CPU wherever it applies: even beside a GPU it is the fast one.
+    """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is available here; allowed: auto, cpu")
+    solver = options.solver
+    if solver == "auto":
+        wanted = linear_applies and options.device != "cuda" and options.dtype != "float32"
+        solver = "linear" if wanted else "dense"
+    if solver == "linear":
+        if not linear_applies:
+            raise UsageError("--solver linear: takes targets with one output; allowed for this data: dense")
+        if options.device == "cuda":
+            raise UsageError("--solver linear: runs on the CPU; use --device cpu, or --solver dense --device cuda")
+        if options.dtype == "float32":
+            raise UsageError("--solver linear: computes in float64; use --dtype float64, or --solver dense")
+        return "linear", "cpu", "float64"
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return solver, device, options.dtype or "float32"

@@ -1,0 +1,249 @@
+"""What the experiment scripts share around the training itself: which file a run belongs to, which route it takes,
+what is measured on the way, and what is written at the end."""
+
+import argparse
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from varpro import cli, results, teachers
+from varpro.circle import LinearRoute
+from varpro.diffusion import solve_diffusion
+from varpro.distances import CircleMeasure
+from varpro.features import FeatureMap
+from varpro.ridge import DenseRoute
+from varpro.training import Measure, Route, Schedule, Training, schedule, train
+
+_NAMED = ("teacher_width", "samples", "time_scale", "saving_step")  # in the file name where they are not the default
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The three choices that tell the shallow experiments apart."""
+
+    features: FeatureMap
+    centre: float  # c of the penalty (u - c)^2 / 2: 0 biased, 1 unbiased
+    outer_update: str  # "ridge": u solves the inner problem at every epoch; "gradient": one step at rate lam M
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one experiment, ready to train."""
+
+    config: dict
+    path: Path
+    problem: teachers.Problem
+    route: Route
+    plan: Schedule
+
+
+def circle_runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterator[Run]:
+    """The runs that ``options`` ask for and that do not exist yet; the others are reported and skipped.
+
+    ``folder`` is the experiment's folder. Raises UsageError or ResultError, each a line for the user, before a run
+    with wrong options starts.
+    """
+    tensors, data_label = _read_data(options)
+    for seed in options.seed:
+        problem = _circle_problem(options, seed, tensors)
+        outputs = problem.targets.shape[1]
+        solver, device, dtype = cli.resolve_route(options, linear_applies=outputs == 1)
+        plan = schedule(options.epochs, options.saving_step)
+        config = {
+            "experiment": folder.name,
+            "features": choices.features.name,
+            "centre": choices.centre,
+            "outer_update": choices.outer_update,
+            "seed": seed,
+            "lambda": options.lmbda,
+            "student_width": len(problem.student),
+            "teacher_width": None if problem.teacher is None else len(problem.teacher),
+            "gamma": None if tensors else options.gamma,
+            "samples": len(problem.inputs),
+            "epochs": options.epochs,
+            "time_scale": options.time_scale,
+            "saving_step": int(plan.snapshot_epochs[1]),
+            "solver": solver,
+            "dtype": dtype,
+            "data": data_label,
+            "name": options.name,
+        }
+        path = _output(options, folder) / results.file_name(_parameters(options, config), options.name)
+        if not options.force and results.complete(path, config):
+            print(f"seed {seed}: kept {path}", flush=True)
+            continue
+        config["device"] = device
+        yield Run(config, path, problem, _route(choices, problem, config), plan)
+
+
+def perform(run: Run, measures: dict[str, Measure], *, progress: bool) -> None:
+    """Train, measure and save one run; an interrupted one goes on from its checkpoint."""
+    config = run.config
+    label = f"seed {config['seed']}"
+    training = train(
+        run.route,
+        run.problem.student,
+        run.plan,
+        measures,
+        checkpoint=run.path.with_suffix(".checkpoint"),
+        config=config,
+        progress=progress,
+        label=label,
+        report=None if progress else lambda line: print(f"{label}: {line}", flush=True),
+    )
+    contents = _contents(run, training)
+    results.save(run.path, contents)
+    distances = "".join(f", {name.replace('_', ' to ')} {values[-1]:.5f}" for name, values in training.measured.items())
+    print(
+        f"{label}: {config['epochs']} epochs in {training.elapsed:.2f} s, loss {training.loss[-1]:.5g}{distances}\n"
+        f"{label}: wrote {run.path}",
+        flush=True,
+    )
+
+
+def _contents(run: Run, training: Training) -> dict:
+    contents = {
+        "config": run.config,
+        "snapshot_epochs": training.snapshot_epochs,
+        "weights": training.weights,
+        "outer": training.outer,
+        "loss": training.loss,
+        "elapsed_time": training.elapsed,
+        "provenance": results.provenance(run.config["device"]),
+    }
+    if isinstance(run.route, LinearRoute):
+        contents["accuracy"] = run.route.accuracy()._asdict()
+    if run.config["outer_update"] == "gradient":
+        # eta_u / eta_w = (lam M) / (M time_scale)
+        contents["rate_ratio"] = run.config["lambda"] / run.config["time_scale"]
+    if run.problem.teacher is not None:
+        contents["teacher_weights"] = run.problem.teacher.float()
+    if training.measured:
+        contents["distance_epochs"] = torch.from_numpy(run.plan.distance_epochs)
+        contents.update(training.measured)
+    return contents
+
+
+def circle_measures(run: Run, options: argparse.Namespace) -> dict[str, Measure]:
+    """Energy distances of the student to the teacher and to the diffusion at the same time (spec, section 2)."""
+    measures = {}
+    if run.problem.teacher is not None:
+        teacher = CircleMeasure(run.problem.teacher.numpy())
+        measures["distance_teacher"] = lambda _, weights: CircleMeasure(weights).energy_distance(teacher)
+    if options.data is None:
+        epochs = np.unique(run.plan.distance_epochs)
+        diffusion = diffusion_file(
+            gamma=options.gamma,
+            epochs=options.epochs,
+            time_scale=options.time_scale,
+            snapshot_epochs=epochs,
+            folder=options.output or results.directory(),
+        )
+        grid, density = diffusion["grid"].numpy(), diffusion["density"].numpy()
+        measures["distance_diffusion"] = lambda place, weights: CircleMeasure(weights).energy_distance(
+            CircleMeasure(grid, density[place])
+        )
+    return measures
+
+
+def diffusion_file(
+    *,
+    gamma: float,
+    epochs: int,
+    time_scale: float,
+    snapshot_epochs: np.ndarray,
+    folder: Path,
+    grid_size: int = 4096,
+    name: str = "",
+    force: bool = False,
+    progress=None,
+) -> dict:
+    """The diffusion solution of these parameters, from its file in ``folder``, which is made where it is missing.
+
+    The contents are those of spec section 8; ``density (S, grid_size)`` is float32.
+    """
+    # a saving step other than that of the default schedule belongs into the name
+    step = int(snapshot_epochs[1] - snapshot_epochs[0])
+    parameters = {"diffusion_gamma": gamma, "epochs": epochs}
+    parameters |= {"grid_size": grid_size} if grid_size != 4096 else {}
+    parameters |= {"time_scale": time_scale} if time_scale != 2**-10 else {}
+    parameters |= {"saving_step": step} if not _is_default(snapshot_epochs, epochs) else {}
+    path = folder / results.file_name(parameters, name)
+    config = {"gamma": gamma, "epochs": epochs, "time_scale": time_scale, "grid_size": grid_size, "saving_step": step}
+    if not force and results.complete(path, config):
+        print(f"diffusion: kept {path}", flush=True)
+        return results.load(path)
+    solution = solve_diffusion(gamma, snapshot_epochs, time_scale=time_scale, grid_size=grid_size, progress=progress)
+    contents = {
+        "config": config,
+        "gamma": gamma,
+        "time_scale": time_scale,
+        "grid": torch.from_numpy(solution.grid),
+        "density": torch.from_numpy(solution.density).float(),
+        "snapshot_epochs": torch.from_numpy(np.asarray(snapshot_epochs)),
+        "energy": torch.from_numpy(solution.energy),
+        "energy_times": torch.from_numpy(solution.times),
+        "provenance": results.provenance("cpu"),
+    }
+    results.save(path, contents)
+    print(f"diffusion: wrote {path}", flush=True)
+    return contents
+
+
+def _is_default(snapshot_epochs: np.ndarray, epochs: int) -> bool:
+    return np.array_equal(snapshot_epochs, np.unique(schedule(epochs).distance_epochs))
+
+
+def _output(options: argparse.Namespace, folder: Path) -> Path:
+    return options.output or results.directory(folder.name)
+
+
+def _parameters(options: argparse.Namespace, config: dict) -> dict:
+    """What the file name states: always the paper's parameters, the others where they are not the default."""
+    stated = {"lambda": config["lambda"], "width": config["student_width"]}
+    stated |= {"gamma": config["gamma"]} if config["data"] is None else {"data": config["data"]}
+    stated |= {"epochs": config["epochs"]}
+    stated |= {key: config[key] for key in _NAMED if key in options.given and config[key] != options.defaults[key]}
+    if config["solver"] != "linear":
+        stated |= {"solver": config["solver"], "dtype": config["dtype"]}
+    return stated | {"seed": config["seed"]}
+
+
+def _read_data(options: argparse.Namespace) -> tuple[dict | None, str | None]:
+    """The tensors of ``--data`` and a label for them: the file's stem and eight digits of its content's hash."""
+    if options.data is None:
+        return None, None
+    clashing = sorted(options.given & {"gamma", "samples", "teacher_width"})
+    if clashing:
+        raise cli.UsageError(f"--{clashing[0]}: has no effect with --data; leave one of the two out")
+    tensors = results.load(options.data)
+    digest = hashlib.sha256(options.data.read_bytes()).hexdigest()[:8]
+    return tensors, f"{options.data.stem}-{digest}"
+
+
+def _circle_problem(options: argparse.Namespace, seed: int, tensors: dict | None) -> teachers.Problem:
+    if tensors is None:
+        return teachers.circle_problem(
+            seed, options.samples, options.student_width, options.teacher_width, options.gamma
+        )
+    try:
+        problem = teachers.circle_problem_from_tensors(tensors, seed, options.student_width, options.gamma)
+    except ValueError as error:
+        raise cli.UsageError(f"--data {options.data}: {error}") from None
+    if "student_width" in options.given and len(problem.student) != options.student_width:
+        raise cli.UsageError(
+            f"--student_width {options.student_width}: the student in --data has {len(problem.student)} neurons"
+        )
+    return problem
+
+
+def _route(choices: Choices, problem: teachers.Problem, config: dict) -> Route:
+    shared = (config["lambda"], choices.centre, config["time_scale"], choices.outer_update)
+    if config["solver"] == "linear":
+        return LinearRoute(problem.inputs.numpy(), problem.targets[:, 0].numpy(), *shared)
+    place = {"dtype": getattr(torch, config["dtype"]), "device": config["device"]}
+    return DenseRoute(choices.features, problem.inputs.to(**place), problem.targets.to(**place), *shared)

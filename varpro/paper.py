@@ -1,0 +1,231 @@
+"""The paper's grid as data: which run belongs to which figure, and the published numbers beside it.
+
+``python -m varpro.paper`` prints our numbers beside the published ones. ``$VARPRO_EPOCHS`` shortens every run, for
+a quick look or a test; published numbers are for 32000 epochs.
+"""
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from varpro import results
+
+EPOCHS = int(os.environ.get("VARPRO_EPOCHS", "32000"))
+SEEDS = range(6)  # the published curves are means over these; the two-timescale comparison has seed 0 alone
+WIDTHS = (32, 128, 512, 1024)
+WIDEST = WIDTHS[-1]
+GAMMAS = (10.0, 100.0, 1000.0)
+
+BIASED = "VarPro_ReLU_1d"
+UNBIASED = "VarPro_ReLU_1d_unbiased"
+TWO_TIMESCALE = "2TS_ReLU_1d_unbiased"
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One configuration of one experiment; with a seed it is one result file."""
+
+    experiment: str
+    lmbda: float = 1e-3
+    width: int = WIDEST
+    gamma: float = 100.0
+    epochs: int = EPOCHS
+
+    def path(self, seed: int) -> Path:
+        """The result file of this run with ``seed``, whether it exists or not."""
+        return results.directory(self.experiment) / results.file_name(
+            {
+                "lambda": self.lmbda,
+                "width": self.width,
+                "gamma": self.gamma,
+                "epochs": self.epochs,
+                "seed": seed,
+            }
+        )
+
+    def arguments(self, seeds: Sequence[int]) -> list[str]:
+        """The options that make this run, for the experiment's ``Experiment.py``."""
+        return [
+            *("--seed", *map(str, seeds)),
+            *("--epochs", str(self.epochs)),
+            *("--lambda", f"{self.lmbda:g}"),
+            *("--student_width", str(self.width)),
+            *("--gamma", f"{self.gamma:g}"),
+        ]
+
+    def command(self, seeds: Sequence[int]) -> str:
+        """The command line that makes this run, from the top of the repository."""
+        return " ".join(["python", f"{self.experiment}/Experiment.py", *self.arguments(seeds)])
+
+
+@dataclass(frozen=True, order=True)
+class Diffusion:
+    """One solution of the ultra-fast diffusion."""
+
+    gamma: float = 100.0
+    epochs: int = EPOCHS
+
+    @property
+    def path(self) -> Path:
+        """The file of this solution, whether it exists or not."""
+        return results.directory() / results.file_name({"diffusion_gamma": self.gamma, "epochs": self.epochs})
+
+    def command(self) -> str:
+        """The command line that makes this solution, from the top of the repository."""
+        return f"python make_diffusion.py --epochs {self.epochs} --gamma {self.gamma:g}"
+
+
+DIFFUSIONS = [Diffusion(gamma) for gamma in GAMMAS]
+
+# Section 6.1. One entry a figure; the same run may serve several.
+FIGURES: dict[str, list[Run]] = {
+    "width": [Run(experiment, width=width) for experiment in (BIASED, UNBIASED) for width in WIDTHS],
+    "lambda": [
+        *(Run(experiment, lmbda=lmbda) for experiment in (BIASED, UNBIASED) for lmbda in (1e-1, 1e-2, 1e-3, 1e-4)),
+    ],
+    "two_timescale": [
+        Run(experiment, lmbda=lmbda, width=width)
+        for experiment in (UNBIASED, TWO_TIMESCALE)
+        for lmbda in (1e-1, 1e-2, 1e-3)
+        for width in WIDTHS
+    ],
+    "gamma": [Run(UNBIASED, lmbda=1e-4, gamma=gamma) for gamma in GAMMAS],
+    # the pairs that the user's own list of commands names; no published figure shows them
+    "gamma_as_listed": [
+        Run(UNBIASED, lmbda=lmbda, gamma=gamma) for lmbda, gamma in zip((1e-1, 1e-2, 1e-3), GAMMAS, strict=True)
+    ],
+}
+DENSITY_RUN = Run(UNBIASED, lmbda=1e-4)  # the learned features of the density figure and of the animation
+RUNS = sorted({run for runs in FIGURES.values() for run in runs})
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from ``"0"``, ``"0-5"`` or ``"0,2,7-9"``, increasing. Raises ValueError on anything else."""
+    seeds: set[int] = set()
+    for part in text.replace(" ", ",").split(","):
+        first, _, last = part.partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise ValueError(f"seeds {text!r}: allowed are numbers and ranges like 0-5, separated by commas")
+        seeds.update(range(int(first), int(last or first) + 1))
+    return sorted(seeds)
+
+
+# --- published numbers -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A published curve at its vertices: ``x (V,)`` iterations (or angles), ``y (V,)`` values."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+@cache
+def published(table: str) -> dict[tuple[str, str, str, str], Curve]:
+    """The curves of ``published/<table>.csv`` by (panel, quantity, series, linestyle); empty where the file is absent."""
+    path = results.ROOT / "published" / f"{table}.csv"
+    if not path.exists():
+        return {}
+    points: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
+    with path.open(encoding="utf-8") as lines:
+        for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+            key = (row["panel"], row["quantity"], row["series"], row["linestyle"])
+            points.setdefault(key, []).append((float(row["iteration"]), float(row["value"])))
+    return {key: Curve(*np.array(values).T) for key, values in points.items()}
+
+
+def mean_curve(run: Run, seeds: Iterable[int], quantity: str) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, mean over the seeds at hand) of ``loss``, ``distance_teacher`` or ``distance_diffusion`` of a run.
+
+    Raises ResultError where no seed is at hand.
+    """
+    files = [run.path(seed) for seed in seeds if run.path(seed).exists()]
+    if not files:
+        raise results.ResultError(f"{run.path(0)}: no such file; make it with: {run.command([0])}")
+    contents = [results.load(file) for file in files]
+    values = np.mean([content[quantity].numpy() for content in contents], axis=0)
+    epochs = np.arange(len(values)) if quantity == "loss" else contents[0]["distance_epochs"].numpy()
+    return epochs, values
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One published curve beside ours: final values, and the deviations |ours / published - 1| at its vertices."""
+
+    title: str
+    ours: float
+    theirs: float
+    median: float
+    worst: float
+
+
+def comparisons(seeds: Sequence[int]) -> list[Comparison]:
+    """Every published curve of Section 6.1 for which a run is at hand."""
+    rows = []
+    for experiment, style, penalty in ((UNBIASED, "solid", "unbiased"), (BIASED, "dashed", "biased")):
+        risk_panel = "right" if experiment == UNBIASED else "left"
+        for width in WIDTHS:
+            run, series = Run(experiment, width=width), f"M={width}"
+            for quantity, table, key in (
+                ("distance_teacher", "relu1d_width_distance_evolution", ("left", "distance_teacher", series, style)),
+                (
+                    "distance_diffusion",
+                    "relu1d_width_distance_evolution",
+                    ("right", "distance_diffusion", series, style),
+                ),
+                ("loss", "relu1d_width_risk_evolution", (risk_panel, f"risk_{penalty}", series, "solid")),
+            ):
+                curve = published(table).get(key)
+                if curve is None or not any(run.path(seed).exists() for seed in seeds):
+                    continue
+                epochs, values = mean_curve(run, seeds, quantity)
+                at = np.interp(curve.x, epochs, values)
+                deviation = np.abs(at / curve.y - 1)
+                title = f"{quantity.replace('_', ' to ')}, {penalty}, M = {width}"
+                rows.append(Comparison(title, at[-1], curve.y[-1], float(np.median(deviation)), deviation.max()))
+    return rows
+
+
+def comparison_table(seeds: Sequence[int]) -> str:
+    """Our numbers beside the published ones, as a Markdown table with a sentence on how to read it."""
+    listed = ", ".join(map(str, seeds))
+    note = "" if list(seeds) == list(SEEDS) else " The published curves are means over seeds 0 to 5: expect seed noise."
+    short = "" if EPOCHS == 32000 else f" These runs have {EPOCHS} epochs, the published ones 32000."
+    lines = [
+        f"Our numbers (seeds {listed}) beside the published ones: last value, and |ours / published - 1| over the "
+        f"vertices of each published curve.{note}{short}",
+        "",
+        "| curve | ours | published | median | worst |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in comparisons(seeds):
+        lines.append(f"| {row.title} | {row.ours:.5g} | {row.theirs:.5g} | {row.median:.2%} | {row.worst:.2%} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the comparison table, and keep it in a file where one is named."""
+    from varpro import cli
+
+    parser = cli.parser("Our numbers beside the published ones (Section 6.1).")
+    parser.add_argument("--seeds", default="0", metavar="LIST", help="seeds to average over, like 0 or 0-5")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table here")
+    options = parser.parse_args(argv)
+    try:
+        table = comparison_table(parse_seeds(options.seeds))
+    except ValueError as error:
+        parser.error(str(error))
+    print(table)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(table + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -29,7 +29,9 @@ _MERGE_MOVES = 8.0  # moves per neuron before the merge gives way to a full sort
 _DIRECT_BELOW = 1e-8  # below this share of mean(y^2) the data term is summed over the samples themselves
 _REFINE_ABOVE = 1e-10  # bound on the relative prediction error that triggers refinement of the solve
 _WARN_ABOVE = 1e-9  # the same bound, when refinement could not bring it down
-_REFINEMENTS = 100  # conjugate-gradient steps at most
+_REFINEMENTS = 300  # conjugate-gradient steps at most
+_DIVERGED = 1e6  # a bound this many times the best one ends the refinement
+_RIDGE_FLOORS = (0.0, 1e-8, 1e-6)  # least ridge of the factor that preconditions, in units of mean |x|^2
 
 
 class AccuracyWarning(UserWarning):
@@ -547,26 +549,37 @@ def _times_hessian(tables, ws, x, lmbda, out):
 
 
 @njit(cache=True)
-def _refine(tables, ws, lmbda, centre, goal):
-    """Conjugate gradients on the inner problem, preconditioned by the factor, from u; ends below ``goal`` (F12)."""
+def _inner_residual(tables, ws, lmbda, centre, residual):
+    """residual <- minus the gradient of the inner problem at u, mean phi (y - f) - lam (u - c); its mean square."""
+    _half_plane_sums(tables, ws, ws.u, 1.0)
+    for k in range(residual.shape[0]):
+        sign = 2.0 * ws.pos[k] - 1.0
+        product = sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1])
+        residual[k] = -product - lmbda * (ws.u[k] - centre)
+    return np.mean(residual * residual)
+
+
+@njit(cache=True)
+def _conjugate_gradients(tables, ws, lmbda, centre, goal):
+    """Lower the inner residual from u, preconditioned by the factor, until the error bound is below ``goal`` (F12).
+
+    Leaves the best u met and returns its bound; a u that is not finite is replaced by c first.
+    """
     width = ws.key.shape[0]
+    if not np.isfinite(np.sum(ws.u)):
+        ws.u[:] = centre
     residual, direction = np.empty(width), np.zeros(width)
     product, z = np.empty(width), np.empty(width)
     best, best_u = np.inf, ws.u.copy()
     previous = 1.0
     for step in range(_REFINEMENTS):
-        _half_plane_sums(tables, ws, ws.u, 1.0)
-        for k in range(width):
-            sign = 2.0 * ws.pos[k] - 1.0
-            residual[k] = -sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1]) - lmbda * (ws.u[k] - centre)
-        bound = _error_bound(tables, lmbda, centre, np.mean(residual * residual))
+        bound = _error_bound(tables, lmbda, centre, _inner_residual(tables, ws, lmbda, centre, residual))
         if bound < best:
             best = bound
             best_u[:] = ws.u
-        if bound <= goal or (step > 3 and bound > 100.0 * best):
+        if not goal < bound < _DIVERGED * best:
             break
-        z[:] = residual
-        z *= width
+        z[:] = width * residual
         _forward(ws, z)
         _backward(ws, z)
         energy = np.dot(residual, z)
@@ -574,7 +587,33 @@ def _refine(tables, ws, lmbda, centre, goal):
         direction += z
         previous = energy
         _times_hessian(tables, ws, direction, lmbda, product)
-        ws.u[:] = ws.u + energy / np.dot(direction, product) * direction
+        curvature = np.dot(direction, product)
+        if not curvature > 0.0:
+            break
+        ws.u[:] = ws.u + energy / curvature * direction
+    ws.u[:] = best_u
+    return best
+
+
+@njit(cache=True)
+def _refine(tables, ws, lmbda, centre):
+    """Solve again with conjugate gradients on top; returns the error bound reached.
+
+    For tiny lambda the factor itself can break down. It is then made for a larger ridge, which only costs steps.
+    """
+    goal = 0.1 * _REFINE_ABOVE
+    best, best_u = np.inf, np.full_like(ws.u, centre)
+    for floor in _RIDGE_FLOORS:
+        ridge = max(lmbda, floor * tables.totals[5])
+        _generators(tables, ws)
+        _factor_and_forward(ws, ws.key.shape[0] * ridge, lmbda, centre)
+        _backward(ws, ws.u)
+        bound = _conjugate_gradients(tables, ws, lmbda, centre, goal)
+        if bound < best:
+            best = bound
+            best_u[:] = ws.u
+        if best <= goal:
+            break
     ws.u[:] = best_u
     return best
 
@@ -594,10 +633,7 @@ def _settle(tables, ws, lmbda, centre, accuracy):
     data, penalty, slope = _reductions(tables, ws, lmbda, centre)
     bound = _error_bound(tables, lmbda, centre, slope)
     if not bound <= _REFINE_ABOVE:
-        _generators(tables, ws)
-        _factor_and_forward(ws, ws.key.shape[0] * lmbda, lmbda, centre)
-        _backward(ws, ws.u)
-        bound = _refine(tables, ws, lmbda, centre, 0.1 * _REFINE_ABOVE)
+        bound = _refine(tables, ws, lmbda, centre)
         _half_plane_sums(tables, ws, ws.u, 1.0)
         data, penalty, slope = _reductions(tables, ws, lmbda, centre)
         accuracy[1] += 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from varpro import results
+from varpro import cli, results
 
 EPOCHS = int(os.environ.get("VARPRO_EPOCHS", "32000"))
 SEEDS = range(6)  # the published curves are means over these; the two-timescale comparison has seed 0 alone
@@ -47,6 +47,11 @@ class Run:
                 "seed": seed,
             }
         )
+
+    @property
+    def label(self) -> str:
+        """A name for jobs and log files."""
+        return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}"
 
     def arguments(self, seeds: Sequence[int]) -> list[str]:
         """The options that make this run, for the experiment's ``Experiment.py``."""
@@ -101,6 +106,15 @@ FIGURES: dict[str, list[Run]] = {
     ],
 }
 DENSITY_RUN = Run(UNBIASED, lmbda=1e-4)  # the learned features of the density figure and of the animation
+FIGURE_FILES = [
+    "density_evolution.pdf",
+    "gamma_densities.pdf",
+    "risk_width.pdf",
+    "distance_width.pdf",
+    "distance_lambda.pdf",
+    "two_timescale.pdf",
+    "distance_gamma.pdf",
+]
 RUNS = sorted({run for runs in FIGURES.values() for run in runs})
 
 
@@ -128,7 +142,7 @@ class Curve:
 
 @cache
 def published(table: str) -> dict[tuple[str, str, str, str], Curve]:
-    """The curves of ``published/<table>.csv`` by (panel, quantity, series, linestyle); empty where the file is absent."""
+    """The curves of ``published/<table>.csv`` by (panel, quantity, series, linestyle); {} where there is no file."""
     path = results.ROOT / "published" / f"{table}.csv"
     if not path.exists():
         return {}
@@ -195,7 +209,8 @@ def comparisons(seeds: Sequence[int]) -> list[Comparison]:
 def comparison_table(seeds: Sequence[int]) -> str:
     """Our numbers beside the published ones, as a Markdown table with a sentence on how to read it."""
     listed = ", ".join(map(str, seeds))
-    note = "" if list(seeds) == list(SEEDS) else " The published curves are means over seeds 0 to 5: expect seed noise."
+    same = list(seeds) == list(SEEDS)
+    note = "" if same else " The published curves are means over seeds 0 to 5: expect seed noise."
     short = "" if EPOCHS == 32000 else f" These runs have {EPOCHS} epochs, the published ones 32000."
     lines = [
         f"Our numbers (seeds {listed}) beside the published ones: last value, and |ours / published - 1| over the "
@@ -211,8 +226,6 @@ def comparison_table(seeds: Sequence[int]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the comparison table, and keep it in a file where one is named."""
-    from varpro import cli
-
     parser = cli.parser("Our numbers beside the published ones (Section 6.1).")
     parser.add_argument("--seeds", default="0", metavar="LIST", help="seeds to average over, like 0 or 0-5")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table here")

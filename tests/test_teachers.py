@@ -1,0 +1,141 @@
+"""Teacher law in closed form, and the draws that make seed s here seed s of the paper."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tolerances import EXACT, PINNED, QUADRATURE
+
+from varpro import paper, teachers
+
+GAMMAS = st.floats(0.0, 1e4)
+
+
+@given(GAMMAS)
+def test_density_integrates_to_one(gamma):
+    # the trapezoidal rule on a period converges like exp(-n / sqrt(gamma))
+    angles = np.linspace(-np.pi, np.pi, 1 << 14, endpoint=False)
+    assert teachers.circle_density(angles, gamma).mean() * 2 * np.pi == pytest.approx(1, abs=QUADRATURE)
+
+
+@given(GAMMAS, st.floats(-20.0, 20.0))
+def test_cdf_grows_by_one_in_a_turn_and_by_the_density_elsewhere(gamma, angle):
+    turn = teachers.circle_cdf(angle + 2 * np.pi, gamma) - teachers.circle_cdf(angle, gamma)
+    assert turn == pytest.approx(1, abs=EXACT)
+    middle, weights = np.polynomial.legendre.leggauss(20)
+    width = 1e-3
+    mass = (teachers.circle_density(angle + width * (middle + 1) / 2, gamma) * weights).sum() * width / 2
+    step = teachers.circle_cdf(angle + width, gamma) - teachers.circle_cdf(angle, gamma)
+    assert step == pytest.approx(mass, abs=EXACT)
+
+
+def test_cdf_starts_at_zero():
+    assert teachers.circle_cdf(-np.pi, 100.0) == pytest.approx(0, abs=EXACT)
+
+
+@given(st.floats(0.1, 1e3), st.floats(-3.0, 3.0))
+def test_slope_is_the_derivative_of_the_density(gamma, angle):
+    step = 1e-5
+    difference = (
+        teachers.circle_density(angle + step, gamma) - teachers.circle_density(angle - step, gamma)
+    ) / (2 * step)
+    scale = math.sqrt(1 + gamma) * (1 + gamma)  # of the third derivative, which is the error of the difference
+    assert teachers.circle_density_slope(angle, gamma) == pytest.approx(difference, abs=1e-9 * scale + 1e-9)
+
+
+@settings(max_examples=20)
+@given(GAMMAS)
+def test_sampler_follows_the_law(gamma):
+    uniform = (np.arange(3 * 4096) * 0.6180339887498949) % 1  # equidistributed, the same in each third
+    angles = np.sort(teachers.circle_teacher_angles(uniform, gamma))
+    steps = np.arange(1, len(angles) + 1) / len(angles)
+    assert np.abs(teachers.circle_cdf(angles, gamma) - steps).max() < 3e-3  # discrepancy of that sequence
+
+
+def test_published_densities():
+    curves = paper.published("gamma_densities")
+    for gamma in paper.GAMMAS:
+        curve = curves["single", "density_target", f"gamma={gamma:g}", "solid"]
+        ours = teachers.circle_density(curve.x, gamma)
+        assert np.abs(ours / curve.y - 1).max() < 2e-3  # the abscissa is read to 1e-6, steepest at gamma 1000
+
+
+def test_draws_are_those_of_the_global_generators():
+    """The recipe of the paper's runs, step by step, with the global generators it used."""
+    seed, width, samples, teacher_width, gamma = 3, 32, 64, 48, 100.0
+    ours = teachers.circle_draws(seed, samples, width, teacher_width, gamma)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.randn(teacher_width, 2)
+        torch.nn.Linear(teacher_width, 1, bias=False)
+        inputs = torch.randn(samples, 2)
+        torch.randn(width, 2)
+        torch.nn.Linear(width, 1, bias=False)
+        student = torch.nn.functional.normalize(torch.randn(width, 2), dim=1)
+    uniform = np.random.RandomState(seed).rand(teacher_width)
+    assert torch.equal(ours.inputs, inputs)
+    torch.testing.assert_close(ours.student, student, rtol=0, atol=PINNED)
+    np.testing.assert_array_equal(
+        ours.teacher, teachers.directions(teachers.circle_teacher_angles(uniform, gamma))
+    )
+
+
+FIRST_NUMBERS = {
+    "teacher": [[0.9980159, 0.0629626], [-0.5035004, 0.863995]],
+    "inputs": [[-1.089005, -0.9528482], [0.1688316, 0.0145679]],
+    "student": [[-0.1147208, 0.9933978], [-0.9300538, -0.3674231]],
+}
+
+
+def test_first_numbers_of_seed_0():
+    draws = teachers.circle_draws(0, 4096, 1024, 4096, 100.0)
+    for name, expected in FIRST_NUMBERS.items():
+        torch.testing.assert_close(
+            getattr(draws, name)[:2].double(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=PINNED
+        )
+
+
+def test_drawing_leaves_the_callers_random_state_alone():
+    torch.manual_seed(11)
+    np.random.seed(11)
+    expected = torch.rand(3), np.random.rand(3)
+    torch.manual_seed(11)
+    np.random.seed(11)
+    teachers.circle_draws(0, 8, 8, 8, 1.0)
+    assert torch.equal(torch.rand(3), expected[0])
+    np.testing.assert_array_equal(np.random.rand(3), expected[1])
+
+
+def test_targets_are_the_mean_over_the_teacher():
+    problem = teachers.circle_problem(0, samples=50, student_width=8, teacher_width=40, gamma=10.0)
+    dense = torch.relu(problem.inputs @ problem.teacher.T).mean(dim=1, keepdim=True)
+    torch.testing.assert_close(problem.targets, dense, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": None}, "no tensor 'inputs'"),
+        ({"inputs": torch.ones(5, 3)}, "'inputs' has shape (5, 3); allowed: (N, 2)"),
+        ({"targets": torch.ones(4)}, "'targets' has 4 rows and 'inputs' 5"),
+        ({"targets": torch.full((5,), math.nan)}, "'targets' is not a tensor of finite real numbers"),
+        ({"targets": "no"}, "'targets' is not a tensor of finite real numbers"),
+        ({"student_weights": torch.zeros(2, 2)}, "zero vector"),
+        ({"student_weights": torch.ones(2)}, "'student_weights' has shape (2,)"),
+    ],
+)
+def test_users_tensors_are_checked(change, message):
+    tensors = {"inputs": torch.ones(5, 2), "targets": torch.ones(5)} | change
+    with pytest.raises(ValueError, match="^.*" + message.replace("(", r"\(").replace(")", r"\)")):
+        teachers.circle_problem_from_tensors(tensors, 0, 8, 100.0)
+
+
+def test_users_tensors_are_taken_as_they_are():
+    tensors = {"inputs": torch.randn(5, 2), "targets": torch.randn(5, 3), "student_weights": 2 * torch.eye(2)}
+    problem = teachers.circle_problem_from_tensors(tensors, 0, 8, 100.0)
+    assert problem.teacher is None
+    assert torch.equal(problem.student, torch.eye(2, dtype=torch.float64))
+    assert torch.equal(problem.targets, tensors["targets"].double())

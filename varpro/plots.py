@@ -1,0 +1,590 @@
+"""The figures of Section 6.1 and the animation: one function per kind of panel, one style for all.
+
+The notebooks call :func:`publish` and :func:`publish_animation`; everything is drawn from result files alone.
+
+Conventions in every figure: solid is unbiased and dashed is biased, as in the published figures; a thin grey line
+is the published curve of the same run; a line is a mean over seeds and its band goes from the smallest to the
+largest of them. ``$VARPRO_SEEDS`` (``0`` or ``0-5``) chooses the seeds, by default all of 0..5 that are at hand;
+``$VARPRO_FIGURES`` is the folder to write to, by default ``figures/``.
+"""
+
+import base64
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from varpro import paper, results
+from varpro.teachers import circle_density
+
+STYLE = {
+    "figure.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.title_fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "pdf.fonttype": 42,  # text stays text
+}
+# Perceptually uniform and readable without colour vision; another map for another parameter.
+_COLOUR_MAPS = {"width": "viridis", "lambda": "plasma", "gamma": "cividis", "epoch": "viridis"}
+_TEACHER = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.1}
+_PUBLISHED = {"color": "0.62", "linewidth": 0.8, "zorder": 5}
+_PENALTIES = {paper.UNBIASED: "solid", paper.BIASED: "dashed"}
+_QUANTITIES = {
+    "loss": "risk",
+    "distance_teacher": "distance to the teacher",
+    "distance_diffusion": "distance to the diffusion",
+}
+
+DENSITY_EPOCHS = (0, 100, 1000, 5000, 10000)
+SMOOTHING = 0.04  # scale, in radians, of the Gaussian in the published density figure
+_CIRCLE = np.linspace(-math.pi, math.pi, 1025)
+
+
+def style() -> AbstractContextManager:
+    """The style of every figure here, as a context."""
+    return matplotlib.rc_context(STYLE)
+
+
+def colours(parameter: str, count: int) -> list[tuple]:
+    """``count`` colours for increasing values of ``width``, ``lambda``, ``gamma`` or ``epoch``, light to dark."""
+    return list(matplotlib.colormaps[_COLOUR_MAPS[parameter]](np.linspace(0.82, 0.05, count)))
+
+
+# --- seeds, and what is missing -----------------------------------------------------------------------------------
+
+
+def requested_seeds() -> list[int] | None:
+    """The seeds of ``$VARPRO_SEEDS``; None where it is not set: then all of 0..5 that are at hand."""
+    text = os.environ.get("VARPRO_SEEDS", "")
+    return paper.parse_seeds(text) if text else None
+
+
+def seeds_at_hand(run: paper.Run, seeds: Iterable[int] | None = None) -> tuple[int, ...]:
+    """Those of ``seeds`` (default 0..5) for which ``run`` has a result file."""
+    return tuple(seed for seed in (paper.SEEDS if seeds is None else seeds) if run.path(seed).exists())
+
+
+def missing(
+    name: str,
+    runs: Sequence[paper.Run],
+    seeds: Sequence[int] | None = None,
+    diffusions: Sequence[paper.Diffusion] = (),
+) -> str:
+    """One sentence on the results that figure ``name`` lacks, with the command that makes them; "" if it lacks none.
+
+    Without ``seeds`` a run is there as soon as one of its seeds is.
+    """
+    absent = [(f"the diffusion with gamma {d.gamma:g}", d.command()) for d in diffusions if not d.path.exists()]
+    for run in runs:
+        wanted = paper.SEEDS[:1] if seeds is None else seeds
+        lacking = [seed for seed in wanted if not run.path(seed).exists()]
+        if not lacking or (seeds is None and seeds_at_hand(run)):
+            continue
+        parameters = f"lambda {run.lmbda:g}, width {run.width}, gamma {run.gamma:g}"
+        label = f"{run.experiment}, {parameters}, seed {_ranges(lacking)}"
+        absent.append((label, run.command(lacking)))
+    if not absent:
+        return ""
+    (first, command), count = absent[0], len(absent)
+    if count == 1:
+        return f"Missing for the figure '{name}': {first}; make it with: {command}"
+    everything = "make reproduce" + (f" SEEDS={_ranges(seeds)}" if seeds else "")
+    everything += f" EPOCHS={paper.EPOCHS}" if paper.EPOCHS != 32000 else ""
+    return (
+        f"Missing for the figure '{name}': {count} results (first: {first}); "
+        f"make the first with: {command}; make all with: {everything}"
+    )
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """``0-5`` or ``0,2,7-9``, which :func:`varpro.paper.parse_seeds` reads."""
+    parts: list[list[int]] = []
+    for seed in seeds:
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+# --- data ---------------------------------------------------------------------------------------------------------
+
+
+def smoothed_density(angles: np.ndarray, grid: np.ndarray, scale: float = SMOOTHING) -> np.ndarray:
+    """Density (G,) at ``grid (G,)``, radians, of neurons at ``angles`` (any shape), all of the same mass.
+
+    Every neuron is a periodic Gaussian of standard deviation ``scale``. It is summed as its Fourier series
+    1/(2 pi) (1 + 2 sum_n exp(-n^2 scale^2 / 2) cos n(x - angle)), whose mass over a period is exactly 1.
+    """
+    orders = np.arange(1, math.ceil(8.5 / scale) + 1)  # exp(-8.5^2 / 2) = 2e-16
+    moments = np.exp(-1j * np.outer(orders, np.ravel(angles))).mean(axis=1)
+    moments *= np.exp(-((orders * scale) ** 2) / 2)
+    return (1 + 2 * (np.exp(1j * np.outer(grid, orders)) @ moments).real) / (2 * math.pi)
+
+
+def state_at(epoch: float, epochs: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """The state (...) at ``epoch``, linear between the two snapshots of ``states (S, ...)`` around it.
+
+    Snapshots are 32 epochs apart in the paper's runs: too coarse for its density at epoch 100 without this.
+    """
+    place = min(int(np.searchsorted(epochs, epoch)), len(epochs) - 1)
+    if place == 0 or epochs[place] == epoch:
+        return states[place]
+    share = (epoch - epochs[place - 1]) / (epochs[place] - epochs[place - 1])
+    return (1 - share) * states[place - 1] + share * states[place]
+
+
+@dataclass(frozen=True)
+class Densities:
+    """A density on the circle over time: ``at(epoch)`` is its values (G,) at the angles ``grid (G,)``."""
+
+    grid: np.ndarray
+    at: Callable[[float], np.ndarray]
+    last: int
+    time_scale: float
+
+
+def diffusion_densities(diffusion: paper.Diffusion) -> Densities:
+    """The density of the diffusion on its own grid."""
+    contents = results.load(diffusion.path)
+    epochs, density = contents["snapshot_epochs"].numpy(), contents["density"].numpy()
+    grid = contents["grid"].numpy()
+    return Densities(grid, lambda epoch: state_at(epoch, epochs, density), int(epochs[-1]), contents["time_scale"])
+
+
+def feature_densities(run: paper.Run, seeds: Sequence[int], grid: np.ndarray = _CIRCLE) -> Densities:
+    """The smoothed density of a run's learned features, averaged over ``seeds``, of which there must be one."""
+    contents = [results.load(run.path(seed)) for seed in seeds]
+    epochs = contents[0]["snapshot_epochs"].numpy()
+    weights = [content["weights"].numpy() for content in contents]  # (S, M, 2) each
+
+    def at(epoch: float) -> np.ndarray:
+        states = np.stack([state_at(epoch, epochs, kept) for kept in weights])  # (seeds, M, 2)
+        return smoothed_density(np.arctan2(states[..., 1], states[..., 0]), grid)
+
+    return Densities(grid, at, int(epochs[-1]), contents[0]["config"]["time_scale"])
+
+
+def published_curve(run: paper.Run, quantity: str) -> paper.Curve | None:
+    """The published curve of ``loss``, ``distance_teacher`` or ``distance_diffusion`` of ``run``, where there is one."""
+    if run != paper.Run(run.experiment, width=run.width) or run.experiment not in _PENALTIES:
+        return None
+    series, line = f"M={run.width}", _PENALTIES[run.experiment]
+    if quantity == "loss":
+        biased = run.experiment == paper.BIASED
+        key = ("left", "risk_biased", series, "solid") if biased else ("right", "risk_unbiased", series, "solid")
+        return paper.published("relu1d_width_risk_evolution").get(key)
+    panel = "left" if quantity == "distance_teacher" else "right"
+    return paper.published("relu1d_width_distance_evolution").get((panel, quantity, series, line))
+
+
+@cache
+def _record(path: Path, changed: float) -> dict[str, np.ndarray]:
+    """The curves of a result file, without its snapshots; ``changed`` is its time, so that a new file is read anew."""
+    contents = results.load(path)
+    return {name: contents[name].numpy() for name in (*_QUANTITIES, "distance_epochs") if name in contents}
+
+
+def _curves(run: paper.Run, seeds: Sequence[int], quantity: str) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs (E,), values (seeds, E)); a loss is thinned to what a panel can show."""
+    records = [_record(run.path(seed), run.path(seed).stat().st_mtime) for seed in seeds]
+    values = np.stack([record[quantity] for record in records])
+    if quantity != "loss":
+        return records[0]["distance_epochs"], values
+    last = values.shape[1] - 1
+    # epochs 0, 1, 2, ... for a logarithmic axis, and evenly spaced ones for a linear one
+    shown = np.unique(np.r_[0, np.geomspace(1, max(last, 1), 500), np.linspace(0, last, 1000)].astype(int))
+    shown = shown[shown <= last]
+    return shown, values[:, shown]
+
+
+# --- panels -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """A run as a line, mean over ``seeds`` with a band; ``published`` tells whether the published curve is laid over."""
+
+    run: paper.Run
+    seeds: tuple[int, ...]
+    colour: tuple
+    linestyle: str = "solid"
+    published: bool = True
+
+
+def run_panel(axes: Axes, lines: Sequence[Line], quantity: str, *, log_epochs: bool) -> None:
+    """``loss``, ``distance_teacher`` or ``distance_diffusion`` of several runs against the epoch, on a log scale."""
+    for line in lines:
+        if not line.seeds:
+            continue
+        epochs, values = _curves(line.run, line.seeds, quantity)
+        axes.plot(epochs, values.mean(axis=0), color=line.colour, linestyle=line.linestyle)
+        if len(values) > 1:
+            band = {"color": line.colour, "alpha": 0.16, "linewidth": 0}
+            axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), **band)
+        curve = published_curve(line.run, quantity) if line.published else None
+        if curve is not None:
+            axes.plot(curve.x, curve.y, linestyle=line.linestyle, **_PUBLISHED)
+    last = max((line.run.epochs for line in lines), default=1)
+    axes.set(yscale="log", xlabel="epoch", ylabel=_QUANTITIES[quantity])
+    if log_epochs:
+        axes.set(xscale="log", xlim=(1 if quantity == "loss" else max(last / 1000, 1), last))
+    else:
+        axes.set(xlim=(0, last))
+
+
+def density_panel(axes: Axes, densities: Densities | None, published: Sequence[str], gamma: float) -> None:
+    """A density at the epochs 0, 100, 1000, 5000, 10000 with the teacher's, dashed.
+
+    ``published`` is (panel, quantity) of the published density figure.
+    """
+    for epoch, colour in zip(DENSITY_EPOCHS, colours("epoch", len(DENSITY_EPOCHS)), strict=True):
+        if densities is None or epoch > densities.last:
+            continue
+        axes.plot(densities.grid, densities.at(epoch), color=colour)
+        series = f"i={epoch} (t={epoch * densities.time_scale:.1f})"
+        curve = paper.published("density_evolution").get((*published, series, "solid"))
+        if curve is not None:
+            axes.plot(curve.x, curve.y, **_PUBLISHED)
+    axes.plot(_CIRCLE, circle_density(_CIRCLE, gamma), **_TEACHER)
+    angle_axis(axes)
+
+
+def angle_axis(axes: Axes) -> None:
+    """Angles in [-pi, pi] below, density from 0 upwards."""
+    ticks = [-math.pi, -math.pi / 2, 0, math.pi / 2, math.pi]
+    axes.set_xticks(ticks, [r"$-\pi$", r"$-\pi/2$", "0", r"$\pi/2$", r"$\pi$"])
+    axes.set(xlabel=r"angle $\omega$", ylabel="density", xlim=(-math.pi, math.pi))
+    axes.set_ylim(bottom=0)
+
+
+def _legend(figure: Figure, entries: Sequence[tuple[str, dict]], note: str) -> None:
+    """One legend below all panels; ``note`` above it states what was averaged and what is fixed."""
+    handles = [Line2D([], [], label=label, **look) for label, look in entries]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), title=note, columnspacing=1.4)
+
+
+def _colour_entries(parameter: str, labels: Sequence[str]) -> list[tuple[str, dict]]:
+    return [(label, {"color": c}) for label, c in zip(labels, colours(parameter, len(labels)), strict=True)]
+
+
+def _penalty_entries() -> list[tuple[str, dict]]:
+    return [("unbiased", {"color": "0.2"}), ("biased", {"color": "0.2", "linestyle": "dashed"})]
+
+
+def _published_entry(lines: Sequence[Line]) -> list[tuple[str, dict]]:
+    shown = any(line.seeds and line.published and published_curve(line.run, "distance_teacher") for line in lines)
+    return [("published", _PUBLISHED)] if shown else []
+
+
+def _seed_note(seeds: Iterable[Sequence[int]]) -> str:
+    """What a line is a mean over, for the legend."""
+    sets = {tuple(each) for each in seeds if each}
+    if not sets:
+        return "no results"
+    if len(sets) > 1:
+        listed = ", or ".join(_ranges(each) for each in sorted(sets))
+        return f"mean over the seeds at hand ({listed}), band from smallest to largest"
+    (only,) = sets
+    return f"seed {only[0]}" if len(only) == 1 else f"mean over seeds {_ranges(only)}, band from smallest to largest"
+
+
+def _power(value: float) -> str:
+    """``10^{-3}`` for 1e-3, in mathtext without the dollars; any other number as it is."""
+    exponent = round(math.log10(value))
+    return f"10^{{{exponent}}}" if math.isclose(value, 10.0**exponent) else f"{value:g}"
+
+
+# --- figures of Section 6.1 ---------------------------------------------------------------------------------------
+
+
+def density_evolution(seeds: Sequence[int] | None = None) -> Figure:
+    """Density of the diffusion (left) and of the learned features (right) at the same epochs."""
+    run = paper.DENSITY_RUN
+    diffusion, seeds = paper.Diffusion(run.gamma), seeds_at_hand(run, seeds)
+    with style():
+        figure = Figure(figsize=(8, 3.5))
+        left, right = figure.subplots(1, 2, sharey=True)
+        solution = diffusion_densities(diffusion) if diffusion.path.exists() else None
+        learned = feature_densities(run, seeds) if seeds else None
+        density_panel(left, solution, ("left", "density_diffusion"), run.gamma)
+        density_panel(right, learned, ("right", "density_learned"), run.gamma)
+        left.set_title("ultra-fast diffusion")
+        right.set(title="features learned by VarPro", ylabel="")
+        time_scale = (solution or learned).time_scale if solution or learned else 0.0
+        labels = [f"epoch {epoch} ($t$ = {epoch * time_scale:.1f})" for epoch in DENSITY_EPOCHS]
+        entries = [*_colour_entries("epoch", labels), ("teacher", _TEACHER), ("published", _PUBLISHED)]
+        note = f"right: $\\lambda = {_power(run.lmbda)}$, $M = {run.width}$, {_seed_note([seeds]).split(', band')[0]}"
+        _legend(figure, entries, note)
+    return figure
+
+
+def gamma_densities(seeds: Sequence[int] | None = None) -> Figure:
+    """The teacher's density for gamma 10, 100, 1000; from the formula, without results or seeds."""
+    with style():
+        figure = Figure(figsize=(5, 3.2))
+        axes = figure.subplots()
+        for gamma, colour in zip(paper.GAMMAS, colours("gamma", len(paper.GAMMAS)), strict=True):
+            axes.plot(_CIRCLE, circle_density(_CIRCLE, gamma), color=colour)
+            curve = paper.published("gamma_densities").get(("single", "density_target", f"gamma={gamma:g}", "solid"))
+            if curve is not None:
+                axes.plot(curve.x, curve.y, **_PUBLISHED)
+        axes.axhline(1 / (2 * math.pi), **_TEACHER)
+        angle_axis(axes)
+        labels = [f"$\\gamma = {gamma:g}$" for gamma in paper.GAMMAS]
+        _legend(figure, [*_colour_entries("gamma", labels), ("uniform", _TEACHER), ("published", _PUBLISHED)], "")
+    return figure
+
+
+def risk_width(seeds: Sequence[int] | None = None) -> Figure:
+    """Risk against the epoch for four widths: biased (left, logarithmic epochs) and unbiased (right)."""
+    with style():
+        figure = Figure(figsize=(8, 3.5))
+        lines = []
+        for axes, experiment in zip(figure.subplots(1, 2), (paper.BIASED, paper.UNBIASED), strict=True):
+            own = [line for line in _width_lines(seeds) if line.run.experiment == experiment]
+            # one penalty a panel: solid in both, as published
+            solid = [Line(line.run, line.seeds, line.colour) for line in own]
+            run_panel(axes, solid, "loss", log_epochs=experiment == paper.BIASED)
+            axes.set_title("biased penalty $u^2/2$" if experiment == paper.BIASED else "unbiased penalty $(u-1)^2/2$")
+            lines += solid
+        entries = [*_colour_entries("width", _width_labels()), *_published_entry(lines)]
+        _legend(figure, entries, f"$\\lambda = 10^{{-3}}$, $\\gamma = 100$; {_seed_note(x.seeds for x in lines)}")
+    return figure
+
+
+def distance_width(seeds: Sequence[int] | None = None) -> Figure:
+    """Distances to the teacher and to the diffusion for four widths, both penalties."""
+    entries = _colour_entries("width", _width_labels())
+    return _distances(_width_lines(seeds), entries, r"$\lambda = 10^{-3}$, $\gamma = 100$", penalties=True)
+
+
+def distance_lambda(seeds: Sequence[int] | None = None) -> Figure:
+    """Distances for lambda from 1e-1 to 1e-4 at width 1024, both penalties."""
+    runs = paper.FIGURES["lambda"]
+    values = sorted({run.lmbda for run in runs}, reverse=True)
+    tints = dict(zip(values, colours("lambda", len(values)), strict=True))
+    lines = [Line(run, seeds_at_hand(run, seeds), tints[run.lmbda], _PENALTIES[run.experiment]) for run in runs]
+    entries = _colour_entries("lambda", [f"$\\lambda = {_power(value)}$" for value in values])
+    return _distances(lines, entries, r"$M = 1024$, $\gamma = 100$", penalties=True)
+
+
+def distance_gamma(seeds: Sequence[int] | None = None) -> Figure:
+    """Distances for gamma 10, 100, 1000: unbiased, lambda 1e-4, width 1024."""
+    runs = paper.FIGURES["gamma"]
+    tints = colours("gamma", len(runs))
+    lines = [Line(run, seeds_at_hand(run, seeds), tint) for run, tint in zip(runs, tints, strict=True)]
+    entries = _colour_entries("gamma", [f"$\\gamma = {run.gamma:g}$" for run in runs])
+    return _distances(lines, entries, r"unbiased, $M = 1024$, $\lambda = 10^{-4}$", penalties=False)
+
+
+def two_timescale(seeds: Sequence[int] | None = None) -> Figure:
+    """Two-timescale descent beside VarPro: risk and both distances (rows) for three lambda (columns), four widths."""
+    runs = paper.FIGURES["two_timescale"]
+    columns = sorted({run.lmbda for run in runs}, reverse=True)
+    tints = dict(zip(paper.WIDTHS, colours("width", len(paper.WIDTHS)), strict=True))
+    with style():
+        figure = Figure(figsize=(8.5, 7.6))
+        grid = figure.subplots(len(_QUANTITIES), len(columns), sharey="row", sharex=True)
+        drawn = []
+        for column, lmbda in enumerate(columns):
+            lines = [_compared(run, seeds, tints[run.width]) for run in runs if run.lmbda == lmbda]
+            drawn += lines
+            for row, quantity in enumerate(_QUANTITIES):
+                axes = grid[row, column]
+                run_panel(axes, lines, quantity, log_epochs=True)
+                axes.set(xlabel="" if row < len(_QUANTITIES) - 1 else "epoch")
+                axes.set(ylabel="" if column else _QUANTITIES[quantity])
+            grid[0, column].set_title(f"$\\lambda = {_power(lmbda)}$")
+        styles = [("two-timescale", {"color": "0.2"}), ("VarPro", {"color": "0.2", "linestyle": "dashed"})]
+        note = f"unbiased, $\\gamma = 100$; {_seed_note(line.seeds for line in drawn)}"
+        _legend(figure, [*_colour_entries("width", _width_labels()), *styles], note)
+    return figure
+
+
+def _compared(run: paper.Run, seeds: Sequence[int] | None, colour: tuple) -> Line:
+    """A line of the two-timescale figure; both algorithms over the same seeds, where both have any in common.
+
+    No published curve: those at hand are means over other seeds than this comparison has in the paper.
+    """
+    other = paper.UNBIASED if run.experiment == paper.TWO_TIMESCALE else paper.TWO_TIMESCALE
+    own, theirs = (seeds_at_hand(paper.Run(e, run.lmbda, run.width), seeds) for e in (run.experiment, other))
+    common = tuple(seed for seed in own if seed in theirs)
+    linestyle = "solid" if run.experiment == paper.TWO_TIMESCALE else "dashed"
+    return Line(run, common or own, colour, linestyle, published=False)
+
+
+def _width_lines(seeds: Sequence[int] | None) -> list[Line]:
+    tints = dict(zip(paper.WIDTHS, colours("width", len(paper.WIDTHS)), strict=True))
+    return [
+        Line(run, seeds_at_hand(run, seeds), tints[run.width], _PENALTIES[run.experiment])
+        for run in paper.FIGURES["width"]
+    ]
+
+
+def _width_labels() -> list[str]:
+    return [f"$M = {width}$" for width in paper.WIDTHS]
+
+
+def _distances(lines: Sequence[Line], entries: Sequence[tuple[str, dict]], fixed: str, *, penalties: bool) -> Figure:
+    """Two panels: distance to the teacher, and to the diffusion with logarithmic epochs, as published."""
+    with style():
+        figure = Figure(figsize=(8, 3.5))
+        left, right = figure.subplots(1, 2)
+        run_panel(left, lines, "distance_teacher", log_epochs=False)
+        run_panel(right, lines, "distance_diffusion", log_epochs=True)
+        styles = _penalty_entries() if penalties else []
+        note = f"{fixed}; {_seed_note(line.seeds for line in lines)}"
+        _legend(figure, [*entries, *styles, *_published_entry(lines)], note)
+    return figure
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def folder() -> Path:
+    """Where figures go: ``$VARPRO_FIGURES``, or ``figures/`` of the repository."""
+    return Path(os.environ.get("VARPRO_FIGURES", results.ROOT / "figures"))
+
+
+def save(figure: Figure, name: str) -> Path:
+    """Write ``figures/<name>.pdf``; the same data give the same bytes."""
+    path = folder() / f"{name}.pdf"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with style():
+        figure.savefig(path, metadata={"CreationDate": None})
+    return path
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    draw: Callable[[Sequence[int] | None], Figure]
+    runs: Sequence[paper.Run] = ()
+    diffusions: Sequence[paper.Diffusion] = ()
+
+
+_DENSITY = ([paper.DENSITY_RUN], [paper.Diffusion(paper.DENSITY_RUN.gamma)])
+RECIPES = {
+    "density_evolution": _Recipe(density_evolution, *_DENSITY),
+    "gamma_densities": _Recipe(gamma_densities),
+    "risk_width": _Recipe(risk_width, paper.FIGURES["width"]),
+    "distance_width": _Recipe(distance_width, paper.FIGURES["width"]),
+    "distance_lambda": _Recipe(distance_lambda, paper.FIGURES["lambda"]),
+    "two_timescale": _Recipe(two_timescale, paper.FIGURES["two_timescale"]),
+    "distance_gamma": _Recipe(distance_gamma, paper.FIGURES["gamma"]),
+}
+
+
+def publish(name: str) -> Figure | None:
+    """Draw the figure ``name`` from the results at hand, write its PDF and return it; say in a line what is missing.
+
+    What is there is drawn. None where nothing is.
+    """
+    recipe, seeds = RECIPES[name], requested_seeds()
+    lack = missing(name, recipe.runs, seeds, recipe.diffusions)
+    if lack:
+        print(lack)
+    there = [run for run in recipe.runs if seeds_at_hand(run, seeds)]
+    there += [diffusion for diffusion in recipe.diffusions if diffusion.path.exists()]
+    if not there and (recipe.runs or recipe.diffusions):
+        return None
+    figure = recipe.draw(seeds)
+    save(figure, name)
+    return figure
+
+
+# --- animation ----------------------------------------------------------------------------------------------------
+
+_FRAMES = 110
+_FRAME_MS = 90
+_HOLD_MS = 1500  # the last frame stays for a moment before the loop starts again
+_LAST_EPOCH = 10000  # beyond it, next to nothing moves
+
+
+def frame_epochs(last: int, frames: int = _FRAMES) -> np.ndarray:
+    """Increasing whole epochs from 0 to ``last``, at most ``frames``, the closer the earlier: the start moves fastest."""
+    return np.unique(np.round(last * np.linspace(0, 1, frames) ** 3).astype(int))
+
+
+def diffusion_animation(path: Path, seeds: Sequence[int] | None = None) -> Path:
+    """Write a GIF: density of the diffusion (left) beside that of the learned features (right), teacher dashed."""
+    run = paper.DENSITY_RUN
+    used = seeds_at_hand(run, seeds)
+    panels = [diffusion_densities(paper.Diffusion(run.gamma)), feature_densities(run, used)]
+    teacher = circle_density(_CIRCLE, run.gamma)
+    with style():
+        figure = Figure(figsize=(7.2, 2.9), dpi=90)
+        canvas = FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2, sharey=True)
+        lines = []
+        for axes, densities, colour in zip((left, right), panels, colours("epoch", 3)[1:], strict=True):
+            axes.plot(_CIRCLE, teacher, label="teacher", **_TEACHER)
+            lines += axes.plot(densities.grid, densities.at(0), color=colour)
+            angle_axis(axes)
+            axes.set_ylim(0, 1.25 * teacher.max())
+        left.set_title("ultra-fast diffusion")
+        right.set(title=f"features learned by VarPro ($M = {run.width}$, $\\lambda = {_power(run.lmbda)}$)", ylabel="")
+        left.legend(loc="upper left")
+        clock = figure.suptitle(" ")
+        frames = []
+        for epoch in frame_epochs(min(_LAST_EPOCH, *(densities.last for densities in panels))):
+            for line, densities in zip(lines, panels, strict=True):
+                line.set_ydata(densities.at(epoch))
+            clock.set_text(f"epoch {epoch}, $t$ = {epoch * panels[0].time_scale:.2f}")
+            canvas.draw()
+            figure.set_layout_engine("none")  # the layout of the first frame holds for all: nothing jumps
+            frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+    # one small palette for all frames, so that neighbours differ only where something moves
+    palette = frames[-1].quantize(32)
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    durations = [_FRAME_MS] * (len(frames) - 1) + [_HOLD_MS]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
+    return path
+
+
+@dataclass(frozen=True)
+class Animation:
+    """A GIF that a notebook shows, and keeps, as a moving picture."""
+
+    path: Path
+
+    def _repr_html_(self) -> str:
+        data = base64.b64encode(self.path.read_bytes()).decode()
+        return f'<img alt="{self.path.stem}" src="data:image/gif;base64,{data}">'
+
+
+def publish_animation(name: str = "diffusion_animation") -> Animation | None:
+    """Write ``figures/<name>.gif`` and return it for display; where a result is missing, say which, and return None."""
+    seeds = requested_seeds()
+    runs, diffusions = _DENSITY
+    lack = missing(name, runs, seeds, diffusions)
+    if lack:
+        print(lack)
+    if not seeds_at_hand(paper.DENSITY_RUN, seeds) or not diffusions[0].path.exists():
+        return None
+    return Animation(diffusion_animation(folder() / f"{name}.gif", seeds))

@@ -39,9 +39,9 @@ def test_cdf_starts_at_zero():
 @given(st.floats(0.1, 1e3), st.floats(-3.0, 3.0))
 def test_slope_is_the_derivative_of_the_density(gamma, angle):
     step = 1e-5
-    difference = (
-        teachers.circle_density(angle + step, gamma) - teachers.circle_density(angle - step, gamma)
-    ) / (2 * step)
+    difference = (teachers.circle_density(angle + step, gamma) - teachers.circle_density(angle - step, gamma)) / (
+        2 * step
+    )
     scale = math.sqrt(1 + gamma) * (1 + gamma)  # of the third derivative, which is the error of the difference
     assert teachers.circle_density_slope(angle, gamma) == pytest.approx(difference, abs=1e-9 * scale + 1e-9)
 
@@ -78,9 +78,7 @@ def test_draws_are_those_of_the_global_generators():
     uniform = np.random.RandomState(seed).rand(teacher_width)
     assert torch.equal(ours.inputs, inputs)
     torch.testing.assert_close(ours.student, student, rtol=0, atol=PINNED)
-    np.testing.assert_array_equal(
-        ours.teacher, teachers.directions(teachers.circle_teacher_angles(uniform, gamma))
-    )
+    np.testing.assert_array_equal(ours.teacher, teachers.directions(teachers.circle_teacher_angles(uniform, gamma)))
 
 
 FIRST_NUMBERS = {

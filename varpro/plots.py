@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 from varpro import paper, results
@@ -49,10 +50,17 @@ STYLE = {
     "pdf.fonttype": 42,  # text stays text
 }
 # Perceptually uniform and readable without colour vision; another map for another parameter.
-_COLOUR_MAPS = {"width": "viridis", "lambda": "plasma", "gamma": "cividis", "epoch": "viridis"}
+_COLOUR_MAPS = {"width": "viridis", "lambda": "plasma", "gamma": "magma", "epoch": "viridis"}
 _TEACHER = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.1}
 _PUBLISHED = {"color": "0.62", "linewidth": 0.8, "zorder": 5}
-_PENALTIES = {paper.UNBIASED: "solid", paper.BIASED: "dashed"}
+UNBIASED_LOOK, BIASED_LOOK = {"linestyle": "solid"}, {"linestyle": "dashed"}
+_PENALTIES = {paper.UNBIASED: UNBIASED_LOOK, paper.BIASED: BIASED_LOOK}
+# VarPro lies on two-timescale descent for large lambda: broad and pale below, thin dashes above, both stay visible.
+_ALGORITHMS = {
+    paper.TWO_TIMESCALE: {"linestyle": "solid", "linewidth": 3.2, "alpha": 0.4, "zorder": 2},
+    paper.UNBIASED: {"linestyle": "dashed", "linewidth": 1.2, "zorder": 3},
+}
+TIME_SCALE = 2**-10  # time of one epoch in every run of the paper's grid
 _QUANTITIES = {
     "loss": "risk",
     "distance_teacher": "distance to the teacher",
@@ -71,7 +79,7 @@ def style() -> AbstractContextManager:
 
 def colours(parameter: str, count: int) -> list[tuple]:
     """``count`` colours for increasing values of ``width``, ``lambda``, ``gamma`` or ``epoch``, light to dark."""
-    return list(matplotlib.colormaps[_COLOUR_MAPS[parameter]](np.linspace(0.82, 0.05, count)))
+    return list(matplotlib.colormaps[_COLOUR_MAPS[parameter]](np.linspace(0.82, 0.15, count)))
 
 
 # --- seeds, and what is missing -----------------------------------------------------------------------------------
@@ -165,7 +173,6 @@ class Densities:
     grid: np.ndarray
     at: Callable[[float], np.ndarray]
     last: int
-    time_scale: float
 
 
 def diffusion_densities(diffusion: paper.Diffusion) -> Densities:
@@ -173,7 +180,7 @@ def diffusion_densities(diffusion: paper.Diffusion) -> Densities:
     contents = results.load(diffusion.path)
     epochs, density = contents["snapshot_epochs"].numpy(), contents["density"].numpy()
     grid = contents["grid"].numpy()
-    return Densities(grid, lambda epoch: state_at(epoch, epochs, density), int(epochs[-1]), contents["time_scale"])
+    return Densities(grid, lambda epoch: state_at(epoch, epochs, density), int(epochs[-1]))
 
 
 def feature_densities(run: paper.Run, seeds: Sequence[int], grid: np.ndarray = _CIRCLE) -> Densities:
@@ -186,14 +193,14 @@ def feature_densities(run: paper.Run, seeds: Sequence[int], grid: np.ndarray = _
         states = np.stack([state_at(epoch, epochs, kept) for kept in weights])  # (seeds, M, 2)
         return smoothed_density(np.arctan2(states[..., 1], states[..., 0]), grid)
 
-    return Densities(grid, at, int(epochs[-1]), contents[0]["config"]["time_scale"])
+    return Densities(grid, at, int(epochs[-1]))
 
 
 def published_curve(run: paper.Run, quantity: str) -> paper.Curve | None:
-    """The published curve of ``loss``, ``distance_teacher`` or ``distance_diffusion`` of ``run``, where there is one."""
+    """The published curve of a quantity (those of :func:`run_panel`) of ``run``; None where there is none."""
     if run != paper.Run(run.experiment, width=run.width) or run.experiment not in _PENALTIES:
         return None
-    series, line = f"M={run.width}", _PENALTIES[run.experiment]
+    series, line = f"M={run.width}", _PENALTIES[run.experiment]["linestyle"]
     if quantity == "loss":
         biased = run.experiment == paper.BIASED
         key = ("left", "risk_biased", series, "solid") if biased else ("right", "risk_unbiased", series, "solid")
@@ -210,16 +217,15 @@ def _record(path: Path, changed: float) -> dict[str, np.ndarray]:
 
 
 def _curves(run: paper.Run, seeds: Sequence[int], quantity: str) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs (E,), values (seeds, E)); a loss is thinned to what a panel can show."""
+    """(epochs (E,), values (seeds, E)), thinned to what a panel can show."""
     records = [_record(run.path(seed), run.path(seed).stat().st_mtime) for seed in seeds]
     values = np.stack([record[quantity] for record in records])
-    if quantity != "loss":
-        return records[0]["distance_epochs"], values
     last = values.shape[1] - 1
-    # epochs 0, 1, 2, ... for a logarithmic axis, and evenly spaced ones for a linear one
-    shown = np.unique(np.r_[0, np.geomspace(1, max(last, 1), 500), np.linspace(0, last, 1000)].astype(int))
+    # close together at the start for a logarithmic axis, and evenly spaced for a linear one
+    shown = np.unique(np.r_[0, np.geomspace(1, max(last, 1), 250), np.linspace(0, last, 300)].astype(int))
     shown = shown[shown <= last]
-    return shown, values[:, shown]
+    epochs = shown if quantity == "loss" else records[0]["distance_epochs"][shown]
+    return epochs, values[:, shown]
 
 
 # --- panels -------------------------------------------------------------------------------------------------------
@@ -227,13 +233,13 @@ def _curves(run: paper.Run, seeds: Sequence[int], quantity: str) -> tuple[np.nda
 
 @dataclass(frozen=True)
 class Line:
-    """A run as a line, mean over ``seeds`` with a band; ``published`` tells whether the published curve is laid over."""
+    """A run as a line, mean over ``seeds``, with a band; no line without seeds."""
 
     run: paper.Run
     seeds: tuple[int, ...]
     colour: tuple
-    linestyle: str = "solid"
-    published: bool = True
+    look: dict = field(default_factory=lambda: UNBIASED_LOOK)
+    published: bool = True  # whether the published curve of the run, if any, is laid over
 
 
 def run_panel(axes: Axes, lines: Sequence[Line], quantity: str, *, log_epochs: bool) -> None:
@@ -242,19 +248,25 @@ def run_panel(axes: Axes, lines: Sequence[Line], quantity: str, *, log_epochs: b
         if not line.seeds:
             continue
         epochs, values = _curves(line.run, line.seeds, quantity)
-        axes.plot(epochs, values.mean(axis=0), color=line.colour, linestyle=line.linestyle)
+        axes.plot(epochs, values.mean(axis=0), color=line.colour, **line.look)
         if len(values) > 1:
-            band = {"color": line.colour, "alpha": 0.16, "linewidth": 0}
+            band = {"color": line.colour, "alpha": 0.12, "linewidth": 0}
             axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), **band)
         curve = published_curve(line.run, quantity) if line.published else None
         if curve is not None:
-            axes.plot(curve.x, curve.y, linestyle=line.linestyle, **_PUBLISHED)
+            axes.plot(curve.x, curve.y, linestyle=line.look["linestyle"], **_PUBLISHED)
     last = max((line.run.epochs for line in lines), default=1)
     axes.set(yscale="log", xlabel="epoch", ylabel=_QUANTITIES[quantity])
     if log_epochs:
-        axes.set(xscale="log", xlim=(1 if quantity == "loss" else max(last / 1000, 1), last))
+        first = 1 if quantity == "loss" else max(last // 1000, 1)  # the first epoch after 0 that has a value
+        axes.set(xscale="log", xlim=(first, last))
     else:
         axes.set(xlim=(0, last))
+    low, high = axes.get_ylim()
+    if high < 40 * low:  # too few powers of ten to read the axis by
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def density_panel(axes: Axes, densities: Densities | None, published: Sequence[str], gamma: float) -> None:
@@ -266,7 +278,7 @@ def density_panel(axes: Axes, densities: Densities | None, published: Sequence[s
         if densities is None or epoch > densities.last:
             continue
         axes.plot(densities.grid, densities.at(epoch), color=colour)
-        series = f"i={epoch} (t={epoch * densities.time_scale:.1f})"
+        series = f"i={epoch} (t={epoch * TIME_SCALE:.1f})"
         curve = paper.published("density_evolution").get((*published, series, "solid"))
         if curve is not None:
             axes.plot(curve.x, curve.y, **_PUBLISHED)
@@ -282,10 +294,11 @@ def angle_axis(axes: Axes) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _legend(figure: Figure, entries: Sequence[tuple[str, dict]], note: str) -> None:
+def _legend(figure: Figure, entries: Sequence[tuple[str, dict]], note: str, columns: int | None = None) -> None:
     """One legend below all panels; ``note`` above it states what was averaged and what is fixed."""
     handles = [Line2D([], [], label=label, **look) for label, look in entries]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), title=note, columnspacing=1.4)
+    columns = columns or len(handles)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=note, columnspacing=1.4)
 
 
 def _colour_entries(parameter: str, labels: Sequence[str]) -> list[tuple[str, dict]]:
@@ -293,7 +306,7 @@ def _colour_entries(parameter: str, labels: Sequence[str]) -> list[tuple[str, di
 
 
 def _penalty_entries() -> list[tuple[str, dict]]:
-    return [("unbiased", {"color": "0.2"}), ("biased", {"color": "0.2", "linestyle": "dashed"})]
+    return [("unbiased", {"color": "0.2", **UNBIASED_LOOK}), ("biased", {"color": "0.2", **BIASED_LOOK})]
 
 
 def _published_entry(lines: Sequence[Line]) -> list[tuple[str, dict]]:
@@ -335,11 +348,10 @@ def density_evolution(seeds: Sequence[int] | None = None) -> Figure:
         density_panel(right, learned, ("right", "density_learned"), run.gamma)
         left.set_title("ultra-fast diffusion")
         right.set(title="features learned by VarPro", ylabel="")
-        time_scale = (solution or learned).time_scale if solution or learned else 0.0
-        labels = [f"epoch {epoch} ($t$ = {epoch * time_scale:.1f})" for epoch in DENSITY_EPOCHS]
+        labels = [f"epoch {epoch} ($t$ = {epoch * TIME_SCALE:.1f})" for epoch in DENSITY_EPOCHS]
         entries = [*_colour_entries("epoch", labels), ("teacher", _TEACHER), ("published", _PUBLISHED)]
         note = f"right: $\\lambda = {_power(run.lmbda)}$, $M = {run.width}$, {_seed_note([seeds]).split(', band')[0]}"
-        _legend(figure, entries, note)
+        _legend(figure, entries, note, columns=4)
     return figure
 
 
@@ -409,18 +421,17 @@ def two_timescale(seeds: Sequence[int] | None = None) -> Figure:
     tints = dict(zip(paper.WIDTHS, colours("width", len(paper.WIDTHS)), strict=True))
     with style():
         figure = Figure(figsize=(8.5, 7.6))
-        grid = figure.subplots(len(_QUANTITIES), len(columns), sharey="row", sharex=True)
+        grid = figure.subplots(len(_QUANTITIES), len(columns), sharey="row")
         drawn = []
         for column, lmbda in enumerate(columns):
             lines = [_compared(run, seeds, tints[run.width]) for run in runs if run.lmbda == lmbda]
             drawn += lines
-            for row, quantity in enumerate(_QUANTITIES):
-                axes = grid[row, column]
+            for axes, quantity in zip(grid[:, column], _QUANTITIES, strict=True):
                 run_panel(axes, lines, quantity, log_epochs=True)
-                axes.set(xlabel="" if row < len(_QUANTITIES) - 1 else "epoch")
-                axes.set(ylabel="" if column else _QUANTITIES[quantity])
+                axes.set_ylabel("" if column else _QUANTITIES[quantity])
             grid[0, column].set_title(f"$\\lambda = {_power(lmbda)}$")
-        styles = [("two-timescale", {"color": "0.2"}), ("VarPro", {"color": "0.2", "linestyle": "dashed"})]
+        names = {paper.TWO_TIMESCALE: "two-timescale", paper.UNBIASED: "VarPro"}
+        styles = [(name, {"color": "0.2", **_ALGORITHMS[experiment]}) for experiment, name in names.items()]
         note = f"unbiased, $\\gamma = 100$; {_seed_note(line.seeds for line in drawn)}"
         _legend(figure, [*_colour_entries("width", _width_labels()), *styles], note)
     return figure
@@ -434,8 +445,7 @@ def _compared(run: paper.Run, seeds: Sequence[int] | None, colour: tuple) -> Lin
     other = paper.UNBIASED if run.experiment == paper.TWO_TIMESCALE else paper.TWO_TIMESCALE
     own, theirs = (seeds_at_hand(paper.Run(e, run.lmbda, run.width), seeds) for e in (run.experiment, other))
     common = tuple(seed for seed in own if seed in theirs)
-    linestyle = "solid" if run.experiment == paper.TWO_TIMESCALE else "dashed"
-    return Line(run, common or own, colour, linestyle, published=False)
+    return Line(run, common or own, colour, _ALGORITHMS[run.experiment], published=False)
 
 
 def _width_lines(seeds: Sequence[int] | None) -> list[Line]:
@@ -526,7 +536,7 @@ _LAST_EPOCH = 10000  # beyond it, next to nothing moves
 
 
 def frame_epochs(last: int, frames: int = _FRAMES) -> np.ndarray:
-    """Increasing whole epochs from 0 to ``last``, at most ``frames``, the closer the earlier: the start moves fastest."""
+    """Increasing whole epochs from 0 to ``last``, at most ``frames``; dense at the start, which moves fastest."""
     return np.unique(np.round(last * np.linspace(0, 1, frames) ** 3).astype(int))
 
 
@@ -554,7 +564,7 @@ def diffusion_animation(path: Path, seeds: Sequence[int] | None = None) -> Path:
         for epoch in frame_epochs(min(_LAST_EPOCH, *(densities.last for densities in panels))):
             for line, densities in zip(lines, panels, strict=True):
                 line.set_ydata(densities.at(epoch))
-            clock.set_text(f"epoch {epoch}, $t$ = {epoch * panels[0].time_scale:.2f}")
+            clock.set_text(f"epoch {epoch}, $t$ = {epoch * TIME_SCALE:.2f}")
             canvas.draw()
             figure.set_layout_engine("none")  # the layout of the first frame holds for all: nothing jumps
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))

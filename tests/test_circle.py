@@ -1,0 +1,269 @@
+"""The linear-time route against dense float64 and extended precision, on ordinary and on awkward problems."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import (
+    awkward_problems,
+    circle_points,
+    clustered_problem,
+    dense_solution,
+    extended_predictions,
+    half_line_problem,
+    random_problem,
+    reduced_risk,
+)
+from tolerances import EXACT, GRADIENT, PREDICTION, SOLVE, TRAJECTORY
+
+from varpro import circle
+from varpro.features import ReLUCircle
+from varpro.ridge import DenseRoute
+
+CENTRES = st.sampled_from([0.0, 1.0])
+LAMBDAS = st.sampled_from([1e-1, 1e-2, 1e-3, 1e-4])
+
+
+def linear(problem, lmbda=1e-3, centre=1.0, time_scale=2**-10, outer_update="ridge"):
+    return circle.LinearRoute(problem.inputs, problem.targets, lmbda, centre, time_scale, outer_update)
+
+
+def dense(problem, lmbda=1e-3, centre=1.0, time_scale=2**-10, outer_update="ridge"):
+    inputs, targets = torch.from_numpy(problem.inputs), torch.from_numpy(problem.targets)[:, None]
+    return DenseRoute(ReLUCircle(), inputs, targets, lmbda, centre, time_scale, outer_update)
+
+
+def rms(values):
+    return np.sqrt(np.mean(np.square(values)))
+
+
+def folded(problem):
+    """Tables and a workspace that holds the neurons of ``problem`` in folded order, with their generators."""
+    tables = circle.sample_tables(problem.inputs, problem.targets)
+    space = circle.workspace(len(problem.weights))
+    circle._gather(space, problem.weights, np.zeros(len(problem.weights)))
+    circle._sort(space)
+    circle._generators(tables, space)
+    return tables, space
+
+
+@given(awkward_problems())
+def test_generators_give_the_gram_matrix(problem):
+    _, space = folded(problem)
+    phi = problem.features[:, space.ident]
+    gram = phi.T @ phi / len(phi)
+    semiseparable = np.triu(space.right @ space.left.T)  # (j, k) for j <= k
+    semiseparable += np.triu(semiseparable, 1).T
+    np.fill_diagonal(semiseparable, space.pivot)
+    np.testing.assert_allclose(semiseparable, gram, rtol=0, atol=EXACT)
+    np.testing.assert_allclose(space.moment, phi.T @ problem.targets / len(phi), rtol=0, atol=EXACT)
+
+
+@given(awkward_problems(), LAMBDAS, CENTRES)
+def test_solution_is_the_dense_one(problem, lmbda, centre):
+    outer = linear(problem, lmbda, centre).project(problem.weights)
+    expected = dense_solution(problem, lmbda, centre)
+    np.testing.assert_allclose(outer, expected, rtol=0, atol=SOLVE * max(1, np.abs(expected).max()))
+
+
+@given(awkward_problems(), st.integers(0, 2**16))
+def test_prediction_is_the_dense_one(problem, seed):
+    outer = np.random.default_rng(seed).normal(size=len(problem.weights))
+    expected = problem.features @ outer / len(outer)
+    np.testing.assert_allclose(circle.predict(problem.weights, outer, problem.inputs), expected, rtol=0, atol=EXACT)
+
+
+@settings(max_examples=40)
+@given(awkward_problems(), LAMBDAS, CENTRES, st.sampled_from(["ridge", "gradient"]))
+def test_one_epoch_is_the_dense_one(problem, lmbda, centre, outer_update):
+    options = {"lmbda": lmbda, "centre": centre, "time_scale": 1e-2 * lmbda, "outer_update": outer_update}
+    weights, expected_weights = problem.weights.copy(), torch.from_numpy(problem.weights.copy())
+    slow, fast = dense(problem, **options), linear(problem, **options)
+    outer, expected_outer = fast.project(weights), slow.project(expected_weights)
+    loss, expected_loss = fast.advance(weights, outer, 1), slow.advance(expected_weights, expected_outer, 1)
+    scale = max(1, expected_outer.abs().max().item())
+    np.testing.assert_allclose(loss, expected_loss, rtol=SOLVE, atol=SOLVE * scale)
+    # a sample exactly on a neuron's edge may count either way in the gradient: compare where there is none
+    if np.abs(problem.inputs @ problem.weights.T).min() > 1e-9:
+        np.testing.assert_allclose(weights, expected_weights, rtol=0, atol=SOLVE * scale)
+
+
+@pytest.mark.parametrize("centre", [0.0, 1.0])
+@pytest.mark.parametrize("outer_update", ["ridge", "gradient"])
+def test_trajectory_is_the_dense_one(centre, outer_update):
+    problem = random_problem(700, 96)
+    slow = dense(problem, centre=centre, outer_update=outer_update)
+    fast = linear(problem, centre=centre, outer_update=outer_update)
+    weights, expected_weights = problem.weights.copy(), torch.from_numpy(problem.weights.copy())
+    outer, expected_outer = fast.project(weights), slow.project(expected_weights)
+    losses, expected_losses = fast.advance(weights, outer, 300), slow.advance(expected_weights, expected_outer, 300)
+    assert np.abs(weights - problem.weights).max() > 0.02  # it did move
+    np.testing.assert_allclose(weights, expected_weights, rtol=0, atol=TRAJECTORY)
+    np.testing.assert_allclose(outer, expected_outer[:, 0], rtol=0, atol=TRAJECTORY)
+    np.testing.assert_allclose(losses, expected_losses, rtol=TRAJECTORY)
+
+
+def test_a_wide_student_sorts_by_families():
+    """2000 neurons at a large step: the in-place sort gives up and the merge has to give the same trajectory."""
+    problem = random_problem(300, 2000)
+    options = {"lmbda": 1e-2, "time_scale": 0.1}
+    slow, fast = dense(problem, **options), linear(problem, **options)
+    weights, expected_weights = problem.weights.copy(), torch.from_numpy(problem.weights.copy())
+    outer, expected_outer = fast.project(weights), slow.project(expected_weights)
+    fast.advance(weights, outer, 20)
+    slow.advance(expected_weights, expected_outer, 20)
+    np.testing.assert_allclose(weights, expected_weights, rtol=0, atol=TRAJECTORY)
+
+
+@given(st.integers(1, 300), st.integers(0, 2**16), st.floats(0, 4))
+def test_sort_orders_any_neurons_and_keeps_them_whole(width, seed, disorder):
+    rng = np.random.default_rng(seed)
+    angles = np.sort(rng.uniform(0, 2 * np.pi, width)) + disorder * rng.normal(size=width)
+    weights, outer = circle_points(angles), rng.normal(size=width)
+    space = circle.workspace(width)
+    circle._gather(space, weights, outer)
+    circle._sort(space)
+    assert (np.diff(space.key) >= 0).all()
+    assert sorted(space.ident) == list(range(width))
+    kept_weights, kept_outer = np.empty_like(weights), np.empty_like(outer)
+    circle._scatter(space, kept_weights, kept_outer)
+    np.testing.assert_array_equal(kept_weights, weights)
+    np.testing.assert_array_equal(kept_outer, outer)
+
+
+@given(st.floats(0, np.pi, exclude_max=True), st.floats(0, np.pi, exclude_max=True))
+def test_keys_increase_with_the_angle(first, second):
+    points = np.stack([np.cos([first, second]), np.abs(np.sin([first, second]))], axis=1)
+    keys = circle._keys(points)
+    assert ((keys >= 0) & (keys <= 2)).all()
+    if abs(first - second) > 1e-14:
+        assert (keys[0] < keys[1]) == (first < second)
+
+
+def test_gradient_is_that_of_the_reduced_risk():
+    problem = random_problem(60, 7)
+    lmbda, centre, step = 1e-2, 1.0, 1e-6
+    tables, space = folded(problem)
+    circle._solve(tables, space, lmbda, centre)
+    circle._half_plane_sums(tables, space, space.u, 1.0)
+    gradient = np.empty((7, 2))
+    gradient[space.ident] = space.u[:, None] * space.half / (lmbda * 7)
+    for neuron in range(7):
+        for axis in range(2):
+            risks = []
+            for sign in (1, -1):
+                weights = problem.weights.copy()
+                weights[neuron, axis] += sign * step
+                risks.append(reduced_risk(dataclasses.replace(problem, weights=weights), lmbda, centre))
+            assert gradient[neuron, axis] == pytest.approx((risks[0] - risks[1]) / (2 * step), abs=GRADIENT)
+
+
+@pytest.mark.parametrize("outer_update", ["ridge", "gradient"])
+def test_a_rotated_problem_gives_rotated_weights(outer_update):
+    problem = random_problem(200, 30)
+    cos, sin = np.cos(2.3), np.sin(2.3)
+    turn = np.array([[cos, sin], [-sin, cos]])
+    turned = dataclasses.replace(problem, inputs=problem.inputs @ turn, weights=problem.weights @ turn)
+    ends = []
+    for each in (problem, turned):
+        route, weights = linear(each, outer_update=outer_update), each.weights.copy()
+        outer = route.project(weights)
+        route.advance(weights, outer, 50)
+        ends.append((weights, outer))
+    np.testing.assert_allclose(ends[0][0] @ turn, ends[1][0], rtol=0, atol=SOLVE)
+    np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=0, atol=SOLVE)
+
+
+def test_permuted_neurons_give_permuted_weights():
+    problem = random_problem(200, 30)
+    order = np.random.default_rng(1).permutation(30)
+    route = linear(problem)
+    weights, permuted = problem.weights.copy(), problem.weights[order].copy()
+    outer, permuted_outer = route.project(weights), route.project(permuted)
+    route.advance(weights, outer, 50)
+    linear(problem).advance(permuted, permuted_outer, 50)
+    np.testing.assert_allclose(weights[order], permuted, rtol=0, atol=SOLVE)
+    np.testing.assert_allclose(outer[order], permuted_outer, rtol=0, atol=SOLVE)
+
+
+@given(LAMBDAS)
+def test_student_equal_to_teacher_costs_nothing_with_the_unbiased_penalty(lmbda):
+    problem = random_problem(300, 40)
+    targets = circle.predict(problem.weights, np.ones(40), problem.inputs)
+    route = linear(dataclasses.replace(problem, targets=targets), lmbda, centre=1.0)
+    outer = route.project(problem.weights)
+    np.testing.assert_allclose(outer, 1, rtol=0, atol=SOLVE)
+    weights = problem.weights.copy()
+    assert 0 <= route.advance(weights, outer, 1)[0] < EXACT
+    np.testing.assert_allclose(weights, problem.weights, rtol=0, atol=SOLVE)
+
+
+@settings(max_examples=30)
+@given(awkward_problems(), LAMBDAS)
+def test_unbiased_risk_lies_between_zero_and_that_of_unit_outer_weights(problem, lmbda):
+    route = linear(problem, lmbda, centre=1.0)
+    weights = problem.weights.copy()
+    loss = route.advance(weights, route.project(weights), 1)[0]
+    residual = problem.features.mean(axis=1) - problem.targets
+    assert 0 <= loss <= np.mean(residual**2) / (2 * lmbda) * (1 + SOLVE)
+
+
+def test_tiny_losses_are_summed_over_the_samples():
+    """Near the teacher the short form of the loss would be all cancellation."""
+    problem = random_problem(500, 64)
+    targets = circle.predict(problem.weights, 1 + 1e-7 * np.cos(np.arange(64.0)), problem.inputs)
+    problem = dataclasses.replace(problem, targets=targets)
+    route, weights = linear(problem, lmbda=1e-3), problem.weights.copy()
+    loss = route.advance(weights, np.ones(64), 1)[0]
+    residual = problem.features.mean(axis=1) - targets
+    assert loss == pytest.approx(np.mean(residual**2) / 2e-3, rel=1e-6)
+
+
+@pytest.mark.parametrize("lmbda", [1e-1, 1e-4, 1e-6, 1e-8])
+@pytest.mark.parametrize(
+    "problem",
+    [
+        pytest.param(random_problem(300, 50), id="spread"),
+        pytest.param(random_problem(10, 60), id="few samples"),
+        pytest.param(random_problem(1, 40), id="one sample"),
+        pytest.param(random_problem(50, 1), id="one neuron"),
+        *(
+            pytest.param(clustered_problem(300, 50, spread), id=f"clusters {spread:g}")
+            for spread in (1e-2, 1e-4, 1e-6, 1e-8, 0.0)
+        ),
+        pytest.param(half_line_problem(100, 50), id="half-line"),
+    ],
+)
+def test_predictions_against_extended_precision(problem, lmbda):
+    for centre in (0.0, 1.0):
+        route = linear(problem, lmbda, centre)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # no warning is due in this range
+            outer = route.project(problem.weights)
+            bound = route.accuracy().bound
+        expected = extended_predictions(problem, lmbda, centre)
+        error = rms(circle.predict(problem.weights, outer, problem.inputs) - expected)
+        assert error <= PREDICTION * rms(expected)
+        unit = rms(problem.targets) + centre * np.sqrt(np.mean(np.sum(problem.inputs**2, axis=1)))
+        assert error <= (2 * bound + 1e-14) * unit  # the bound is a bound
+
+
+@pytest.mark.parametrize("lmbda", [1e-10, 1e-13, 1e-16])
+def test_hopeless_solves_warn_or_are_right_and_are_always_finite(lmbda):
+    for problem in (random_problem(300, 50), clustered_problem(10, 60, 1e-4), half_line_problem(20, 30)):
+        route = linear(problem, lmbda)
+        outer = route.project(problem.weights)
+        assert np.isfinite(outer).all()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            accuracy = route.accuracy()
+        expected = extended_predictions(problem, lmbda, 1.0)
+        error = rms(circle.predict(problem.weights, outer, problem.inputs) - expected) / rms(expected)
+        if error > PREDICTION:
+            assert [w.category for w in caught] == [circle.AccuracyWarning]
+            assert f"{lmbda:g}" in str(caught[0].message)
+            assert accuracy.bound > PREDICTION

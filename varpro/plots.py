@@ -49,10 +49,15 @@ STYLE = {
     "ytick.labelsize": 8,
     "pdf.fonttype": 42,  # text stays text
 }
-# Perceptually uniform and readable without colour vision; another map for another parameter.
-_COLOUR_MAPS = {"width": "viridis", "lambda": "plasma", "gamma": "magma", "epoch": "viridis"}
+# Perceptually uniform and readable without colour vision, from light to dark: (map, first, last).
+_COLOUR_MAPS = {
+    "width": ("viridis", 0.88, 0.0),
+    "lambda": ("plasma", 0.82, 0.05),
+    "gamma": ("magma", 0.8, 0.1),
+    "epoch": ("viridis", 0.88, 0.0),
+}
 _TEACHER = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.1}
-_PUBLISHED = {"color": "0.62", "linewidth": 0.8, "zorder": 5}
+_PUBLISHED = {"color": "0.62", "linewidth": 0.7, "zorder": 5}
 UNBIASED_LOOK, BIASED_LOOK = {"linestyle": "solid"}, {"linestyle": "dashed"}
 _PENALTIES = {paper.UNBIASED: UNBIASED_LOOK, paper.BIASED: BIASED_LOOK}
 # VarPro lies on two-timescale descent for large lambda: broad and pale below, thin dashes above, both stay visible.
@@ -79,7 +84,8 @@ def style() -> AbstractContextManager:
 
 def colours(parameter: str, count: int) -> list[tuple]:
     """``count`` colours for increasing values of ``width``, ``lambda``, ``gamma`` or ``epoch``, light to dark."""
-    return list(matplotlib.colormaps[_COLOUR_MAPS[parameter]](np.linspace(0.82, 0.15, count)))
+    name, first, last = _COLOUR_MAPS[parameter]
+    return list(matplotlib.colormaps[name](np.linspace(first, last, count)))
 
 
 # --- seeds, and what is missing -----------------------------------------------------------------------------------
@@ -168,11 +174,14 @@ def state_at(epoch: float, epochs: np.ndarray, states: np.ndarray) -> np.ndarray
 
 @dataclass(frozen=True)
 class Densities:
-    """A density on the circle over time: ``at(epoch)`` is its values (G,) at the angles ``grid (G,)``."""
+    """A density on the circle over time: ``at(epoch)`` is its values (G,) at the angles ``grid (G,)``.
+
+    Between the snapshots, at ``epochs (S,)``, it is interpolated.
+    """
 
     grid: np.ndarray
     at: Callable[[float], np.ndarray]
-    last: int
+    epochs: np.ndarray
 
 
 def diffusion_densities(diffusion: paper.Diffusion) -> Densities:
@@ -180,7 +189,7 @@ def diffusion_densities(diffusion: paper.Diffusion) -> Densities:
     contents = results.load(diffusion.path)
     epochs, density = contents["snapshot_epochs"].numpy(), contents["density"].numpy()
     grid = contents["grid"].numpy()
-    return Densities(grid, lambda epoch: state_at(epoch, epochs, density), int(epochs[-1]))
+    return Densities(grid, lambda epoch: state_at(epoch, epochs, density), epochs)
 
 
 def feature_densities(run: paper.Run, seeds: Sequence[int], grid: np.ndarray = _CIRCLE) -> Densities:
@@ -193,7 +202,7 @@ def feature_densities(run: paper.Run, seeds: Sequence[int], grid: np.ndarray = _
         states = np.stack([state_at(epoch, epochs, kept) for kept in weights])  # (seeds, M, 2)
         return smoothed_density(np.arctan2(states[..., 1], states[..., 0]), grid)
 
-    return Densities(grid, at, int(epochs[-1]))
+    return Densities(grid, at, epochs)
 
 
 def published_curve(run: paper.Run, quantity: str) -> paper.Curve | None:
@@ -263,7 +272,7 @@ def run_panel(axes: Axes, lines: Sequence[Line], quantity: str, *, log_epochs: b
     else:
         axes.set(xlim=(0, last))
     low, high = axes.get_ylim()
-    if high < 40 * low:  # too few powers of ten to read the axis by
+    if high < 100 * low:  # too few powers of ten to read the axis by
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -275,7 +284,7 @@ def density_panel(axes: Axes, densities: Densities | None, published: Sequence[s
     ``published`` is (panel, quantity) of the published density figure.
     """
     for epoch, colour in zip(DENSITY_EPOCHS, colours("epoch", len(DENSITY_EPOCHS)), strict=True):
-        if densities is None or epoch > densities.last:
+        if densities is None or epoch > densities.epochs[-1]:
             continue
         axes.plot(densities.grid, densities.at(epoch), color=colour)
         series = f"i={epoch} (t={epoch * TIME_SCALE:.1f})"
@@ -314,16 +323,16 @@ def _published_entry(lines: Sequence[Line]) -> list[tuple[str, dict]]:
     return [("published", _PUBLISHED)] if shown else []
 
 
-def _seed_note(seeds: Iterable[Sequence[int]]) -> str:
+def _seed_note(seeds: Iterable[Sequence[int]], *, band: bool = True) -> str:
     """What a line is a mean over, for the legend."""
-    sets = {tuple(each) for each in seeds if each}
+    sets = sorted({tuple(each) for each in seeds if each})
     if not sets:
         return "no results"
-    if len(sets) > 1:
-        listed = ", or ".join(_ranges(each) for each in sorted(sets))
-        return f"mean over the seeds at hand ({listed}), band from smallest to largest"
-    (only,) = sets
-    return f"seed {only[0]}" if len(only) == 1 else f"mean over seeds {_ranges(only)}, band from smallest to largest"
+    if sets == [sets[0][:1]]:
+        return f"seed {sets[0][0]}"
+    listed = ", or ".join(map(_ranges, sets))
+    note = f"mean over seeds {listed}" if len(sets) == 1 else f"mean over the seeds at hand ({listed})"
+    return f"{note}, band from smallest to largest" if band else note
 
 
 def _power(value: float) -> str:
@@ -349,8 +358,9 @@ def density_evolution(seeds: Sequence[int] | None = None) -> Figure:
         left.set_title("ultra-fast diffusion")
         right.set(title="features learned by VarPro", ylabel="")
         labels = [f"epoch {epoch} ($t$ = {epoch * TIME_SCALE:.1f})" for epoch in DENSITY_EPOCHS]
-        entries = [*_colour_entries("epoch", labels), ("teacher", _TEACHER), ("published", _PUBLISHED)]
-        note = f"right: $\\lambda = {_power(run.lmbda)}$, $M = {run.width}$, {_seed_note([seeds]).split(', band')[0]}"
+        entries = [*_colour_entries("epoch", labels), ("teacher", _TEACHER)]
+        entries += [("published", _PUBLISHED)] if paper.published("density_evolution") else []
+        note = f"right: $\\lambda = {_power(run.lmbda)}$, $M = {run.width}$, {_seed_note([seeds], band=False)}"
         _legend(figure, entries, note, columns=4)
     return figure
 
@@ -368,7 +378,9 @@ def gamma_densities(seeds: Sequence[int] | None = None) -> Figure:
         axes.axhline(1 / (2 * math.pi), **_TEACHER)
         angle_axis(axes)
         labels = [f"$\\gamma = {gamma:g}$" for gamma in paper.GAMMAS]
-        _legend(figure, [*_colour_entries("gamma", labels), ("uniform", _TEACHER), ("published", _PUBLISHED)], "")
+        entries = [*_colour_entries("gamma", labels), ("uniform", _TEACHER)]
+        entries += [("published", _PUBLISHED)] if paper.published("gamma_densities") else []
+        _legend(figure, entries, "")
     return figure
 
 
@@ -529,15 +541,20 @@ def publish(name: str) -> Figure | None:
 
 # --- animation ----------------------------------------------------------------------------------------------------
 
-_FRAMES = 110
+_FRAMES = 125
 _FRAME_MS = 90
-_HOLD_MS = 1500  # the last frame stays for a moment before the loop starts again
+_HOLD_MS = 1000  # the first and the last frame stay for a moment
 _LAST_EPOCH = 10000  # beyond it, next to nothing moves
 
 
-def frame_epochs(last: int, frames: int = _FRAMES) -> np.ndarray:
-    """Increasing whole epochs from 0 to ``last``, at most ``frames``; dense at the start, which moves fastest."""
-    return np.unique(np.round(last * np.linspace(0, 1, frames) ** 3).astype(int))
+def frame_epochs(epochs: np.ndarray, frames: int = _FRAMES) -> np.ndarray:
+    """At most ``frames`` of the increasing ``epochs (S,)``, up to 10000; dense at the start, which moves fastest.
+
+    Snapshots only: a state between two of them would be shown as it never was.
+    """
+    last = min(int(epochs[-1]), _LAST_EPOCH)
+    wanted = last * np.linspace(0, 1, frames) ** 2
+    return np.unique(epochs[np.abs(epochs[:, None] - wanted).argmin(axis=0)])
 
 
 def diffusion_animation(path: Path, seeds: Sequence[int] | None = None) -> Path:
@@ -561,17 +578,17 @@ def diffusion_animation(path: Path, seeds: Sequence[int] | None = None) -> Path:
         left.legend(loc="upper left")
         clock = figure.suptitle(" ")
         frames = []
-        for epoch in frame_epochs(min(_LAST_EPOCH, *(densities.last for densities in panels))):
+        for epoch in frame_epochs(panels[0].epochs):
             for line, densities in zip(lines, panels, strict=True):
                 line.set_ydata(densities.at(epoch))
-            clock.set_text(f"epoch {epoch}, $t$ = {epoch * TIME_SCALE:.2f}")
+            clock.set_text(f"epoch {epoch:\u2007>5}, $t$ = {epoch * TIME_SCALE:.2f}")  # a space as wide as a digit
             canvas.draw()
             figure.set_layout_engine("none")  # the layout of the first frame holds for all: nothing jumps
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
     # one small palette for all frames, so that neighbours differ only where something moves
     palette = frames[-1].quantize(32)
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    durations = [_FRAME_MS] * (len(frames) - 1) + [_HOLD_MS]
+    durations = [_HOLD_MS, *[_FRAME_MS] * (len(frames) - 2), _HOLD_MS]
     path.parent.mkdir(parents=True, exist_ok=True)
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
     return path

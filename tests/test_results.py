@@ -1,0 +1,94 @@
+"""Result files: whole or absent, safe to open, told apart by their parameters."""
+
+import os
+import pickle
+
+import pytest
+import torch
+
+from varpro import results
+
+
+def test_round_trip_keeps_types_and_values(tmp_path):
+    contents = {"config": {"lambda": 1e-3, "name": "x", "list": [1, 2]}, "loss": torch.arange(3.0), "time": 1.5}
+    path = tmp_path / "deep" / "run.pt"
+    results.save(path, contents)
+    found = results.load(path)
+    assert found["config"] == contents["config"]
+    assert torch.equal(found["loss"], contents["loss"])
+    assert [p.name for p in path.parent.iterdir()] == ["run.pt"]
+
+
+def test_a_view_is_saved_without_what_it_is_a_view_of(tmp_path):
+    results.save(tmp_path / "run.pt", {"row": torch.zeros(1000, 1000)[3]})
+    assert (tmp_path / "run.pt").stat().st_size < 10_000
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "run.pt"
+    results.save(path, {"value": 1})
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        results.save(path, {"value": lambda: None})
+    assert results.load(path) == {"value": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Attack:
+    def __reduce__(self):
+        return os.mkdir, ("attacked",)
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"config": Attack()}, tmp_path / "run.pt")
+    with pytest.raises(results.ResultError, match=r"run\.pt: not a file of tensors"):
+        results.load(tmp_path / "run.pt")
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "list"])
+def test_unreadable_files_give_one_line(tmp_path, damage):
+    path = tmp_path / "run.pt"
+    results.save(path, {"value": torch.zeros(100)})
+    whole = path.read_bytes()
+    if damage == "list":
+        torch.save([1], path)
+    else:
+        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"loss,1\n"}[damage])
+    with pytest.raises(results.ResultError) as caught:
+        results.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(results.ResultError, match="no such file"):
+        results.load(tmp_path / "none.pt")
+
+
+def test_complete_compares_the_configuration(tmp_path):
+    path = tmp_path / "run.pt"
+    assert not results.complete(path, {"seed": 1})
+    results.save(path, {"config": {"seed": 1, "device": "cpu"}})
+    assert results.complete(path, {"seed": 1})
+    with pytest.raises(results.ResultError, match=r"was made with seed = 1, not 2; use --name or --output, or --force"):
+        results.complete(path, {"seed": 2})
+
+
+def test_file_names_state_the_parameters():
+    parameters = {"lambda": 1e-3, "width": 32, "gamma": 100.0, "time_scale": 2**-10}
+    assert results.file_name(parameters) == "lambda=0.001_width=32_gamma=100_time_scale=0.0009765625.pt"
+    assert results.file_name({"seed": 0}, "trial") == "trial_seed=0.pt"
+
+
+def test_provenance_names_versions_and_revision():
+    found = results.provenance("cpu")
+    assert found["torch"] == torch.__version__.split("+")[0] or found["torch"] == torch.__version__
+    assert set(found) >= {"numpy", "numba", "python", "git_revision", "device", "platform"}
+    assert all(isinstance(value, str) and value for value in found.values())
+
+
+def test_results_root_can_be_moved(monkeypatch, tmp_path):
+    assert results.directory("VarPro_ReLU_1d") == results.ROOT / "VarPro_ReLU_1d" / "results"
+    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+    assert results.directory("VarPro_ReLU_1d") == tmp_path / "VarPro_ReLU_1d" / "results"

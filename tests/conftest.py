@@ -2,10 +2,14 @@
 
 import importlib.util
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 from hypothesis import settings
+
+from varpro import paper
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,3 +25,22 @@ def load_script(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+TINY_EPOCHS = 64
+
+
+@pytest.fixture(scope="session")
+def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every run of Section 6.1 at 64 epochs, seed 0, made by the scripts; a folder to name in $VARPRO_RESULTS."""
+    folder = tmp_path_factory.mktemp("tiny_results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VARPRO_RESULTS", str(folder))
+        diffusion = load_script("make_diffusion.py")
+        for gamma in paper.GAMMAS:
+            diffusion.main(["--epochs", str(TINY_EPOCHS), "--gamma", f"{gamma:g}"])
+        experiments = {run.experiment for run in paper.RUNS}
+        scripts = {experiment: load_script(f"{experiment}/Experiment.py") for experiment in sorted(experiments)}
+        for run in paper.RUNS:
+            scripts[run.experiment].main(replace(run, epochs=TINY_EPOCHS).arguments([0]))
+    return folder

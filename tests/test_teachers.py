@@ -36,16 +36,6 @@ def test_cdf_starts_at_zero():
     assert teachers.circle_cdf(-np.pi, 100.0) == pytest.approx(0, abs=EXACT)
 
 
-@given(st.floats(0.1, 1e3), st.floats(-3.0, 3.0))
-def test_slope_is_the_derivative_of_the_density(gamma, angle):
-    step = 1e-5
-    difference = (teachers.circle_density(angle + step, gamma) - teachers.circle_density(angle - step, gamma)) / (
-        2 * step
-    )
-    scale = math.sqrt(1 + gamma) * (1 + gamma)  # of the third derivative, which is the error of the difference
-    assert teachers.circle_density_slope(angle, gamma) == pytest.approx(difference, abs=1e-9 * scale + 1e-9)
-
-
 @settings(max_examples=20)
 @given(GAMMAS)
 def test_sampler_follows_the_law(gamma):

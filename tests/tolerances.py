@@ -9,3 +9,16 @@ FLOAT32 = 2e-4  # float32 solves against float64, relative, lambda 1e-3
 PINNED = 1e-6  # float32 draws written with seven digits
 PUBLISHED = 1e-3  # relative, our six-seed means against the published curves (median over vertices)
 QUADRATURE = 1e-10  # integrals of smooth periodic functions
+
+DIFFUSION = {
+    "law": 1e-12,  # relative; the same closed forms in another order
+    "law slope": 1e-8,  # relative to the steepest slope; central differences
+    "mass": 1e-12,  # round-off of a sum of 4096 cells
+    "stationary": 1e-10,  # relative; a difference of two cdfs of size 1 over a cell of mass 1e-5 and more
+    "linear solve": 1e-6,  # relative; the dense matrix comes from finite differences
+    "converged": 1e-9,  # L1, after 200 and more decay times; far below the default rtol
+    "finite volumes": 3e-6,  # L1; the solver at rtol 1e-7 leaves 1e-6, the extrapolated finite volumes less
+    "restart": 1e-4,  # L1; two runs with different steps, each with an error of 2e-5
+    "decay rate": 1e-3,  # relative; the start is 1e-3 from linear
+    "published": 2e-3,  # relative; the published curves are as far (1e-3) from converged finite volumes
+}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from varpro.diffusion import MAX_GAMMA
 from varpro.results import ResultError
 
 
@@ -97,10 +98,10 @@ def positive(text: str) -> float:
 
 
 def concentration(text: str) -> float:
-    """Parser of gamma on the circle: a finite number from 0 up."""
+    """Parser of gamma on the circle: a number from 0 to the largest that the diffusion can be solved for."""
     value = _number(text)
-    if not (value >= 0 and math.isfinite(value)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a finite number from 0 up")
+    if not 0 <= value <= MAX_GAMMA:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number from 0 to {MAX_GAMMA:g}")
     return value
 
 
@@ -237,7 +238,7 @@ def add_output(to: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the result files (default: results/ beside the script)",
     )
-    group.add_argument("--name", type=_label, default="", metavar="NAME", help="put NAME in front of the file name")
+    group.add_argument("--name", type=_label, metavar="NAME", help="put NAME in front of the file name")
     group.add_argument("--force", action="store_true", help="compute again and replace an existing result")
     group.add_argument(
         "-p",
@@ -256,6 +257,7 @@ def parse(of: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.N
     for name in set(names) - options.given:
         setattr(options, name, of.get_default(name))
     options.defaults = {name: of.get_default(name) for name in names}
+    options.name = options.name or ""
     if options.progress is None:
         options.progress = sys.stderr.isatty()
     if len(set(options.seed)) < len(options.seed) if hasattr(options, "seed") else False:

@@ -220,7 +220,10 @@ def _read_data(options: argparse.Namespace) -> tuple[dict | None, str | None]:
     clashing = sorted(options.given & {"gamma", "samples", "teacher_width"})
     if clashing:
         raise cli.UsageError(f"--{clashing[0]}: has no effect with --data; leave one of the two out")
-    tensors = results.load(options.data)
+    try:
+        tensors = results.load(options.data)
+    except results.ResultError as error:
+        raise cli.UsageError(f"--data {error}") from None
     digest = hashlib.sha256(options.data.read_bytes()).hexdigest()[:8]
     return tensors, f"{options.data.stem}-{digest}"
 

@@ -122,8 +122,8 @@ def parse_seeds(text: str) -> list[int]:
     """Seeds from ``"0"``, ``"0-5"`` or ``"0,2,7-9"``, increasing. Raises ValueError on anything else."""
     seeds: set[int] = set()
     for part in text.replace(" ", ",").split(","):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
             raise ValueError(f"seeds {text!r}: allowed are numbers and ranges like 0-5, separated by commas")
         seeds.update(range(int(first), int(last or first) + 1))
     return sorted(seeds)

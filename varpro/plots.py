@@ -347,7 +347,7 @@ def _power(value: float) -> str:
 def density_evolution(seeds: Sequence[int] | None = None) -> Figure:
     """Density of the diffusion (left) and of the learned features (right) at the same epochs."""
     run = paper.DENSITY_RUN
-    diffusion, seeds = paper.Diffusion(run.gamma), seeds_at_hand(run, seeds)
+    diffusion, seeds = paper.Diffusion(run.gamma, run.epochs), seeds_at_hand(run, seeds)
     with style():
         figure = Figure(figsize=(8, 3.5))
         left, right = figure.subplots(1, 2, sharey=True)
@@ -561,10 +561,10 @@ def diffusion_animation(path: Path, seeds: Sequence[int] | None = None) -> Path:
     """Write a GIF: density of the diffusion (left) beside that of the learned features (right), teacher dashed."""
     run = paper.DENSITY_RUN
     used = seeds_at_hand(run, seeds)
-    panels = [diffusion_densities(paper.Diffusion(run.gamma)), feature_densities(run, used)]
+    panels = [diffusion_densities(paper.Diffusion(run.gamma, run.epochs)), feature_densities(run, used)]
     teacher = circle_density(_CIRCLE, run.gamma)
     with style():
-        figure = Figure(figsize=(7.2, 2.9), dpi=90)
+        figure = Figure(figsize=(7.2, 2.9), dpi=110)
         canvas = FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, sharey=True)
         lines = []
@@ -598,7 +598,7 @@ def diffusion_animation(path: Path, seeds: Sequence[int] | None = None) -> Path:
 class Animation:
     """A GIF that a notebook shows, and keeps, as a moving picture."""
 
-    path: Path
+    path: Path = field(repr=False)  # a path of this machine has no place in a notebook
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.path.read_bytes()).decode()

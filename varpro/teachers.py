@@ -36,20 +36,6 @@ def circle_density(angles: np.ndarray, gamma: float) -> np.ndarray:
     )
 
 
-def circle_density_slope(angles: np.ndarray, gamma: float) -> np.ndarray:
-    """Derivative of :func:`circle_density` with respect to the angle, same shape."""
-    angles = np.asarray(angles, dtype=np.float64)
-    return sum(
-        -mass
-        * math.sqrt(1 + gamma)
-        / (4 * math.pi)
-        * gamma
-        * np.sin(angles - centre)
-        / (1 + gamma * np.sin((angles - centre) / 2) ** 2) ** 2
-        for mass, centre in zip(BUMP_MASSES, (0.0, SECOND_BUMP), strict=True)
-    )
-
-
 def circle_cdf(angles: np.ndarray, gamma: float) -> np.ndarray:
     """Cumulative mass of nu_gamma from -pi to ``angles``; any real angle: N(x + 2 pi) = N(x) + 1, N(-pi) = 0."""
     angles = np.asarray(angles, dtype=np.float64)

@@ -1,0 +1,95 @@
+"""The notebooks: as committed, on small results, and on none."""
+
+import json
+import re
+from pathlib import Path
+
+import nbclient
+import nbformat
+import pytest
+from conftest import ROOT, TINY_EPOCHS
+from PIL import Image
+
+from varpro import paper
+
+FIGURES = {"Results_SHL": paper.FIGURE_FILES, "1d_animations": ["diffusion_animation.gif"]}
+MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|tmp|usr|Users|mnt|opt)/")
+PICTURE = re.compile(r"base64,[A-Za-z0-9+/=]+")
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def words(notebook: nbformat.NotebookNode) -> str:
+    """Everything a reader sees as text: sources, printed lines, and outputs without the pictures."""
+    parts = [cell.source for cell in notebook.cells]
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            data = {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/")}
+            parts += [output.get("text", ""), PICTURE.sub("", json.dumps(data))]
+    return "\n".join(parts)
+
+
+def printed(notebook: nbformat.NotebookNode) -> list[str]:
+    streams = [output for cell in code_cells(notebook) for output in cell.outputs if output.output_type == "stream"]
+    return [line for stream in streams for line in stream.text.splitlines()]
+
+
+def check_outputs(notebook: nbformat.NotebookNode) -> None:
+    """Ran once from top to bottom, without an error or a warning."""
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+
+
+def execute(name: str, folder: Path, results: Path, patch: pytest.MonkeyPatch) -> nbformat.NotebookNode:
+    """The notebook, executed in a new kernel as nbconvert does, with figures below ``folder``."""
+    patch.setenv("VARPRO_RESULTS", str(results))
+    patch.setenv("VARPRO_FIGURES", str(folder / "figures"))
+    patch.setenv("VARPRO_EPOCHS", str(TINY_EPOCHS))
+    patch.delenv("VARPRO_SEEDS", raising=False)
+    notebook = nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(ROOT)}}
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    return notebook
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_committed_notebook(name):
+    path = ROOT / f"{name}.ipynb"
+    assert path.stat().st_size < 2e6
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    check_outputs(notebook)
+    text = words(notebook)
+    assert not MACHINE_PATH.search(text)
+    assert str(ROOT) not in text
+    assert not printed(notebook), "executed where a result was missing"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_notebook_draws_small_results(name, tiny_results, tmp_path, monkeypatch):
+    notebook = execute(name, tmp_path, tiny_results, monkeypatch)
+    check_outputs(notebook)
+    assert printed(notebook) == []
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(FIGURES[name])
+    kinds = [kind for cell in code_cells(notebook) for output in cell.outputs for kind in output.get("data", {})]
+    assert sum(kind in ("image/png", "text/html") for kind in kinds) == len(FIGURES[name])
+    if name == "1d_animations":
+        with Image.open(tmp_path / "figures" / "diffusion_animation.gif") as animation:
+            assert animation.n_frames > 10
+            assert animation.info["loop"] == 0  # for ever
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_notebook_without_results_names_what_is_missing(name, tmp_path, monkeypatch):
+    notebook = execute(name, tmp_path, tmp_path / "nothing", monkeypatch)
+    check_outputs(notebook)
+    lines = printed(notebook)
+    wanting = [Path(file).stem for file in FIGURES[name] if file != "gamma_densities.pdf"]
+    assert len(lines) == len(wanting)
+    for figure in wanting:
+        (line,) = (line for line in lines if line.startswith(f"Missing for the figure '{figure}': "))
+        assert re.search(rf"with: python \S+\.py .*--epochs {TINY_EPOCHS} ", line)

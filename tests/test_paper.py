@@ -1,0 +1,80 @@
+"""The grid, and published numbers beside ours."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import load_script
+from tolerances import PUBLISHED
+
+from varpro import paper, results
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0", [0]), ("0-5", [0, 1, 2, 3, 4, 5]), ("7,0-1", [0, 1, 7]), ("2 3", [2, 3])]
+)
+def test_seeds(text, seeds):
+    assert paper.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "1,,2"])
+def test_bad_seeds(text):
+    with pytest.raises(ValueError, match="allowed are numbers and ranges"):
+        paper.parse_seeds(text)
+
+
+def test_the_grid_holds_each_run_once():
+    count = {name: sum(run.experiment == name for run in paper.RUNS) for name in {r.experiment for r in paper.RUNS}}
+    assert count == {paper.BIASED: 7, paper.UNBIASED: 17, paper.TWO_TIMESCALE: 12}
+    assert len({run.path(0) for run in paper.RUNS}) == len(paper.RUNS)
+
+
+def test_paths_are_those_that_the_scripts_write(tmp_path, monkeypatch):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+    run = paper.Run(paper.UNBIASED, lmbda=1e-1, width=8, gamma=10.0, epochs=5)
+    load_script(f"{run.experiment}/Experiment.py").main(run.arguments([0, 1]))
+    assert run.path(0).exists()
+    assert run.path(1).exists()
+    diffusion = paper.Diffusion(10.0, 5)
+    assert diffusion.path.exists()
+    assert diffusion.command() == "python make_diffusion.py --epochs 5 --gamma 10"
+
+
+def test_mean_curve_names_the_command_that_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+    with pytest.raises(results.ResultError, match=r"make it with: python VarPro_ReLU_1d/Experiment\.py --seed 0"):
+        paper.mean_curve(paper.Run(paper.BIASED), [0], "loss")
+
+
+def test_comparison_is_exact_for_the_published_curve_itself(tmp_path, monkeypatch):
+    """A fake run that is the published curve, and one that is 1 % above it."""
+    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+    curve = paper.published("relu1d_width_distance_evolution")["left", "distance_teacher", "M=32", "solid"]
+    epochs = torch.arange(0, 32001, 32)
+    for seed, factor in ((0, 1.0), (1, 1.02)):
+        values = torch.from_numpy(factor * np.interp(epochs, curve.x, curve.y))
+        contents = {"distance_epochs": epochs, "distance_teacher": values, "distance_diffusion": values}
+        results.save(paper.Run(paper.UNBIASED, width=32).path(seed), contents | {"loss": torch.ones(32000)})
+    rows = {row.title: row for row in paper.comparisons([0])}
+    assert rows["distance to teacher, unbiased, M = 32"].worst < 1e-12
+    rows = {row.title: row for row in paper.comparisons([0, 1])}
+    assert rows["distance to teacher, unbiased, M = 32"].median == pytest.approx(0.01)
+    assert "| distance to teacher, unbiased, M = 32 | 0.038193 | 0.037815 | 1.00% | 1.00% |" in paper.comparison_table(
+        [0, 1]
+    )
+
+
+@pytest.mark.parametrize(("experiment", "style"), [(paper.UNBIASED, "solid"), (paper.BIASED, "dashed")])
+def test_six_seeds_meet_the_published_curves(experiment, style, tmp_path, monkeypatch):
+    """The real thing at the smallest width: 32000 epochs, six seeds, against the paper's own numbers."""
+    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+    run = paper.Run(experiment, width=32, epochs=32000)
+    load_script(f"{experiment}/Experiment.py").main(run.arguments(paper.SEEDS))
+    curves = paper.published("relu1d_width_distance_evolution")
+    for panel, quantity in (("left", "distance_teacher"), ("right", "distance_diffusion")):
+        curve = curves[panel, quantity, "M=32", style]
+        epochs, values = paper.mean_curve(run, paper.SEEDS, quantity)
+        assert np.median(np.abs(np.interp(curve.x, epochs, values) / curve.y - 1)) < PUBLISHED
+    panel, name = ("left", "risk_biased") if experiment == paper.BIASED else ("right", "risk_unbiased")
+    curve = paper.published("relu1d_width_risk_evolution")[panel, name, "M=32", "solid"]
+    epochs, values = paper.mean_curve(run, paper.SEEDS, "loss")
+    assert np.median(np.abs(np.interp(curve.x, epochs, values) / curve.y - 1)) < PUBLISHED

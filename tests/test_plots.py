@@ -1,0 +1,204 @@
+"""The figures' arithmetic, messages and files; the figures themselves are drawn in test_notebooks.py."""
+
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import TINY_EPOCHS
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from varpro import paper, plots, results
+
+GRID = np.linspace(-math.pi, math.pi, 512, endpoint=False)
+scales = st.floats(0.03, 3.0)
+some_angles = st.lists(st.floats(-10, 10), min_size=1, max_size=20).map(np.array)
+
+
+@pytest.fixture
+def empty_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path / "results"))
+    monkeypatch.delenv("VARPRO_SEEDS", raising=False)
+    return tmp_path / "results"
+
+
+def pretend(run: paper.Run, *seeds: int) -> None:
+    """An empty file in the place of a result: enough for what only looks whether it is there."""
+    for seed in seeds:
+        run.path(seed).parent.mkdir(parents=True, exist_ok=True)
+        run.path(seed).touch()
+
+
+# --- smoothing ----------------------------------------------------------------------------------------------------
+
+
+@given(some_angles, scales)
+def test_smoothed_density_has_mass_one_and_is_not_negative(angles, scale):
+    density = plots.smoothed_density(angles, GRID, scale)
+    assert density.mean() * 2 * math.pi == pytest.approx(1, abs=1e-12)
+    assert density.min() > -1e-12
+
+
+@given(st.floats(-math.pi, math.pi), scales)
+def test_one_neuron_is_a_wrapped_gaussian(angle, scale):
+    windings = 2 * math.pi * np.arange(-6, 7)[:, None]
+    gaussians = np.exp(-((GRID - angle + windings) ** 2) / (2 * scale**2)) / (scale * math.sqrt(2 * math.pi))
+    np.testing.assert_allclose(plots.smoothed_density([angle], GRID, scale), gaussians.sum(axis=0), atol=1e-11)
+
+
+def test_the_published_scale_at_a_neuron():
+    peak = plots.smoothed_density(np.array([3.0]), np.array([3.0, 3.0 - 2 * math.pi]))
+    np.testing.assert_allclose(peak, 1 / (0.04 * math.sqrt(2 * math.pi)), rtol=1e-12)
+
+
+def test_smoothing_averages_over_neurons_and_seeds():
+    angles = np.random.default_rng(0).uniform(-math.pi, math.pi, (3, 5))  # (seeds, M)
+    one_by_one = [plots.smoothed_density(angle, GRID) for angle in angles.ravel()]
+    np.testing.assert_allclose(plots.smoothed_density(angles, GRID), np.mean(one_by_one, axis=0), atol=1e-12)
+
+
+# --- snapshots ----------------------------------------------------------------------------------------------------
+
+
+def test_state_at_is_linear_between_snapshots():
+    epochs, states = np.array([0, 32, 64]), np.array([[0.0, 1.0], [32.0, 3.0], [0.0, 3.0]])
+    for epoch, expected in ((0, [0, 1]), (8, [8, 1.5]), (32, [32, 3]), (48, [16, 3]), (64, [0, 3])):
+        np.testing.assert_array_equal(plots.state_at(epoch, epochs, states), expected)
+
+
+@pytest.mark.parametrize("epochs", [np.arange(0, 32001, 32), np.arange(65), np.arange(2)])
+def test_animation_frames_are_snapshots_and_reach_the_end(epochs):
+    frames = plots.frame_epochs(epochs, 100)
+    assert frames[0] == 0
+    assert frames[-1] == min(epochs[-1], 9984)  # the last snapshot before 10000
+    assert len(frames) <= 100
+    assert np.all(np.diff(frames) > 0)
+    assert np.all(np.isin(frames, epochs))
+
+
+# --- published curves ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quantity", ["loss", "distance_teacher", "distance_diffusion"])
+def test_every_run_of_the_width_figures_has_its_published_curve(quantity):
+    curves = [plots.published_curve(run, quantity) for run in paper.FIGURES["width"]]
+    assert all(curve is not None for curve in curves)
+    assert len({curve.y.tobytes() for curve in curves}) == len(curves)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        paper.Run(paper.UNBIASED, lmbda=1e-2),
+        paper.Run(paper.UNBIASED, gamma=10.0),
+        paper.Run(paper.UNBIASED, epochs=7),
+        paper.Run(paper.TWO_TIMESCALE),
+    ],
+)
+def test_other_runs_have_none(run):
+    assert plots.published_curve(run, "distance_teacher") is None
+
+
+# --- seeds and what is missing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("0", [0]), ("0-5", [0, 1, 2, 3, 4, 5]), ("3,0-1", [0, 1, 3]), ("", None)])
+def test_requested_seeds(monkeypatch, text, seeds):
+    monkeypatch.setenv("VARPRO_SEEDS", text)
+    assert plots.requested_seeds() == seeds
+
+
+@pytest.mark.parametrize("text", ["a", "-1", "0;1", "5-x"])
+def test_requested_seeds_refuses_anything_else(monkeypatch, text):
+    monkeypatch.setenv("VARPRO_SEEDS", text)
+    with pytest.raises(ValueError, match="allowed are"):
+        plots.requested_seeds()
+
+
+def test_missing_names_the_first_of_several_and_its_command(empty_results):
+    runs = paper.FIGURES["lambda"]
+    sentence = plots.missing("distance_lambda", runs, None, [paper.Diffusion(100.0)])
+    assert "'distance_lambda': 9 results (first: the diffusion with gamma 100)" in sentence
+    assert f"python make_diffusion.py --epochs {paper.EPOCHS} --gamma 100" in sentence
+    assert "make reproduce" in sentence
+    assert "\n" not in sentence
+
+
+def test_missing_names_the_only_one(empty_results):
+    first, *others = paper.FIGURES["lambda"]
+    for run in others:
+        pretend(run, 4)  # any seed will do where none is asked for
+    sentence = plots.missing("distance_lambda", paper.FIGURES["lambda"])
+    label = f"{first.experiment}, lambda {first.lmbda:g}, width 1024, gamma 100, seed 0"
+    assert sentence == f"Missing for the figure 'distance_lambda': {label}; make it with: {first.command([0])}"
+
+
+def test_missing_counts_requested_seeds(empty_results):
+    run = paper.FIGURES["lambda"][0]
+    pretend(run, 1)
+    assert plots.missing("x", [run], [0, 1, 2]).endswith(run.command([0, 2]))
+    assert "seed 0,2;" in plots.missing("x", [run], [0, 1, 2])
+    pretend(run, 0, 2)
+    assert plots.missing("x", [run], [0, 1, 2]) == ""
+    assert plots.seeds_at_hand(run) == (0, 1, 2)
+
+
+def test_every_recipe_is_a_figure_of_the_paper_and_back():
+    assert sorted(f"{name}.pdf" for name in plots.RECIPES) == sorted(paper.FIGURE_FILES)
+
+
+# --- drawing ------------------------------------------------------------------------------------------------------
+
+
+def test_run_panel_draws_the_mean_over_seeds_and_a_band(empty_results, tiny_results, monkeypatch):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tiny_results))
+    run = replace(paper.Run(paper.UNBIASED, width=32), epochs=TINY_EPOCHS)
+    first = results.load(run.path(0))
+    scaled = dict(first, distance_teacher=3 * first["distance_teacher"], loss=2 * first["loss"])
+    monkeypatch.setenv("VARPRO_RESULTS", str(empty_results))
+    results.save(run.path(0), first)
+    results.save(run.path(1), scaled)
+    axes = Figure().subplots()
+    plots.run_panel(axes, [plots.Line(run, (0, 1), (0, 0, 0, 1))], "distance_teacher", log_epochs=False)
+    (line,) = axes.lines
+    expected = 2 * first["distance_teacher"][first["distance_epochs"] == line.get_xdata()[-1]][0]
+    assert line.get_xdata()[-1] == TINY_EPOCHS
+    assert line.get_ydata()[-1] == pytest.approx(float(expected), rel=1e-12)
+    assert len(axes.collections) == 1
+    axes = Figure().subplots()
+    plots.run_panel(axes, [plots.Line(run, (0,), (0, 0, 0, 1))], "loss", log_epochs=True)
+    (line,) = axes.lines
+    np.testing.assert_array_equal(line.get_xdata(), np.arange(TINY_EPOCHS))
+    np.testing.assert_array_equal(line.get_ydata(), first["loss"].numpy())
+    assert len(axes.collections) == 0
+
+
+def test_two_timescale_and_varpro_are_compared_over_the_same_seeds(empty_results):
+    pretend(paper.Run(paper.UNBIASED), 0, 1, 2)
+    pretend(paper.Run(paper.TWO_TIMESCALE), 0)
+    both = [plots._compared(paper.Run(e), None, (0, 0, 0, 1)) for e in (paper.UNBIASED, paper.TWO_TIMESCALE)]
+    assert [line.seeds for line in both] == [(0,), (0,)]
+
+
+@pytest.mark.parametrize("name", plots.RECIPES)
+def test_without_results_a_figure_is_skipped_with_a_sentence(empty_results, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setenv("VARPRO_FIGURES", str(tmp_path / "figures"))
+    figure, said = plots.publish(name), capsys.readouterr().out
+    if name == "gamma_densities":  # a formula
+        assert figure is not None
+        assert said == ""
+    else:
+        assert figure is None
+        assert re.fullmatch(rf"Missing for the figure '{name}': .* with: python \S+\.py .*\n", said)
+        assert not (tmp_path / "figures" / f"{name}.pdf").exists()
+
+
+def test_a_saved_figure_is_a_pdf_with_the_same_bytes_every_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("VARPRO_FIGURES", str(tmp_path / "new" / "folder"))
+    first = plots.save(plots.gamma_densities(), "gamma_densities").read_bytes()
+    second = plots.save(plots.gamma_densities(), "gamma_densities").read_bytes()
+    assert first == second
+    assert first.startswith(b"%PDF")

@@ -1,0 +1,313 @@
+"""The scripts as a user runs them: tiny runs, what they write, what they keep, and what they refuse."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, load_script
+from problems import random_problem
+from tolerances import EXACT
+
+from varpro import paper, results
+
+BIASED, UNBIASED, TWO_TIMESCALE = (
+    f"{name}/Experiment.py" for name in (paper.BIASED, paper.UNBIASED, paper.TWO_TIMESCALE)
+)
+CIRCLE = (BIASED, UNBIASED, TWO_TIMESCALE)
+TINY = ["--epochs", "6", "--student_width", "8", "--samples", "64", "--teacher_width", "32"]
+
+
+def run(script: str, *arguments: str) -> None:
+    load_script(script).main(list(arguments))
+
+
+def refuse(script: str, *arguments: str, code: int = 2) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(script, *arguments)
+    assert stopped.value.code == code
+
+
+def only_result(folder: Path) -> dict:
+    (path,) = (path for path in folder.glob("*.pt") if not path.name.startswith("diffusion"))
+    return results.load(path)
+
+
+@pytest.mark.parametrize("script", CIRCLE)
+@pytest.mark.parametrize("solver", ["linear", "dense"])
+def test_a_run_writes_what_the_specification_says(script, solver, tmp_path):
+    run(script, *TINY, "--solver", solver, "--seed", "3", "--output", str(tmp_path))
+    found = only_result(tmp_path)
+    assert found["weights"].shape == (7, 8, 2)
+    assert found["outer"].shape == (7, 8)
+    assert found["snapshot_epochs"].tolist() == list(range(7))
+    assert found["loss"].shape == (6,)
+    assert found["loss"].dtype == torch.float64
+    assert found["teacher_weights"].shape == (32, 2)
+    for name in ("distance_epochs", "distance_teacher", "distance_diffusion"):
+        assert found[name].shape == (1001,)
+        assert torch.isfinite(found[name]).all()
+    assert found["elapsed_time"] > 0
+    config = found["config"]
+    assert (config["seed"], config["solver"], config["epochs"], config["student_width"]) == (3, solver, 6, 8)
+    assert config["dtype"] == ("float64" if solver == "linear" else "float32")
+    assert config["centre"] == (0.0 if script == BIASED else 1.0)
+    if script == TWO_TIMESCALE:
+        assert found["rate_ratio"] == pytest.approx(1e-3 / 2**-10, rel=EXACT)
+    torch.testing.assert_close(found["weights"].norm(dim=2), torch.ones(7, 8))
+
+
+@pytest.mark.parametrize("script", CIRCLE)
+def test_both_routes_give_the_same_run(script, tmp_path):
+    for solver in ("linear", "dense"):
+        run(script, *TINY, "--solver", solver, "--dtype", "float64", "--output", str(tmp_path / solver))
+    linear, dense = only_result(tmp_path / "linear"), only_result(tmp_path / "dense")
+    for name in ("weights", "outer", "loss", "distance_teacher", "distance_diffusion"):
+        torch.testing.assert_close(linear[name], dense[name])
+
+
+def test_several_seeds_make_one_file_each_and_existing_ones_are_kept(tmp_path, capsys):
+    arguments = [*TINY, "--output", str(tmp_path)]
+    run(UNBIASED, *arguments, "--seed", "1")
+    (first,) = tmp_path.glob("lambda*")
+    before = (first.read_bytes(), first.stat().st_mtime_ns)
+    capsys.readouterr()
+    run(UNBIASED, *arguments, "--seed", "0", "1", "2")
+    assert f"seed 1: kept {first}" in capsys.readouterr().out
+    assert (first.read_bytes(), first.stat().st_mtime_ns) == before
+    seeds = [results.load(path)["config"]["seed"] for path in tmp_path.glob("lambda*")]
+    assert sorted(seeds) == [0, 1, 2]
+    run(UNBIASED, *arguments, "--seed", "1", "--force")
+    assert first.stat().st_mtime_ns > before[1]
+
+
+def test_the_file_name_tells_runs_apart(tmp_path):
+    for extra in ([], ["--lambda", "1e-2"], ["--time_scale", "1e-4"], ["--saving_step", "2"], ["--name", "mine"]):
+        run(UNBIASED, *TINY, *extra, "--output", str(tmp_path))
+    names = {path.name for path in tmp_path.glob("*.pt")} - {path.name for path in tmp_path.glob("diffusion*")}
+    assert len(names) == 5
+    assert "lambda=0.01_width=8_gamma=100_epochs=6_teacher_width=32_samples=64_seed=0.pt" in names
+
+
+def test_lambda_has_two_spellings_and_scripts_run_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(BIASED, *TINY, "--lmbda", "1e-2", "--output", "here")
+    assert only_result(tmp_path / "here")["config"]["lambda"] == 1e-2
+
+
+def test_results_go_beside_the_script_by_default(tmp_path, monkeypatch):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+    run(BIASED, *TINY)
+    assert only_result(tmp_path / "VarPro_ReLU_1d" / "results")
+    assert list((tmp_path / "results").glob("diffusion_gamma=100_epochs=6.pt"))
+
+
+# --- the user's own data -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path):
+    problem = random_problem(50, 6)
+    path = tmp_path / "mine.pt"
+    torch.save(
+        {
+            "inputs": torch.from_numpy(problem.inputs),
+            "targets": torch.from_numpy(problem.targets),
+            "student_weights": torch.from_numpy(problem.weights),
+        },
+        path,
+    )
+    return path
+
+
+def test_own_data_leave_out_the_distances_they_cannot_have(data, tmp_path):
+    run(BIASED, "--data", str(data), "--epochs", "4", "--output", str(tmp_path / "out"))
+    found = only_result(tmp_path / "out")
+    assert found["weights"].shape == (5, 6, 2)
+    torch.testing.assert_close(found["weights"][0].double(), torch.load(data)["student_weights"])
+    assert not {"distance_diffusion", "distance_teacher", "teacher_weights"} & set(found)
+    tensors = torch.load(data) | {"teacher_weights": torch.eye(2)}
+    torch.save(tensors, data)
+    run(BIASED, "--data", str(data), "--epochs", "4", "--output", str(tmp_path / "with teacher"))
+    found = only_result(tmp_path / "with teacher")
+    assert "distance_teacher" in found
+    assert "distance_diffusion" not in found
+
+
+def test_own_data_with_many_outputs_take_the_dense_route(data, tmp_path):
+    torch.save({"inputs": torch.randn(30, 2), "targets": torch.randn(30, 3)}, data)
+    run(BIASED, "--data", str(data), "--epochs", "4", "--student_width", "5", "--output", str(tmp_path / "out"))
+    found = only_result(tmp_path / "out")
+    assert found["config"]["solver"] == "dense"
+    assert found["outer"].shape == (5, 5, 3)
+    refuse(BIASED, "--data", str(data), "--solver", "linear", "--output", str(tmp_path / "out"))
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--student_width", "-3"], "--student_width: '-3' is not allowed: a whole number from 1 up"),
+        (["--student_width", "2.5"], "--student_width: '2.5' is not allowed"),
+        (["--gamma", "abc"], "--gamma: 'abc' is not allowed: a number from 0 to 1e+08"),
+        (["--gamma", "inf"], "--gamma: 'inf' is not allowed"),
+        (["--lambda", "0"], "--lambda/--lmbda: '0' is not allowed: a finite number above 0"),
+        (["--time_scale", "nan"], "--time_scale: 'nan' is not allowed"),
+        (["--epochs", "0"], "--epochs: '0' is not allowed"),
+        (["--seed", "-1"], "--seed: '-1' is not allowed"),
+        (["--seed", "1", "1"], "--seed: 1 1 names a seed twice"),
+        (["--solver", "magic"], "'magic' (choose from"),
+        (["--widht", "3"], "unrecognized arguments: --widht 3"),
+        (["--student", "3"], "unrecognized arguments: --student 3"),
+        (["--name", "a/b"], "--name: 'a/b' is not allowed"),
+        (["--data", "none.pt"], "--data none.pt: no such file"),
+        (["--solver", "linear", "--dtype", "float32"], "--solver linear: computes in float64"),
+        (["--output", __file__], "is a file, not a folder"),
+        pytest.param(
+            ["--device", "cuda"],
+            "--device cuda: no CUDA device is available here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
+def test_bad_options_give_one_line_and_write_nothing(arguments, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+    refuse(UNBIASED, *arguments)
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert named in output.err
+    assert output.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unreadable_data_give_one_line(tmp_path, capsys):
+    path = tmp_path / "data.pt"
+    path.write_text("not tensors")
+    refuse(BIASED, "--data", str(path), "--output", str(tmp_path))
+    assert re.fullmatch(r".*error: --data .*data\.pt: not a file of tensors.*\n", capsys.readouterr().err)
+    torch.save({"inputs": torch.ones(3, 5), "targets": torch.ones(3)}, path)
+    refuse(BIASED, "--data", str(path), "--output", str(tmp_path))
+    assert "'inputs' has shape (3, 5); allowed: (N, 2)" in capsys.readouterr().err
+    refuse(BIASED, "--data", str(path), "--gamma", "3")
+    assert "--gamma: has no effect with --data" in capsys.readouterr().err
+
+
+def test_a_damaged_or_foreign_result_is_never_overwritten(tmp_path, capsys):
+    arguments = [*TINY, "--output", str(tmp_path)]
+    run(UNBIASED, *arguments)
+    (path,) = tmp_path.glob("lambda*")
+    run(BIASED, *TINY, "--output", str(tmp_path / "other"))
+    (foreign,) = (tmp_path / "other").glob("lambda*")
+    path.write_bytes(foreign.read_bytes())
+    before = path.read_bytes()
+    refuse(UNBIASED, *arguments)
+    assert "was made with experiment = VarPro_ReLU_1d" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    path.write_bytes(b"damaged")
+    refuse(UNBIASED, *arguments)
+    assert "not a file of tensors" in capsys.readouterr().err
+    assert path.read_bytes() == b"damaged"
+    run(UNBIASED, *arguments, "--force")
+    assert results.load(path)["config"]["experiment"] == "VarPro_ReLU_1d_unbiased"
+
+
+def test_a_diverging_run_exits_with_1_and_leaves_no_result(data, tmp_path, capsys):
+    tensors = torch.load(data)
+    torch.save(tensors | {"targets": tensors["targets"] * 1e150}, data)
+    refuse(TWO_TIMESCALE, "--data", str(data), "--epochs", "4", "--output", str(tmp_path / "out"), code=1)
+    assert "the loss is not finite at epoch" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_exit_codes_of_the_real_command():
+    command = [sys.executable, str(ROOT / BIASED), "--gamma", "abc"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "Experiment.py: error: argument --gamma: 'abc' is not allowed: a number from 0 to 1e+08\n"
+
+
+# --- the diffusion -----------------------------------------------------------------------------------------------
+
+
+def test_make_diffusion(tmp_path, capsys):
+    arguments = ["--gamma", "10", "--epochs", "50", "--grid_size", "128", "--output", str(tmp_path)]
+    run("make_diffusion.py", *arguments)
+    (path,) = tmp_path.iterdir()
+    assert path.name == "diffusion_gamma=10_epochs=50_grid_size=128.pt"
+    found = results.load(path)
+    assert found["density"].shape == (51, 128)
+    assert found["density"].dtype == torch.float32
+    assert found["grid"].shape == (128,)
+    assert found["snapshot_epochs"].tolist() == list(range(51))
+    assert (found["gamma"], found["time_scale"]) == (10.0, 2**-10)
+    masses = found["density"].double().mean(dim=1) * 2 * np.pi
+    torch.testing.assert_close(masses, torch.ones_like(masses))
+    capsys.readouterr()
+    run("make_diffusion.py", *arguments)
+    assert "kept" in capsys.readouterr().out
+    run("make_diffusion.py", *arguments, "--saving_step", "20")
+    (kept,) = tmp_path.glob("*saving_step=20*")
+    assert results.load(kept)["snapshot_epochs"].tolist() == [0, 20, 40, 50]
+
+
+def test_a_run_makes_the_diffusion_it_needs_once(tmp_path, capsys):
+    run(UNBIASED, *TINY, "--output", str(tmp_path))
+    assert capsys.readouterr().out.startswith("diffusion: wrote")
+    run(UNBIASED, *TINY, "--lambda", "1e-2", "--output", str(tmp_path))
+    assert capsys.readouterr().out.startswith("diffusion: kept")
+
+
+@pytest.mark.parametrize("arguments", [["--gamma", "-1"], ["--gamma", "1e9"], ["--grid_size", "4"], ["--epochs", "x"]])
+def test_make_diffusion_refuses(arguments, tmp_path, capsys):
+    refuse("make_diffusion.py", *arguments, "--output", str(tmp_path))
+    assert f"{arguments[0]}: '{arguments[1]}' is not allowed" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the README --------------------------------------------------------------------------------------------------
+
+
+def readme_commands() -> list[tuple[str, list[str]]]:
+    """(script, arguments) of every ``python ...`` line; ``Experiment.py`` alone is that of the folder named last."""
+    commands, folder = [], None
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+        named = re.search(r"located in the directory `([^`]+)`", line)
+        folder = named.group(1) if named else folder
+        if line.startswith("python ") and not line.startswith("python -m"):
+            _, script, *arguments = shlex.split(line)
+            commands.append((f"{folder}/{script}" if script == "Experiment.py" else script, arguments))
+    return commands
+
+
+def test_every_command_of_the_readme_is_one_the_scripts_take():
+    commands = readme_commands()
+    assert len(commands) == len(set(map(str, commands))) + 3  # a width and a lambda run are listed twice, by the user
+    for script, arguments in commands:
+        module = load_script(script)
+        module.parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("script", [*CIRCLE, "make_diffusion.py"])
+def test_help_states_defaults(script, capsys):
+    refuse(script, "--help", code=0)
+    text = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "(default: 32000)" in text
+    assert "(default: 100.0)" in text
+    assert "None" not in text
+
+
+def test_the_readme_lists_every_run_of_the_grid_that_the_user_asked_for():
+    listed = set()
+    for script, arguments in readme_commands():
+        experiment, _, name = script.rpartition("/")
+        if name == "Experiment.py" and "--lambda" in arguments and experiment:
+            options = load_script(script).parser().parse_args(arguments)
+            listed.add(paper.Run(experiment, options.lmbda, options.student_width, options.gamma, options.epochs))
+    assert len(listed) == 22
+    assert listed <= {paper.Run(run.experiment, run.lmbda, run.width, run.gamma, 32000) for run in paper.RUNS}

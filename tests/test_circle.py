@@ -67,7 +67,7 @@ def test_generators_give_the_gram_matrix(problem):
 def test_solution_is_the_dense_one(problem, lmbda, centre):
     outer = linear(problem, lmbda, centre).project(problem.weights)
     expected = dense_solution(problem, lmbda, centre)
-    np.testing.assert_allclose(outer, expected, rtol=0, atol=SOLVE * max(1, np.abs(expected).max()))
+    np.testing.assert_allclose(outer, expected, rtol=0, atol=10 * SOLVE * max(1, np.abs(expected).max()))
 
 
 @given(awkward_problems(), st.integers(0, 2**16))

@@ -15,6 +15,7 @@ Relatives of the factorisation: Foreman-Mackey et al. 2017 (celerite), Andersen 
 
 import math
 import warnings
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -27,11 +28,17 @@ _BISECT_ABOVE = 16  # a bucket with more samples than this is searched by bisect
 _INSERTION_MOVES = 1.0  # moves per neuron before the in-place insertion sort gives way to the merge
 _MERGE_MOVES = 8.0  # moves per neuron before the merge gives way to a full sort
 _DIRECT_BELOW = 1e-8  # below this share of mean(y^2) the data term is summed over the samples themselves
-_REFINE_ABOVE = 1e-10  # bound on the relative prediction error that triggers refinement of the solve
+_REFINE_ABOVE = 1e-12  # bound on the relative prediction error that triggers refinement of the solve ...
+_REFINE_DIGITS = 1e-14  # ... but for tiny lambda this over sqrt(lambda), 40 times what round-off leaves of the bound
 _WARN_ABOVE = 1e-9  # the same bound, when refinement could not bring it down
 _REFINEMENTS = 300  # conjugate-gradient steps at most
-_DIVERGED = 1e6  # a bound this many times the best one ends the refinement
+_PATIENCE = 30  # steps without a better bound that end the refinement
 _RIDGE_FLOORS = (0.0, 1e-8, 1e-6)  # least ridge of the factor that preconditions, in units of mean |x|^2
+
+
+_compiled = partial(njit, cache=True, error_model="numpy")
+_FUSED = {"contract", "nsz"}  # fused multiply-adds; NaN and infinity keep their meaning
+_VECTORISED = {"contract", "nsz", "reassoc"}  # sums in any order, for reductions
 
 
 class AccuracyWarning(UserWarning):
@@ -70,7 +77,7 @@ class Workspace(NamedTuple):
     lower: np.ndarray  # (M, 8) factor W
     pivot: np.ndarray  # (M,) diagonal of K, then the pivots D
     half: np.ndarray  # (M, 2) half-plane sums of the residual
-    scratch: np.ndarray  # (M, 4)
+    next_u: np.ndarray  # (M,) two-timescale descent only
     family: np.ndarray  # (M,) integer scratch of the merge
 
 
@@ -142,7 +149,7 @@ def workspace(width: int) -> Workspace:
         lower=np.empty((width, 8)),
         pivot=np.empty(width),
         half=np.empty((width, 2)),
-        scratch=np.empty((width, 4)),
+        next_u=np.empty(width),
         family=np.empty(width, dtype=np.int64),
     )
 
@@ -150,14 +157,14 @@ def workspace(width: int) -> Workspace:
 # --- keys and order ----------------------------------------------------------------------------------------------
 
 
-@njit(cache=True, error_model="numpy", inline="always")
+@_compiled(inline="always")
 def _key(x, y):
     """y / (x + y) for x >= 0, else 1 - x / (y - x), for y >= 0 (F1)."""
     total = abs(x) + y
     return (y if x >= 0.0 else total - x) / total
 
 
-@njit(cache=True, error_model="numpy")
+@_compiled()
 def _key_array(v):
     keys = np.empty(v.shape[0])
     for i in range(v.shape[0]):
@@ -165,7 +172,7 @@ def _key_array(v):
     return keys
 
 
-@njit(cache=True)
+@_compiled()
 def _gather(ws, weights, outer):
     """Fold the caller's neurons into the workspace, in the order left by the last call."""
     for k in range(weights.shape[0]):
@@ -178,7 +185,7 @@ def _gather(ws, weights, outer):
         ws.key[k] = _key(ws.v[k, 0], ws.v[k, 1])
 
 
-@njit(cache=True)
+@_compiled()
 def _scatter(ws, weights, outer):
     """Give the neurons back to the caller's arrays."""
     for k in range(weights.shape[0]):
@@ -188,7 +195,7 @@ def _scatter(ws, weights, outer):
         outer[ws.ident[k]] = ws.u[k]
 
 
-@njit(cache=True)
+@_compiled()
 def _sort(ws):
     """Restore increasing keys; nearly sorted input costs O(M)."""
     budget = _INSERTION_MOVES * ws.key.shape[0] + 64
@@ -210,7 +217,7 @@ def _sort(ws):
             return
 
 
-@njit(cache=True)
+@_compiled()
 def _sort_families(ws):
     """Restore increasing keys by sorting upper and lower neurons apart and merging them.
 
@@ -234,7 +241,7 @@ def _sort_families(ws):
     _merge(ws, order, upper)
 
 
-@njit(cache=True)
+@_compiled()
 def _insertion(key, order, begin, end):
     """Insertion sort of ``order[begin:end]`` by key; False if it takes too many moves.
 
@@ -255,7 +262,7 @@ def _insertion(key, order, begin, end):
     return True
 
 
-@njit(cache=True)
+@_compiled()
 def _turn(key, order, begin, end):
     """Move a tail with keys near 0 to the front, or a head with keys near 2 to the back, where there is one."""
     tail = end
@@ -270,7 +277,7 @@ def _turn(key, order, begin, end):
         order[begin:end] = np.concatenate((order[head:end], order[begin:head]))
 
 
-@njit(cache=True)
+@_compiled()
 def _merge(ws, order, upper):
     """Merge the two sorted families ``order[:upper]`` and ``order[upper:]`` and permute the workspace."""
     width = ws.key.shape[0]
@@ -290,7 +297,7 @@ def _merge(ws, order, upper):
         ws.pos[k], ws.u[k], ws.key[k], ws.ident[k] = permuted[k, 2], permuted[k, 3], permuted[k, 4], ident[k]
 
 
-@njit(cache=True, inline="always")
+@_compiled(inline="always")
 def _locate(tables, key):
     """Number of samples with a smaller key."""
     buckets = tables.starts.shape[0] - 1
@@ -310,13 +317,13 @@ def _locate(tables, key):
 # --- Gram matrix -------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@_compiled()
 def _generators(tables, ws):
-    """Rows of U and V with K_jk = V_j . U_k for t_j <= t_k, the diagonal of K, and mean phi y (F4, F5, F6)."""
-    last = tables.prefix.shape[0] - 1
-    full = tables.prefix[last]
+    """Rows of U and V with K_jk = V_j . U_k for t_j <= t_k, and the diagonal of K (F4, F5); the moments (F6)."""
+    _moments(tables, ws)
+    full = tables.prefix[tables.prefix.shape[0] - 1]
     for k in range(ws.key.shape[0]):
-        row = tables.prefix[_locate_into(tables, ws, k)]
+        row = tables.prefix[ws.below[k]]
         x, y, p = ws.v[k, 0], ws.v[k, 1], ws.pos[k]
         n = 1.0 - p
         plus_x, plus_y = row[0] * x + row[1] * y, row[1] * x + row[2] * y
@@ -330,21 +337,24 @@ def _generators(tables, ws):
         left[4], left[5], left[6], left[7] = p * x, p * y, n * x, n * y
         right[0], right[1], right[2], right[3] = p * x, p * y, n * x, n * y
         right[4], right[5], right[6], right[7] = minus_x, minus_y, plus_x, plus_y
-        ws.pivot[k] = x * (p * (up_x + minus_x) + n * (down_x + plus_x)) + y * (
-            p * (up_y + minus_y) + n * (down_y + plus_y)
-        )
-        total_x = p * tables.totals[0] + n * tables.totals[2]
-        total_y = p * tables.totals[1] + n * tables.totals[3]
-        ws.moment[k] = x * (total_x - row[6]) + y * (total_y - row[7])
+        own_x, own_y = p * (up_x + minus_x) + n * (down_x + plus_x), p * (up_y + minus_y) + n * (down_y + plus_y)
+        ws.pivot[k] = x * own_x + y * own_y
 
 
-@njit(cache=True, inline="always")
-def _locate_into(tables, ws, k):
-    ws.below[k] = _locate(tables, ws.key[k])
-    return ws.below[k]
+@_compiled()
+def _moments(tables, ws):
+    """Number of samples below each neuron, and mean phi y (F6): what an epoch without a solve needs."""
+    plus_x, plus_y, minus_x, minus_y = tables.totals[0], tables.totals[1], tables.totals[2], tables.totals[3]
+    for k in range(ws.key.shape[0]):
+        below = _locate(tables, ws.key[k])
+        up = ws.pos[k] > 0.5
+        x = (plus_x if up else minus_x) - tables.prefix[below, 6]
+        y = (plus_y if up else minus_y) - tables.prefix[below, 7]
+        ws.below[k] = below
+        ws.moment[k] = ws.v[k, 0] * x + ws.v[k, 1] * y
 
 
-@njit(cache=True, error_model="numpy")
+@_compiled()
 def _factor_and_forward(ws, ridge, lmbda, centre):
     """K + ridge I = L D L^T, L_kj = U_k . W_j for j < k, and z = D^-1 L^-1 b in one sweep (F7); z is left in u.
 
@@ -374,7 +384,7 @@ def _factor_and_forward(ws, ridge, lmbda, centre):
         ws.u[k] = z / pivot
 
 
-@njit(cache=True, error_model="numpy")
+@_compiled()
 def _forward(ws, b):
     """b <- D^-1 L^-1 b (F7)."""
     f = simd.splat(0.0)
@@ -384,7 +394,7 @@ def _forward(ws, b):
         b[k] = z / ws.pivot[k]
 
 
-@njit(cache=True)
+@_compiled()
 def _backward(ws, z):
     """z <- L^-T z (F8)."""
     g = simd.splat(0.0)
@@ -397,7 +407,7 @@ def _backward(ws, z):
 # --- prediction, residual, gradient ------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@_compiled()
 def _slopes_at_zero(ws, u):
     """A+ and A- before the first neuron: minus the sum of u v over lower and over upper neurons (F2)."""
     plus_x = plus_y = minus_x = minus_y = 0.0
@@ -410,7 +420,7 @@ def _slopes_at_zero(ws, u):
     return plus_x, plus_y, minus_x, minus_y
 
 
-@njit(cache=True)
+@_compiled()
 def _half_plane_sums(tables, ws, u, with_targets):
     """half_k <- mean of r x over the samples where neuron k is active, r = f - y (or f alone) (F9).
 
@@ -445,7 +455,7 @@ def _half_plane_sums(tables, ws, u, with_targets):
     _close_half_planes(ws, px, py, tx - px, ty - py)
 
 
-@njit(cache=True)
+@_compiled()
 def _close_half_planes(ws, px, py, mx, my):
     """From prefix sums to half-planes: T+ - T_k for upper neurons, T_k - T- for lower ones (F9)."""
     for k in range(ws.key.shape[0]):
@@ -454,7 +464,7 @@ def _close_half_planes(ws, px, py, mx, my):
         ws.half[k, 1] = py - y if up else y - my
 
 
-@njit(cache=True, fastmath={"contract", "reassoc", "nsz"})
+@_compiled(fastmath=_VECTORISED)
 def _reductions(tables, ws, lmbda, centre):
     """Mean squared residual, mean (u - c)^2, and mean square of the gradient in u, d = mean phi r + lam (u - c).
 
@@ -473,7 +483,7 @@ def _reductions(tables, ws, lmbda, centre):
     return tables.totals[4] + data / width, penalty / width, slope / width
 
 
-@njit(cache=True)
+@_compiled()
 def _direct_mean_square(tables, ws):
     """Mean squared residual summed over the samples: no cancellation, O(N + M)."""
     width, count = ws.key.shape[0], tables.y.shape[0]
@@ -495,7 +505,7 @@ def _direct_mean_square(tables, ws):
     return total / count
 
 
-@njit(cache=True)
+@_compiled()
 def _loss(tables, ws, lmbda, data, penalty):
     """L = mean r^2 / (2 lam) + mean (u - c)^2 / 2, the data term summed directly where the short form cancels."""
     if data < _DIRECT_BELOW * tables.totals[4]:
@@ -503,33 +513,40 @@ def _loss(tables, ws, lmbda, data, penalty):
     return data / (2.0 * lmbda) + 0.5 * penalty
 
 
-@njit(cache=True, fastmath={"contract", "nsz"}, error_model="numpy")
+@_compiled(fastmath=_FUSED)
 def _step_weights(ws, rate):
-    """w <- (w - rate u mean_active(r x)) / |.|, folded again, with its new key (spec 1, step 3)."""
+    """w <- (w - rate u mean_active(r x)) / |.|, folded again, with its new key (spec 1, step 3).
+
+    False, with neurons that must not be used, where one has no direction any more.
+    """
+    sound = True
     for k in range(ws.key.shape[0]):
         shift = rate * ws.u[k] * (2.0 * ws.pos[k] - 1.0)
         x, y = ws.v[k, 0] - shift * ws.half[k, 0], ws.v[k, 1] - shift * ws.half[k, 1]
+        square = x * x + y * y
+        sound &= 0.0 < square < np.inf
         flip = -1.0 if y < 0.0 else 1.0
-        norm = flip / math.sqrt(x * x + y * y)
+        norm = flip / math.sqrt(square)
         x, y = x * norm, y * norm
         ws.pos[k] = ws.pos[k] if flip > 0.0 else 1.0 - ws.pos[k]
         ws.v[k, 0], ws.v[k, 1] = x, y
         ws.key[k] = _key(x, y)
+    return sound
 
 
-@njit(cache=True, fastmath={"contract", "nsz"})
-def _step_outer(ws, lmbda, centre):
-    """u <- u - (mean phi r + lam (u - c)): a gradient step at rate lam M (spec 1, two-timescale epoch)."""
+@_compiled(fastmath=_FUSED)
+def _next_outer(ws, lmbda, centre):
+    """next_u <- u - (mean phi r + lam (u - c)): a gradient step at rate lam M (spec 1, two-timescale epoch)."""
     for k in range(ws.key.shape[0]):
         sign = 2.0 * ws.pos[k] - 1.0
         product = sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1])
-        ws.u[k] -= product + lmbda * (ws.u[k] - centre)
+        ws.next_u[k] = ws.u[k] - product - lmbda * (ws.u[k] - centre)
 
 
 # --- inner solve -------------------------------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@_compiled()
 def _error_bound(tables, lmbda, centre, slope):
     """Bound on the relative rms error of the predictions from the mean squared u-gradient (F11).
 
@@ -539,7 +556,13 @@ def _error_bound(tables, lmbda, centre, slope):
     return 0.5 * math.sqrt(slope / lmbda) / unit if unit > 0.0 else 0.0
 
 
-@njit(cache=True)
+@_compiled()
+def _tolerated(lmbda):
+    """The error bound above which a solve is refined."""
+    return max(_REFINE_ABOVE, _REFINE_DIGITS / math.sqrt(lmbda))
+
+
+@_compiled()
 def _times_hessian(tables, ws, x, lmbda, out):
     """out <- (K / (N M) + lam I) x."""
     _half_plane_sums(tables, ws, x, 0.0)
@@ -548,7 +571,7 @@ def _times_hessian(tables, ws, x, lmbda, out):
         out[k] = sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1]) + lmbda * x[k]
 
 
-@njit(cache=True)
+@_compiled()
 def _inner_residual(tables, ws, lmbda, centre, residual):
     """residual <- minus the gradient of the inner problem at u, mean phi (y - f) - lam (u - c); its mean square."""
     _half_plane_sums(tables, ws, ws.u, 1.0)
@@ -559,7 +582,7 @@ def _inner_residual(tables, ws, lmbda, centre, residual):
     return np.mean(residual * residual)
 
 
-@njit(cache=True)
+@_compiled()
 def _conjugate_gradients(tables, ws, lmbda, centre, goal):
     """Lower the inner residual from u, preconditioned by the factor, until the error bound is below ``goal`` (F12).
 
@@ -570,14 +593,14 @@ def _conjugate_gradients(tables, ws, lmbda, centre, goal):
         ws.u[:] = centre
     residual, direction = np.empty(width), np.zeros(width)
     product, z = np.empty(width), np.empty(width)
-    best, best_u = np.inf, ws.u.copy()
+    best, best_step, best_u = np.inf, 0, ws.u.copy()
     previous = 1.0
     for step in range(_REFINEMENTS):
         bound = _error_bound(tables, lmbda, centre, _inner_residual(tables, ws, lmbda, centre, residual))
         if bound < best:
-            best = bound
+            best, best_step = bound, step
             best_u[:] = ws.u
-        if not goal < bound < _DIVERGED * best:
+        if not bound > goal or step - best_step >= _PATIENCE:
             break
         z[:] = width * residual
         _forward(ws, z)
@@ -595,13 +618,13 @@ def _conjugate_gradients(tables, ws, lmbda, centre, goal):
     return best
 
 
-@njit(cache=True)
+@_compiled()
 def _refine(tables, ws, lmbda, centre):
     """Solve again with conjugate gradients on top; returns the error bound reached.
 
     For tiny lambda the factor itself can break down. It is then made for a larger ridge, which only costs steps.
     """
-    goal = 0.1 * _REFINE_ABOVE
+    goal = 0.3 * _tolerated(lmbda)
     best, best_u = np.inf, np.full_like(ws.u, centre)
     for floor in _RIDGE_FLOORS:
         ridge = max(lmbda, floor * tables.totals[5])
@@ -618,7 +641,7 @@ def _refine(tables, ws, lmbda, centre):
     return best
 
 
-@njit(cache=True)
+@_compiled()
 def _solve(tables, ws, lmbda, centre):
     """u <- argmin_u L by one factorisation, for neurons in folded order (spec 1, step 1)."""
     _generators(tables, ws)
@@ -626,13 +649,13 @@ def _solve(tables, ws, lmbda, centre):
     _backward(ws, ws.u)
 
 
-@njit(cache=True)
+@_compiled()
 def _settle(tables, ws, lmbda, centre, accuracy):
     """Half-plane sums and reductions at u; where the error bound is too large the solve is refined first."""
     _half_plane_sums(tables, ws, ws.u, 1.0)
     data, penalty, slope = _reductions(tables, ws, lmbda, centre)
     bound = _error_bound(tables, lmbda, centre, slope)
-    if not bound <= _REFINE_ABOVE:
+    if not bound <= _tolerated(lmbda):
         bound = _refine(tables, ws, lmbda, centre)
         _half_plane_sums(tables, ws, ws.u, 1.0)
         data, penalty, slope = _reductions(tables, ws, lmbda, centre)
@@ -641,7 +664,7 @@ def _settle(tables, ws, lmbda, centre, accuracy):
     return data, penalty
 
 
-@njit(cache=True)
+@_compiled()
 def _project(tables, ws, weights, outer, lmbda, centre, accuracy):
     _gather(ws, weights, outer)
     _sort(ws)
@@ -650,44 +673,42 @@ def _project(tables, ws, weights, outer, lmbda, centre, accuracy):
     _scatter(ws, weights, outer)
 
 
-@njit(cache=True)
+@_compiled()
 def _varpro_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses, accuracy):
-    """VarPro epochs from a state whose u is optimal to one whose u is optimal (spec 1)."""
+    """VarPro epochs from a state whose u is optimal to one whose u is optimal (spec 1).
+
+    Returns early, with NaN from that loss on, where a loss or a step is not finite.
+    """
     _gather(ws, weights, outer)
     _sort(ws)
     _generators(tables, ws)
     for epoch in range(losses.shape[0]):
         data, penalty = _settle(tables, ws, lmbda, centre, accuracy)
-        losses[epoch] = _loss(tables, ws, lmbda, data, penalty)
-        if not np.isfinite(losses[epoch]):
-            break
-        _step_weights(ws, time_scale / lmbda)
+        loss = _loss(tables, ws, lmbda, data, penalty)
+        if not (np.isfinite(loss) and _step_weights(ws, time_scale / lmbda)):
+            return
+        losses[epoch] = loss
         _sort(ws)
         _solve(tables, ws, lmbda, centre)
     _settle(tables, ws, lmbda, centre, accuracy)
     _scatter(ws, weights, outer)
 
 
-@njit(cache=True)
+@_compiled()
 def _two_timescale_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses):
-    """Two-timescale epochs: both gradients at the same point (spec 1)."""
+    """Two-timescale epochs: both gradients at the same point (spec 1). Returns early as ``_varpro_epochs`` does."""
     _gather(ws, weights, outer)
     _sort(ws)
     for epoch in range(losses.shape[0]):
-        _generators(tables, ws)
+        _moments(tables, ws)
         _half_plane_sums(tables, ws, ws.u, 1.0)
         data, penalty, _ = _reductions(tables, ws, lmbda, centre)
-        losses[epoch] = _loss(tables, ws, lmbda, data, penalty)
-        if not np.isfinite(losses[epoch]):
-            break
-        # both steps use half and u as they stand: the weights first, since they need the old u
-        old = ws.scratch[:, 0]
-        old[:] = ws.u
-        _step_outer(ws, lmbda, centre)
-        ws.scratch[:, 1] = ws.u
-        ws.u[:] = old
-        _step_weights(ws, time_scale / lmbda)
-        ws.u[:] = ws.scratch[:, 1]
+        loss = _loss(tables, ws, lmbda, data, penalty)
+        _next_outer(ws, lmbda, centre)  # before the weights move, used after
+        if not (np.isfinite(loss) and _step_weights(ws, time_scale / lmbda)):
+            return
+        losses[epoch] = loss
+        ws.u[:] = ws.next_u
         _sort(ws)
     _scatter(ws, weights, outer)
 

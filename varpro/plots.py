@@ -320,7 +320,7 @@ def _penalty_entries() -> list[tuple[str, dict]]:
 
 def _published_entry(lines: Sequence[Line]) -> list[tuple[str, dict]]:
     shown = any(line.seeds and line.published and published_curve(line.run, "distance_teacher") for line in lines)
-    return [("published", _PUBLISHED)] if shown else []
+    return [("published, seeds 0-5", _PUBLISHED)] if shown else []
 
 
 def _seed_note(seeds: Iterable[Sequence[int]], *, band: bool = True) -> str:

@@ -73,7 +73,7 @@ for notebook, figures in NOTEBOOKS.items():
         params: seeds=",".join(map(str, SEEDS)), python=sys.executable, notebook=notebook
         shell:
             "VARPRO_SEEDS={params.seeds} {params.python} -m nbconvert --to notebook --execute"
-            " --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.kernel_name=python3"
+            " --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False"
             " --output-dir figures {params.notebook}.ipynb > {log} 2>&1"
 
 

@@ -84,7 +84,7 @@ def test_animation_frames_are_snapshots_and_reach_the_end(epochs):
 
 @pytest.mark.parametrize("quantity", ["loss", "distance_teacher", "distance_diffusion"])
 def test_every_run_of_the_width_figures_has_its_published_curve(quantity):
-    curves = [plots.published_curve(run, quantity) for run in paper.FIGURES["width"]]
+    curves = [paper.published_curve(run, quantity) for run in paper.FIGURES["width"]]
     assert all(curve is not None for curve in curves)
     assert len({curve.y.tobytes() for curve in curves}) == len(curves)
 
@@ -99,7 +99,7 @@ def test_every_run_of_the_width_figures_has_its_published_curve(quantity):
     ],
 )
 def test_other_runs_have_none(run):
-    assert plots.published_curve(run, "distance_teacher") is None
+    assert paper.published_curve(run, "distance_teacher") is None
 
 
 # --- seeds and what is missing ------------------------------------------------------------------------------------

@@ -205,19 +205,6 @@ def feature_densities(run: paper.Run, seeds: Sequence[int], grid: np.ndarray = _
     return Densities(grid, at, epochs)
 
 
-def published_curve(run: paper.Run, quantity: str) -> paper.Curve | None:
-    """The published curve of a quantity (those of :func:`run_panel`) of ``run``; None where there is none."""
-    if run != paper.Run(run.experiment, width=run.width) or run.experiment not in _PENALTIES:
-        return None
-    series, line = f"M={run.width}", _PENALTIES[run.experiment]["linestyle"]
-    if quantity == "loss":
-        biased = run.experiment == paper.BIASED
-        key = ("left", "risk_biased", series, "solid") if biased else ("right", "risk_unbiased", series, "solid")
-        return paper.published("relu1d_width_risk_evolution").get(key)
-    panel = "left" if quantity == "distance_teacher" else "right"
-    return paper.published("relu1d_width_distance_evolution").get((panel, quantity, series, line))
-
-
 @cache
 def _record(path: Path, changed: float) -> dict[str, np.ndarray]:
     """The curves of a result file, without its snapshots; ``changed`` is its time, so that a new file is read anew."""
@@ -261,7 +248,7 @@ def run_panel(axes: Axes, lines: Sequence[Line], quantity: str, *, log_epochs: b
         if len(values) > 1:
             band = {"color": line.colour, "alpha": 0.12, "linewidth": 0}
             axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), **band)
-        curve = published_curve(line.run, quantity) if line.published else None
+        curve = paper.published_curve(line.run, quantity) if line.published else None
         if curve is not None:
             axes.plot(curve.x, curve.y, linestyle=line.look["linestyle"], **_PUBLISHED)
     last = max((line.run.epochs for line in lines), default=1)
@@ -319,7 +306,7 @@ def _penalty_entries() -> list[tuple[str, dict]]:
 
 
 def _published_entry(lines: Sequence[Line]) -> list[tuple[str, dict]]:
-    shown = any(line.seeds and line.published and published_curve(line.run, "distance_teacher") for line in lines)
+    shown = any(line.seeds and line.published and paper.published_curve(line.run, "distance_teacher") for line in lines)
     return [("published, seeds 0-5", _PUBLISHED)] if shown else []
 
 

@@ -11,7 +11,7 @@ TIME
 from pathlib import Path
 
 from varpro import cli
-from varpro.experiment import Choices, circle_measures, circle_runs, perform
+from varpro.experiment import Choices, circle_measure, circle_runs, perform
 from varpro.features import ReLUCircle
 
 CHOICES = Choices(
@@ -34,8 +34,8 @@ def parser():
 def main(argv=None):
     options = cli.parse(parser(), argv)
     for run in circle_runs(options, CHOICES, folder=Path(__file__).resolve().parent):
-        measures = circle_measures(run, options)
-        perform(run, measures, progress=options.progress)
+        measure = circle_measure(run, options)  # energy distances to teacher and diffusion
+        perform(run, measure, progress=options.progress)
 
 
 if __name__ == "__main__":

@@ -52,11 +52,9 @@ def test_record_of_a_run(make_route, outer_update):
 
     def measure(place, weights):
         seen[place] = weights.copy()
-        return float(place)
+        return {"distance_teacher": float(place)}
 
-    record = training.train(
-        make_route(outer_update), torch.from_numpy(PROBLEM.weights), plan, {"distance_teacher": measure}
-    )
+    record = training.train(make_route(outer_update), torch.from_numpy(PROBLEM.weights), plan, measure)
     assert record.snapshot_epochs.tolist() == [0, 3, 6, 9, 12, 15, 18, 20]
     assert record.weights.shape == (8, 12, 2)
     assert record.outer.shape == (8, 12)
@@ -92,7 +90,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(make_route, tmp_path, mo
     path, config = tmp_path / "run.checkpoint", {"seed": 0}
 
     def mean_cosine(_, weights):
-        return float(weights[:, 0].mean())
+        return {"d": float(weights[:, 0].mean())}
 
     def stop_at(limit):
         def measure(place, weights):
@@ -102,18 +100,18 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(make_route, tmp_path, mo
 
         return measure
 
-    whole = training.train(make_route(), start, plan, {"d": mean_cosine})
+    whole = training.train(make_route(), start, plan, mean_cosine)
     with pytest.raises(Interrupted):
-        training.train(make_route(), start, plan, {"d": stop_at(23)}, checkpoint=path, config=config)
+        training.train(make_route(), start, plan, stop_at(23), checkpoint=path, config=config)
     assert path.exists()
     with pytest.raises(Interrupted):  # a second sitting must not start over
-        training.train(make_route(), start, plan, {"d": stop_at(31)}, checkpoint=path, config=config)
+        training.train(make_route(), start, plan, stop_at(31), checkpoint=path, config=config)
     calls = []
     resumed = training.train(
         make_route(),
         start,
         plan,
-        {"d": lambda place, weights: calls.append(place) or mean_cosine(place, weights)},
+        lambda place, weights: calls.append(place) or mean_cosine(place, weights),
         checkpoint=path,
         config=config,
     )
@@ -131,16 +129,16 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path, monkeypatch):
     def stop(place, weights):
         if place == 5:
             raise Interrupted
-        return 0.0
+        return {}
 
     with pytest.raises(Interrupted):
-        training.train(linear_route(), start, plan, {"d": stop}, checkpoint=path, config={"seed": 0})
+        training.train(linear_route(), start, plan, stop, checkpoint=path, config={"seed": 0})
     calls = []
     training.train(
         linear_route(),
         start,
         plan,
-        {"d": lambda place, _: calls.append(place) or 0.0},
+        lambda place, _: calls.append(place) or {},
         checkpoint=path,
         config={"seed": 1},
     )

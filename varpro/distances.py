@@ -21,13 +21,13 @@ class CircleMeasure:
         points = np.asarray(points, dtype=np.float64)
         angles = np.arctan2(points[:, 1], points[:, 0]) if points.ndim == 2 else points
         angles = np.mod(angles, 2 * np.pi)
-        order = np.argsort(angles, kind="stable")
-        self.angles = angles[order]
-        if masses is None:
+        if masses is None:  # numpy sorts values several times faster than it finds their order
+            self.angles = np.sort(angles)
             self.masses = np.full(len(angles), 1.0 / len(angles))
         else:
+            order = np.argsort(angles)
             masses = np.asarray(masses, dtype=np.float64)[order]
-            self.masses = masses / masses.sum()
+            self.angles, self.masses = angles[order], masses / masses.sum()
         self.cosines, self.sines = np.cos(self.angles / 2), np.sin(self.angles / 2)
 
     def mean_chord(self, other: "CircleMeasure") -> float:

@@ -80,7 +80,7 @@ def circle_runs(options: argparse.Namespace, choices: Choices, folder: Path) -> 
         yield Run(config, path, problem, _route(choices, problem, config), plan)
 
 
-def perform(run: Run, measures: dict[str, Measure], *, progress: bool) -> None:
+def perform(run: Run, measure: Measure | None, *, progress: bool) -> None:
     """Train, measure and save one run; an interrupted one goes on from its checkpoint."""
     config = run.config
     label = f"seed {config['seed']}"
@@ -88,7 +88,7 @@ def perform(run: Run, measures: dict[str, Measure], *, progress: bool) -> None:
         run.route,
         run.problem.student,
         run.plan,
-        measures,
+        measure,
         checkpoint=run.path.with_suffix(".checkpoint"),
         config=config,
         progress=progress,
@@ -128,26 +128,36 @@ def _contents(run: Run, training: Training) -> dict:
     return contents
 
 
-def circle_measures(run: Run, options: argparse.Namespace) -> dict[str, Measure]:
-    """Energy distances of the student to the teacher and to the diffusion at the same time (spec, section 2)."""
-    measures = {}
-    if run.problem.teacher is not None:
-        teacher = CircleMeasure(run.problem.teacher.numpy())
-        measures["distance_teacher"] = lambda _, weights: CircleMeasure(weights).energy_distance(teacher)
-    if options.data is None:
-        epochs = np.unique(run.plan.distance_epochs)
-        diffusion = diffusion_file(
-            gamma=options.gamma,
-            epochs=options.epochs,
-            time_scale=options.time_scale,
-            snapshot_epochs=epochs,
-            folder=options.output or results.directory(),
-        )
-        grid, density = diffusion["grid"].numpy(), diffusion["density"].numpy()
-        measures["distance_diffusion"] = lambda place, weights: CircleMeasure(weights).energy_distance(
-            CircleMeasure(grid, density[place])
-        )
-    return measures
+def circle_measure(run: Run, options: argparse.Namespace) -> Measure | None:
+    """Energy distances of the student to the teacher and to the diffusion at the same time (spec, section 2).
+
+    None where the user's own data leave nothing to compare with.
+    """
+    teacher = None if run.problem.teacher is None else CircleMeasure(run.problem.teacher.numpy())
+    diffusion = _diffusion_of(run, options) if options.data is None else None
+    if teacher is None and diffusion is None:
+        return None
+
+    def measure(place: int, weights: np.ndarray) -> dict[str, float]:
+        student, distances = CircleMeasure(weights), {}
+        if teacher is not None:
+            distances["distance_teacher"] = student.energy_distance(teacher)
+        if diffusion is not None:
+            density = CircleMeasure(diffusion["grid"].numpy(), diffusion["density"][place].numpy())
+            distances["distance_diffusion"] = student.energy_distance(density)
+        return distances
+
+    return measure
+
+
+def _diffusion_of(run: Run, options: argparse.Namespace) -> dict:
+    return diffusion_file(
+        gamma=options.gamma,
+        epochs=options.epochs,
+        time_scale=options.time_scale,
+        snapshot_epochs=np.unique(run.plan.distance_epochs),
+        folder=options.output or results.directory(),
+    )
 
 
 def diffusion_file(

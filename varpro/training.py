@@ -23,10 +23,9 @@ MEASUREMENTS = 1001  # epochs at which distances are taken (spec, section 2)
 _SNAPSHOTS = 1000  # about this many snapshots by default
 _CHECKPOINT_SECONDS = 30.0
 _CHECKPOINT_SHARE = 0.05  # of the running time, at most, goes into checkpoints
-_CHECKPOINT_KEYS = ("weights", "outer", "loss", "measured", "epoch")
 
 Route = LinearRoute | DenseRoute
-Measure = Callable[[int, np.ndarray], float]
+Measure = Callable[[int, np.ndarray], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def train(
     route: Route,
     weights: torch.Tensor,
     plan: Schedule,
-    measures: Mapping[str, Measure] | None = None,
+    measure: Measure | None = None,
     *,
     checkpoint: Path | None = None,
     config: Mapping[str, object] | None = None,
@@ -71,14 +70,13 @@ def train(
 ) -> Training:
     """Train ``weights (M, d)`` on ``route`` through ``plan``.
 
-    ``measures`` maps a name to a function of (measurement number among the distinct distance epochs, weights (M, d)
-    as float64). With ``checkpoint`` the state is kept there about twice a minute and a later call with the same
+    ``measure`` is called at the distance epochs with their number among the distinct ones and the weights (M, d) in
+    float64, and returns named values. With ``checkpoint`` the state is kept there about twice a minute and a later call with the same
     ``config`` goes on from it. ``report`` receives one line with the estimated cost. Raises FloatingPointError with
     the number of the epoch where the loss stops being finite.
     """
-    measures = measures or {}
     measure_epochs, inverse = np.unique(plan.distance_epochs, return_inverse=True)
-    run = _Run(route, weights, plan, measures, measure_epochs)
+    run = _Run(route, weights, plan, measure, measure_epochs)
     if checkpoint is not None:
         run.resume(checkpoint, config)
     events = np.union1d(plan.snapshot_epochs, measure_epochs)
@@ -104,8 +102,8 @@ def train(
 class _Run:
     """The state of a training and its record so far."""
 
-    def __init__(self, route, weights, plan, measures, measure_epochs) -> None:
-        self.route, self.plan, self.measures = route, plan, measures
+    def __init__(self, route, weights, plan, measure, measure_epochs) -> None:
+        self.route, self.plan, self.measure = route, plan, measure
         self.measure_epochs = measure_epochs
         self.weights = route.own(weights)
         self.outer = route.project(self.weights)
@@ -115,7 +113,7 @@ class _Run:
         self.kept_weights = torch.empty((snapshots, *weights.shape), dtype=torch.float32)
         self.kept_outer = torch.empty((snapshots, *outer_shape), dtype=torch.float32)
         self.loss = torch.empty(plan.epochs, dtype=torch.float64)
-        self.measured = {name: torch.empty(len(measure_epochs), dtype=torch.float64) for name in measures}
+        self.measured: dict[str, torch.Tensor] = {}
 
     def record(self) -> None:
         weights = torch.as_tensor(self.weights).cpu()
@@ -123,11 +121,13 @@ class _Run:
         if self.plan.snapshot_epochs[place] == self.epoch:
             self.kept_weights[place] = weights
             self.kept_outer[place] = torch.as_tensor(self.outer).cpu().reshape(self.kept_outer[place].shape)
-        place = np.searchsorted(self.measure_epochs, self.epoch)
-        if self.measures and place < len(self.measure_epochs) and self.measure_epochs[place] == self.epoch:
-            points = weights.double().numpy()
-            for name, measure in self.measures.items():
-                self.measured[name][place] = measure(int(place), points)
+        place = int(np.searchsorted(self.measure_epochs, self.epoch))
+        if self.measure is not None and self.measure_epochs[place] == self.epoch:
+            for name, value in self.measure(place, weights.double().numpy()).items():
+                self._measurements(name)[place] = value
+
+    def _measurements(self, name: str) -> torch.Tensor:
+        return self.measured.setdefault(name, torch.empty(len(self.measure_epochs), dtype=torch.float64))
 
     def advance(self, event: int) -> None:
         begin = time.perf_counter()
@@ -156,7 +156,7 @@ class _Run:
         for name, whole in (("weights", self.kept_weights), ("outer", self.kept_outer), ("loss", self.loss)):
             whole[: len(saved[name])] = saved[name]
         for name, values in saved["measured"].items():
-            self.measured[name][: len(values)] = values
+            self._measurements(name)[: len(values)] = values
 
     def checkpoint(self, config) -> dict:
         kept = int(np.searchsorted(self.plan.snapshot_epochs, self.epoch, side="right"))

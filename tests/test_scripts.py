@@ -39,7 +39,7 @@ def only_result(folder: Path) -> dict:
 
 @pytest.mark.parametrize("script", CIRCLE)
 @pytest.mark.parametrize("solver", ["linear", "dense"])
-def test_a_run_writes_what_the_specification_says(script, solver, tmp_path):
+def test_a_run_writes_what_the_definitions_say(script, solver, tmp_path):
     run(script, *TINY, "--solver", solver, "--seed", "3", "--output", str(tmp_path))
     found = only_result(tmp_path)
     assert found["weights"].shape == (7, 8, 2)

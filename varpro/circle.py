@@ -29,8 +29,9 @@ _INSERTION_MOVES = 1.0  # moves per neuron before the in-place insertion sort gi
 _MERGE_MOVES = 8.0  # moves per neuron before the merge gives way to a full sort
 _DIRECT_BELOW = 1e-8  # below this share of mean(y^2) the data term is summed over the samples themselves
 _REFINE_ABOVE = 1e-12  # bound on the relative prediction error that triggers refinement of the solve ...
-_REFINE_DIGITS = 1e-14  # ... but for tiny lambda this over sqrt(lambda), 40 times what round-off leaves of the bound
-_WARN_ABOVE = 1e-9  # the same bound, when refinement could not bring it down
+_REFINE_DIGITS = 1e-14  # ... but for small lambda this over sqrt(lambda), 40 times what round-off leaves of the bound
+_REFINE_ALWAYS = 1e-10  # ... and never more than this
+_WARN_ABOVE = 1e-9  # the same bound, where refinement could not bring it below
 _REFINEMENTS = 300  # conjugate-gradient steps at most
 _PATIENCE = 30  # steps without a better bound that end the refinement
 _RIDGE_FLOORS = (0.0, 1e-8, 1e-6)  # least ridge of the factor that preconditions, in units of mean |x|^2
@@ -78,11 +79,15 @@ class Workspace(NamedTuple):
     pivot: np.ndarray  # (M,) diagonal of K, then the pivots D
     half: np.ndarray  # (M, 2) half-plane sums of the residual
     next_u: np.ndarray  # (M,) two-timescale descent only
-    family: np.ndarray  # (M,) integer scratch of the merge
+    crossed: np.ndarray  # (M,) whether the neuron crossed the horizontal axis in the last step
 
 
 class Accuracy(NamedTuple):
-    """What the inner solves of a call achieved: the largest bound on the relative error of predictions."""
+    """What the inner solves so far achieved.
+
+    ``bound``: the largest bound on the rms error of predictions, in units of rms(y) + |c| rms(|x|); ``refined``: how
+    many solves went through refinement.
+    """
 
     bound: float
     refined: int
@@ -150,7 +155,7 @@ def workspace(width: int) -> Workspace:
         pivot=np.empty(width),
         half=np.empty((width, 2)),
         next_u=np.empty(width),
-        family=np.empty(width, dtype=np.int64),
+        crossed=np.zeros(width, dtype=np.bool_),
     )
 
 
@@ -204,14 +209,16 @@ def _sort(ws):
         this = key[k]
         if this >= key[k - 1]:
             continue
-        x, y, pos, u, ident = ws.v[k, 0], ws.v[k, 1], ws.pos[k], ws.u[k], ws.ident[k]
+        x, y, pos, u, ident, crossed = ws.v[k, 0], ws.v[k, 1], ws.pos[k], ws.u[k], ws.ident[k], ws.crossed[k]
         j = k
         while j > 0 and key[j - 1] > this and budget > 0:
             key[j], ws.v[j, 0], ws.v[j, 1] = key[j - 1], ws.v[j - 1, 0], ws.v[j - 1, 1]
-            ws.pos[j], ws.u[j], ws.ident[j] = ws.pos[j - 1], ws.u[j - 1], ws.ident[j - 1]
+            ws.pos[j], ws.u[j] = ws.pos[j - 1], ws.u[j - 1]
+            ws.ident[j], ws.crossed[j] = ws.ident[j - 1], ws.crossed[j - 1]
             j -= 1
             budget -= 1
-        key[j], ws.v[j, 0], ws.v[j, 1], ws.pos[j], ws.u[j], ws.ident[j] = this, x, y, pos, u, ident
+        key[j], ws.v[j, 0], ws.v[j, 1], ws.pos[j], ws.u[j] = this, x, y, pos, u
+        ws.ident[j], ws.crossed[j] = ident, crossed
         if budget <= 0:
             _sort_families(ws)
             return
@@ -221,80 +228,76 @@ def _sort(ws):
 def _sort_families(ws):
     """Restore increasing keys by sorting upper and lower neurons apart and merging them.
 
-    Within a family the flow of the neurons is continuous, so each family stays nearly sorted while the two slide
-    past each other; this is what keeps wide students linear.
+    Within a family the speed of a neuron is a function of its angle, so each family stays nearly sorted while the two
+    slide past each other; this is what keeps wide students linear.
     """
-    width = ws.key.shape[0]
-    order = ws.family
-    upper = 0
-    for family in range(2):
-        begin = upper if family else 0
-        fill = begin
-        for k in range(width):
-            if (ws.pos[k] > 0.5) == (family == 0):
-                order[fill] = k
-                fill += 1
-        if not _insertion(ws.key, order, begin, fill):
-            order[begin:fill] = order[begin:fill][np.argsort(ws.key[order[begin:fill]], kind="mergesort")]
-        if family == 0:
-            upper = fill
-    _merge(ws, order, upper)
+    rows = ws.lower  # free between a step and the next factorisation
+    uppers = _split_families(ws, rows)
+    _sort_rows(rows, 0, uppers)
+    _sort_rows(rows, uppers, ws.key.shape[0])
+    _merge(ws, rows, uppers)
 
 
 @_compiled()
-def _insertion(key, order, begin, end):
-    """Insertion sort of ``order[begin:end]`` by key; False if it takes too many moves.
+def _split_families(ws, rows):
+    """Copy upper neurons to the front of ``rows`` and lower ones behind them, each in order; the number of uppers.
 
-    A neuron that crossed the horizontal axis stands at the far end of its new family: the family is turned first.
+    Neurons that crossed the horizontal axis changed family and end of it: they go to the end where their key belongs.
+    A row holds key, v, pos, u and ident (exact in float64 up to 2^53).
     """
-    _turn(key, order, begin, end)
+    width = ws.key.shape[0]
+    sizes, fronts, backs = np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(2, np.int64)
+    for k in range(width):
+        family = 0 if ws.pos[k] > 0.5 else 1
+        sizes[family] += 1
+        if ws.crossed[k]:
+            fronts[family] += ws.key[k] < 1.0
+            backs[family] += ws.key[k] >= 1.0
+    front = np.array([0, sizes[0]])
+    middle = front + fronts
+    back = front + sizes - backs
+    for k in range(width):
+        family = 0 if ws.pos[k] > 0.5 else 1
+        place = middle if not ws.crossed[k] else front if ws.key[k] < 1.0 else back
+        row = rows[place[family]]
+        place[family] += 1
+        row[0], row[1], row[2] = ws.key[k], ws.v[k, 0], ws.v[k, 1]
+        row[3], row[4], row[5] = ws.pos[k], ws.u[k], ws.ident[k]
+    return sizes[0]
+
+
+@_compiled()
+def _sort_rows(rows, begin, end):
+    """Sort ``rows[begin:end]`` by their first entry: by insertion, and if that takes too many moves, by brute force."""
     budget = _MERGE_MOVES * (end - begin) + 64
+    this = np.empty(rows.shape[1])
     for k in range(begin + 1, end):
-        this = order[k]
+        if rows[k, 0] >= rows[k - 1, 0]:
+            continue
+        this[:] = rows[k]
         j = k
-        while j > begin and key[order[j - 1]] > key[this] and budget > 0:
-            order[j] = order[j - 1]
+        while j > begin and rows[j - 1, 0] > this[0]:
+            rows[j] = rows[j - 1]
             j -= 1
             budget -= 1
-        order[j] = this
+        rows[j] = this
         if budget <= 0:
-            return False
-    return True
+            rows[begin:end] = rows[begin:end][np.argsort(rows[begin:end, 0], kind="mergesort")]
+            return
 
 
 @_compiled()
-def _turn(key, order, begin, end):
-    """Move a tail with keys near 0 to the front, or a head with keys near 2 to the back, where there is one."""
-    tail = end
-    while tail > begin and key[order[tail - 1]] < 0.5:
-        tail -= 1
-    head = begin
-    while head < end and key[order[head]] > 1.5:
-        head += 1
-    if begin < tail < end:
-        order[begin:end] = np.concatenate((order[tail:end], order[begin:tail]))
-    elif begin < head < end:
-        order[begin:end] = np.concatenate((order[head:end], order[begin:head]))
-
-
-@_compiled()
-def _merge(ws, order, upper):
-    """Merge the two sorted families ``order[:upper]`` and ``order[upper:]`` and permute the workspace."""
+def _merge(ws, rows, uppers):
+    """Fill the workspace from the two sorted families ``rows[:uppers]`` and ``rows[uppers:]``."""
     width = ws.key.shape[0]
-    permuted = np.empty((width, 5))
-    ident = np.empty(width, dtype=np.int64)
-    i, j = 0, upper
+    i, j = 0, uppers
     for k in range(width):
-        first = j >= width or (i < upper and ws.key[order[i]] <= ws.key[order[j]])
-        source = order[i] if first else order[j]
+        first = j >= width or (i < uppers and rows[i, 0] <= rows[j, 0])
+        row = rows[i if first else j]
         i += first
         j += not first
-        permuted[k, 0], permuted[k, 1] = ws.v[source, 0], ws.v[source, 1]
-        permuted[k, 2], permuted[k, 3], permuted[k, 4] = ws.pos[source], ws.u[source], ws.key[source]
-        ident[k] = ws.ident[source]
-    for k in range(width):
-        ws.v[k, 0], ws.v[k, 1] = permuted[k, 0], permuted[k, 1]
-        ws.pos[k], ws.u[k], ws.key[k], ws.ident[k] = permuted[k, 2], permuted[k, 3], permuted[k, 4], ident[k]
+        ws.key[k], ws.v[k, 0], ws.v[k, 1] = row[0], row[1], row[2]
+        ws.pos[k], ws.u[k], ws.ident[k] = row[3], row[4], int(row[5])
 
 
 @_compiled(inline="always")
@@ -515,7 +518,7 @@ def _loss(tables, ws, lmbda, data, penalty):
 
 @_compiled(fastmath=_FUSED)
 def _step_weights(ws, rate):
-    """w <- (w - rate u mean_active(r x)) / |.|, folded again, with its new key (spec 1, step 3).
+    """w <- (w - rate u mean_active(r x)) / |.|, folded again, with its new key (docs/definitions.md, 1).
 
     False, with neurons that must not be used, where one has no direction any more.
     """
@@ -526,6 +529,7 @@ def _step_weights(ws, rate):
         square = x * x + y * y
         sound &= 0.0 < square < np.inf
         flip = -1.0 if y < 0.0 else 1.0
+        ws.crossed[k] = flip < 0.0
         norm = flip / math.sqrt(square)
         x, y = x * norm, y * norm
         ws.pos[k] = ws.pos[k] if flip > 0.0 else 1.0 - ws.pos[k]
@@ -536,7 +540,7 @@ def _step_weights(ws, rate):
 
 @_compiled(fastmath=_FUSED)
 def _next_outer(ws, lmbda, centre):
-    """next_u <- u - (mean phi r + lam (u - c)): a gradient step at rate lam M (spec 1, two-timescale epoch)."""
+    """next_u <- u - (mean phi r + lam (u - c)): a gradient step at rate lam M (docs/definitions.md, 1)."""
     for k in range(ws.key.shape[0]):
         sign = 2.0 * ws.pos[k] - 1.0
         product = sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1])
@@ -559,7 +563,7 @@ def _error_bound(tables, lmbda, centre, slope):
 @_compiled()
 def _tolerated(lmbda):
     """The error bound above which a solve is refined."""
-    return max(_REFINE_ABOVE, _REFINE_DIGITS / math.sqrt(lmbda))
+    return min(max(_REFINE_ABOVE, _REFINE_DIGITS / math.sqrt(lmbda)), _REFINE_ALWAYS)
 
 
 @_compiled()
@@ -643,7 +647,7 @@ def _refine(tables, ws, lmbda, centre):
 
 @_compiled()
 def _solve(tables, ws, lmbda, centre):
-    """u <- argmin_u L by one factorisation, for neurons in folded order (spec 1, step 1)."""
+    """u <- argmin_u L by one factorisation, for neurons in folded order (docs/definitions.md, 1)."""
     _generators(tables, ws)
     _factor_and_forward(ws, ws.key.shape[0] * lmbda, lmbda, centre)
     _backward(ws, ws.u)
@@ -675,7 +679,7 @@ def _project(tables, ws, weights, outer, lmbda, centre, accuracy):
 
 @_compiled()
 def _varpro_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses, accuracy):
-    """VarPro epochs from a state whose u is optimal to one whose u is optimal (spec 1).
+    """VarPro epochs from a state whose u is optimal to one whose u is optimal (docs/definitions.md, 1).
 
     Returns early, with NaN from that loss on, where a loss or a step is not finite.
     """
@@ -696,7 +700,7 @@ def _varpro_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses
 
 @_compiled()
 def _two_timescale_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses):
-    """Two-timescale epochs: both gradients at the same point (spec 1). Returns early as ``_varpro_epochs`` does."""
+    """Two-timescale epochs: both gradients at the same point (docs/definitions.md, 1). Ends as ``_varpro_epochs`` does."""
     _gather(ws, weights, outer)
     _sort(ws)
     for epoch in range(losses.shape[0]):
@@ -763,7 +767,7 @@ class LinearRoute:
         return tensor.double().numpy().copy()
 
     def project(self, weights: np.ndarray) -> np.ndarray:
-        """Optimal outer weights (M,) for ``weights (M, 2)`` (spec: step 1 of an epoch)."""
+        """Optimal outer weights (M,) for ``weights (M, 2)`` (docs/definitions.md, 1)."""
         outer = np.zeros(len(weights))
         _project(self.tables, self._room(weights), weights.copy(), outer, self.lmbda, self.centre, self._accuracy)
         return outer
@@ -786,7 +790,7 @@ class LinearRoute:
         bound, refined = float(self._accuracy[0]), int(self._accuracy[1])
         if not bound <= _WARN_ABOVE:
             warnings.warn(
-                f"inner solve: the relative error of predictions may reach {bound:.1e} at lambda {self.lmbda:g}; "
+                f"inner solve: predictions may be off by {bound:.1e} of the targets' size at lambda {self.lmbda:g}; "
                 "raise --lambda or compare with --solver dense --dtype float64",
                 AccuracyWarning,
                 stacklevel=2,

@@ -1,4 +1,4 @@
-"""Energy distance D(p, q) = sqrt(2 E|X - Y| - E|X - X'| - E|Y - Y'|) between weighted point sets (spec, section 2).
+"""Energy distance D(p, q) = sqrt(2 E|X - Y| - E|X - X'| - E|Y - Y'|) between weighted point sets.
 
 On the circle the chord |e^{ia} - e^{ib}| = 2 sin((b - a)/2), for a <= b < a + 2 pi, splits into products of a and
 of b, so that each mean costs one merge of two sorted lists.

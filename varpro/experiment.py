@@ -129,7 +129,7 @@ def _contents(run: Run, training: Training) -> dict:
 
 
 def circle_measure(run: Run, options: argparse.Namespace) -> Measure | None:
-    """Energy distances of the student to the teacher and to the diffusion at the same time (spec, section 2).
+    """Energy distances of the student to the teacher and to the diffusion at the same time (docs/definitions.md, 2).
 
     None where the user's own data leave nothing to compare with.
     """
@@ -174,7 +174,7 @@ def diffusion_file(
 ) -> dict:
     """The diffusion solution of these parameters, from its file in ``folder``, which is made where it is missing.
 
-    The contents are those of spec section 8; ``density (S, grid_size)`` is float32.
+    Contents: docs/definitions.md, 5; ``density (S, grid_size)`` is float32.
     """
     # a saving step other than that of the default schedule belongs into the name
     step = int(snapshot_epochs[1] - snapshot_epochs[0])

@@ -122,7 +122,7 @@ class Problem:
 
 
 def circle_problem(seed: int, samples: int, student_width: int, teacher_width: int, gamma: float) -> Problem:
-    """Data of a teacher with unit outer weights, y = f_teacher(x) without noise (spec, section 2)."""
+    """Data of a teacher with unit outer weights, y = f_teacher(x) without noise (docs/definitions.md, 2)."""
     draws = circle_draws(seed, samples, student_width, teacher_width, gamma)
     inputs = draws.inputs.double()
     targets = predict(draws.teacher.numpy(), np.ones(teacher_width), inputs.numpy())

@@ -19,7 +19,7 @@ from varpro import results
 from varpro.circle import LinearRoute
 from varpro.ridge import DenseRoute
 
-MEASUREMENTS = 1001  # epochs at which distances are taken (spec, section 2)
+MEASUREMENTS = 1001  # epochs at which distances are taken (docs/definitions.md, 2)
 _SNAPSHOTS = 1000  # about this many snapshots by default
 _CHECKPOINT_SECONDS = 30.0
 _CHECKPOINT_SHARE = 0.05  # of the running time, at most, goes into checkpoints
@@ -71,9 +71,9 @@ def train(
     """Train ``weights (M, d)`` on ``route`` through ``plan``.
 
     ``measure`` is called at the distance epochs with their number among the distinct ones and the weights (M, d) in
-    float64, and returns named values. With ``checkpoint`` the state is kept there about twice a minute and a later call with the same
-    ``config`` goes on from it. ``report`` receives one line with the estimated cost. Raises FloatingPointError with
-    the number of the epoch where the loss stops being finite.
+    float64, and returns named values. With ``checkpoint`` the state is kept there about twice a minute and a later call
+    with the same ``config`` goes on from it. ``report`` receives one line with the estimated cost. Raises
+    FloatingPointError with the number of the epoch where the loss stops being finite.
     """
     measure_epochs, inverse = np.unique(plan.distance_epochs, return_inverse=True)
     run = _Run(route, weights, plan, measure, measure_epochs)

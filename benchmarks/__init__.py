@@ -1,0 +1,1 @@
+"""Measurements of speed and accuracy, apart from the tests: ``python -m benchmarks`` (or ``make bench``)."""

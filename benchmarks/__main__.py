@@ -1,0 +1,68 @@
+"""Measure, print the tables, and keep them in ``benchmarks/RESULTS.md`` with the plot ``benchmarks/epoch_time.png``."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+
+from benchmarks import circle_epochs, start_up
+from benchmarks.measure import machine
+from varpro import plots
+
+FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    """About five minutes on two cores."""
+    print(machine(), flush=True)
+    epochs, points = circle_epochs.routes()
+    wide, wide_points = circle_epochs.wide()
+    stages = start_up.stages()
+    text = f"""# Benchmarks
+
+`python -m benchmarks` (or `make bench`) measures this anew and rewrites this file. Routes take turns in one process and
+medians are shown, so the ratios are good where the machine is noisy; the absolute times are those of
+
+{machine()}.
+
+## Time per epoch
+
+The plain loop is PyTorch in float32 with autograd and an LU solve, {circle_epochs.threads()}
+(`benchmarks/plain.py`); the linear route is exact, float64, on one core. The floor is the measured time of the two chains
+of dependent operations in an epoch (factorisation and backward sweep) plus the rest of the arithmetic at the machine's
+rate of multiply-adds; the gap is how far the route is above it (`benchmarks/circle_epochs.py`).
+
+{epochs}
+
+## Wide students
+
+VarPro epochs of the linear route, N = {circle_epochs.SAMPLES}.
+
+{wide}
+
+## A short run from start to end
+
+32000 epochs at M = 32 in a fresh process.
+
+{stages}
+
+`python benchmarks/diffusion_accuracy.py` measures the diffusion solver against finite volumes.
+"""
+    (FOLDER / "RESULTS.md").write_text(text, encoding="utf-8")
+    print(text)
+    points["linear"] += wide_points
+    _plot(points)
+
+
+def _plot(points: dict[str, list[tuple[int, float]]]) -> None:
+    with mpl.rc_context(plots.STYLE):
+        figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
+        for (name, values), marker in zip(points.items(), "so", strict=True):
+            axes.loglog(*zip(*sorted(values), strict=True), marker=marker, label=name)
+        axes.set(xlabel="width M", ylabel="seconds per VarPro epoch")
+        axes.legend()
+        figure.savefig(FOLDER / "epoch_time.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()

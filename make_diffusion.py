@@ -5,7 +5,7 @@ The densities go to results/ beside this script; the training scripts read them 
 
     python make_diffusion.py --epochs 32000 --gamma 100
 
-TIME
+Measured on one core: 0.2, 0.4 and 0.8 s for gamma 10, 100 and 1000, after 2.5 s of imports. The file takes 16 MB.
 """
 
 import numpy as np

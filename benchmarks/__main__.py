@@ -28,9 +28,9 @@ medians are shown, so the ratios are good where the machine is noisy; the absolu
 ## Time per epoch
 
 The plain loop is PyTorch in float32 with autograd and an LU solve, {circle_epochs.threads()}
-(`benchmarks/plain.py`); the linear route is exact, float64, on one core. The floor is the measured time of the two chains
-of dependent operations in an epoch (factorisation and backward sweep) plus the rest of the arithmetic at the machine's
-rate of multiply-adds; the gap is how far the route is above it (`benchmarks/circle_epochs.py`).
+(`benchmarks/plain.py`); the linear route is exact, float64, on one core. The floor is the measured time of the two
+chains of dependent operations in an epoch (factorisation and backward sweep) plus the rest of the arithmetic at the
+machine's rate of multiply-adds; the gap is how far the route is above it (`benchmarks/circle_epochs.py`).
 
 {epochs}
 

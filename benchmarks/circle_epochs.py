@@ -1,4 +1,4 @@
-"""Time per epoch on the circle: linear route against the plain loop, against its own floor, and up to a million neurons.
+"""Time per epoch on the circle: linear route against the plain loop, its own floor, and up to a million neurons.
 
 The floor is what the processor could not do without. Per neuron and VarPro epoch:
 

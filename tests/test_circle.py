@@ -47,7 +47,8 @@ def folded(problem):
     space = circle.workspace(len(problem.weights))
     circle._gather(space, problem.weights, np.zeros(len(problem.weights)))
     circle._sort(space)
-    circle._generators(tables, space)
+    circle._moments(tables, space)
+    circle._generators(tables, space, 0, len(problem.weights))
     return tables, space
 
 

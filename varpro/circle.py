@@ -25,6 +25,7 @@ from numba import njit
 from varpro import simd
 
 _BISECT_ABOVE = 16  # a bucket with more samples than this is searched by bisection
+_BLOCK = 256  # neurons whose generators are made at a time: 16 kB each for U and V stay in the first-level cache
 _INSERTION_MOVES = 1.0  # moves per neuron before the in-place insertion sort gives way to the merge
 _MERGE_MOVES = 8.0  # moves per neuron before the merge gives way to a full sort
 _DIRECT_BELOW = 1e-8  # below this share of mean(y^2) the data term is summed over the samples themselves
@@ -74,7 +75,7 @@ class Workspace(NamedTuple):
     below: np.ndarray  # (M,) number of samples below the neuron
     moment: np.ndarray  # (M,) mean phi y
     left: np.ndarray  # (M, 8) generator U
-    right: np.ndarray  # (M, 8) generator V
+    right: np.ndarray  # (_BLOCK, 8) generator V of the neurons that are being factored
     lower: np.ndarray  # (M, 8) factor W
     pivot: np.ndarray  # (M,) diagonal of K, then the pivots D
     half: np.ndarray  # (M, 2) half-plane sums of the residual
@@ -150,7 +151,7 @@ def workspace(width: int) -> Workspace:
         below=np.empty(width, dtype=np.int64),
         moment=np.empty(width),
         left=np.empty((width, 8)),
-        right=np.empty((width, 8)),
+        right=np.empty((min(width, _BLOCK), 8)),
         lower=np.empty((width, 8)),
         pivot=np.empty(width),
         half=np.empty((width, 2)),
@@ -321,30 +322,6 @@ def _locate(tables, key):
 
 
 @_compiled()
-def _generators(tables, ws):
-    """Rows of U and V with K_jk = V_j . U_k for t_j <= t_k, and the diagonal of K (F4, F5); the moments (F6)."""
-    _moments(tables, ws)
-    full = tables.prefix[tables.prefix.shape[0] - 1]
-    for k in range(ws.key.shape[0]):
-        row = tables.prefix[ws.below[k]]
-        x, y, p = ws.v[k, 0], ws.v[k, 1], ws.pos[k]
-        n = 1.0 - p
-        plus_x, plus_y = row[0] * x + row[1] * y, row[1] * x + row[2] * y
-        minus_x, minus_y = row[3] * x + row[4] * y, row[4] * x + row[5] * y
-        up_x = p * (full[0] * x + full[1] * y) - plus_x
-        up_y = p * (full[1] * x + full[2] * y) - plus_y
-        down_x = n * (full[3] * x + full[4] * y) - minus_x
-        down_y = n * (full[4] * x + full[5] * y) - minus_y
-        left, right = ws.left[k], ws.right[k]
-        left[0], left[1], left[2], left[3] = up_x, up_y, down_x, down_y
-        left[4], left[5], left[6], left[7] = p * x, p * y, n * x, n * y
-        right[0], right[1], right[2], right[3] = p * x, p * y, n * x, n * y
-        right[4], right[5], right[6], right[7] = minus_x, minus_y, plus_x, plus_y
-        own_x, own_y = p * (up_x + minus_x) + n * (down_x + plus_x), p * (up_y + minus_y) + n * (down_y + plus_y)
-        ws.pivot[k] = x * own_x + y * own_y
-
-
-@_compiled()
 def _moments(tables, ws):
     """Number of samples below each neuron, and mean phi y (F6): what an epoch without a solve needs."""
     plus_x, plus_y, minus_x, minus_y = tables.totals[0], tables.totals[1], tables.totals[2], tables.totals[3]
@@ -358,7 +335,33 @@ def _moments(tables, ws):
 
 
 @_compiled()
-def _factor_and_forward(ws, ridge, lmbda, centre):
+def _generators(tables, ws, begin, end):
+    """Rows of U and V with K_jk = V_j . U_k for t_j <= t_k, and the diagonal of K (F4, F5), of neurons begin to end.
+
+    At most ``_BLOCK`` of them: V is kept for these alone.
+    """
+    full = tables.prefix[tables.prefix.shape[0] - 1]
+    for k in range(begin, end):
+        row = tables.prefix[ws.below[k]]
+        x, y, p = ws.v[k, 0], ws.v[k, 1], ws.pos[k]
+        n = 1.0 - p
+        plus_x, plus_y = row[0] * x + row[1] * y, row[1] * x + row[2] * y
+        minus_x, minus_y = row[3] * x + row[4] * y, row[4] * x + row[5] * y
+        up_x = p * (full[0] * x + full[1] * y) - plus_x
+        up_y = p * (full[1] * x + full[2] * y) - plus_y
+        down_x = n * (full[3] * x + full[4] * y) - minus_x
+        down_y = n * (full[4] * x + full[5] * y) - minus_y
+        left, right = ws.left[k], ws.right[k - begin]
+        left[0], left[1], left[2], left[3] = up_x, up_y, down_x, down_y
+        left[4], left[5], left[6], left[7] = p * x, p * y, n * x, n * y
+        right[0], right[1], right[2], right[3] = p * x, p * y, n * x, n * y
+        right[4], right[5], right[6], right[7] = minus_x, minus_y, plus_x, plus_y
+        own_x, own_y = p * (up_x + minus_x) + n * (down_x + plus_x), p * (up_y + minus_y) + n * (down_y + plus_y)
+        ws.pivot[k] = x * own_x + y * own_y
+
+
+@_compiled()
+def _factor_and_forward(tables, ws, ridge, lmbda, centre):
     """K + ridge I = L D L^T, L_kj = U_k . W_j for j < k, and z = D^-1 L^-1 b in one sweep (F7); z is left in u.
 
     The recurrence is S <- S + (V - S U)(V - S U)^T / D. A pivot below ``ridge`` can only be rounding (every exact
@@ -366,25 +369,28 @@ def _factor_and_forward(ws, ridge, lmbda, centre):
     """
     width = ws.key.shape[0]
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = f = simd.splat(0.0)
-    for k in range(width):
-        u = simd.load(ws.left, k)
-        lo = simd.madd(s1, simd.lane(u, 1), simd.mul(s0, simd.lane(u, 0)))
-        lo = simd.madd(s3, simd.lane(u, 3), simd.madd(s2, simd.lane(u, 2), lo))
-        hi = simd.madd(s5, simd.lane(u, 5), simd.mul(s4, simd.lane(u, 4)))
-        hi = simd.madd(s7, simd.lane(u, 7), simd.madd(s6, simd.lane(u, 6), hi))
-        known = simd.add(lo, hi)
-        pivot = max(ws.pivot[k] + ridge - simd.dot(u, known), ridge)
-        z = width * (ws.moment[k] + lmbda * centre) - simd.dot(u, f)
-        q = simd.sub(simd.load(ws.right, k), known)
-        w = simd.mul(q, simd.splat(1.0 / pivot))
-        simd.store(ws.lower, k, w)
-        f = simd.madd(w, simd.splat(z), f)
-        s0, s1 = simd.madd(w, simd.lane(q, 0), s0), simd.madd(w, simd.lane(q, 1), s1)
-        s2, s3 = simd.madd(w, simd.lane(q, 2), s2), simd.madd(w, simd.lane(q, 3), s3)
-        s4, s5 = simd.madd(w, simd.lane(q, 4), s4), simd.madd(w, simd.lane(q, 5), s5)
-        s6, s7 = simd.madd(w, simd.lane(q, 6), s6), simd.madd(w, simd.lane(q, 7), s7)
-        ws.pivot[k] = pivot
-        ws.u[k] = z / pivot
+    for begin in range(0, width, _BLOCK):
+        end = min(begin + _BLOCK, width)
+        _generators(tables, ws, begin, end)
+        for k in range(begin, end):
+            u = simd.load(ws.left, k)
+            lo = simd.madd(s1, simd.lane(u, 1), simd.mul(s0, simd.lane(u, 0)))
+            lo = simd.madd(s3, simd.lane(u, 3), simd.madd(s2, simd.lane(u, 2), lo))
+            hi = simd.madd(s5, simd.lane(u, 5), simd.mul(s4, simd.lane(u, 4)))
+            hi = simd.madd(s7, simd.lane(u, 7), simd.madd(s6, simd.lane(u, 6), hi))
+            known = simd.add(lo, hi)
+            pivot = max(ws.pivot[k] + ridge - simd.dot(u, known), ridge)
+            z = width * (ws.moment[k] + lmbda * centre) - simd.dot(u, f)
+            q = simd.sub(simd.load(ws.right, k - begin), known)
+            w = simd.mul(q, simd.splat(1.0 / pivot))
+            simd.store(ws.lower, k, w)
+            f = simd.madd(w, simd.splat(z), f)
+            s0, s1 = simd.madd(w, simd.lane(q, 0), s0), simd.madd(w, simd.lane(q, 1), s1)
+            s2, s3 = simd.madd(w, simd.lane(q, 2), s2), simd.madd(w, simd.lane(q, 3), s3)
+            s4, s5 = simd.madd(w, simd.lane(q, 4), s4), simd.madd(w, simd.lane(q, 5), s5)
+            s6, s7 = simd.madd(w, simd.lane(q, 6), s6), simd.madd(w, simd.lane(q, 7), s7)
+            ws.pivot[k] = pivot
+            ws.u[k] = z / pivot
 
 
 @_compiled()
@@ -410,9 +416,9 @@ def _backward(ws, z):
 # --- prediction, residual, gradient ------------------------------------------------------------------------------
 
 
-@_compiled()
+@_compiled(fastmath=_VECTORISED)
 def _slopes_at_zero(ws, u):
-    """A+ and A- before the first neuron: minus the sum of u v over lower and over upper neurons (F2)."""
+    """A+ and A- before the first neuron: minus the mean of u v over lower and over upper neurons (F2)."""
     plus_x = plus_y = minus_x = minus_y = 0.0
     for k in range(u.shape[0]):
         n = 1.0 - ws.pos[k]
@@ -420,42 +426,42 @@ def _slopes_at_zero(ws, u):
         plus_y -= n * u[k] * ws.v[k, 1]
         minus_x -= ws.pos[k] * u[k] * ws.v[k, 0]
         minus_y -= ws.pos[k] * u[k] * ws.v[k, 1]
-    return plus_x, plus_y, minus_x, minus_y
+    width = u.shape[0]
+    return plus_x / width, plus_y / width, minus_x / width, minus_y / width
 
 
-@_compiled()
+@_compiled(inline="always")
+def _interval(row, old, ax, ay, bx, by):
+    """Sums of f z over the samples between two rows of the prefix table, for c = +1 and for c = -1 (F9)."""
+    d0, d1, d2 = row[0] - old[0], row[1] - old[1], row[2] - old[2]
+    d3, d4, d5 = row[3] - old[3], row[4] - old[4], row[5] - old[5]
+    return d0 * ax + d1 * ay, d1 * ax + d2 * ay, d3 * bx + d4 * by, d4 * bx + d5 * by
+
+
+@_compiled(fastmath=_FUSED)
 def _half_plane_sums(tables, ws, u, with_targets):
     """half_k <- mean of r x over the samples where neuron k is active, r = f - y (or f alone) (F9).
 
-    Between two neurons f is linear on either side, f = A+ . z / M for c = +1 and A- . z / M for c = -1, so each
-    interval adds dP+ A+ / M + dP- A- / M - dR; no pass over the samples.
+    Between two neurons f is linear on either side, f = A+ . z for c = +1 and A- . z for c = -1, so each interval adds
+    dP+ A+ + dP- A- - dR; no pass over the samples.
     """
-    width = u.shape[0]
+    width, scale = u.shape[0], 1.0 / u.shape[0]
     ax, ay, bx, by = _slopes_at_zero(ws, u)
-    scale = 1.0 / width
-    ax, ay, bx, by = ax * scale, ay * scale, bx * scale, by * scale
-    tx = ty = px = py = 0.0  # sums over all samples passed, and over those with c = +1 (f only)
+    px = py = mx = my = 0.0  # sums of f z over the samples passed, c = +1 and c = -1
     old = tables.prefix[0]
-    for k in range(width + 1):
-        row = tables.prefix[ws.below[k] if k < width else tables.prefix.shape[0] - 1]
-        d0, d1, d2 = row[0] - old[0], row[1] - old[1], row[2] - old[2]
-        d3, d4, d5 = row[3] - old[3], row[4] - old[4], row[5] - old[5]
-        fx, fy = d0 * ax + d1 * ay, d1 * ax + d2 * ay
-        tx += fx + (d3 * bx + d4 * by) - with_targets * (row[6] - old[6])
-        ty += fy + (d4 * bx + d5 * by) - with_targets * (row[7] - old[7])
-        px += fx
-        py += fy
-        if k < width:
-            ws.half[k, 0], ws.half[k, 1] = tx, ty
-            jump_x, jump_y = scale * u[k] * ws.v[k, 0], scale * u[k] * ws.v[k, 1]
-            ax += jump_x
-            ay += jump_y
-            bx += jump_x
-            by += jump_y
-            old = row
-    px -= with_targets * tables.totals[0]
-    py -= with_targets * tables.totals[1]
-    _close_half_planes(ws, px, py, tx - px, ty - py)
+    for k in range(width):
+        row = tables.prefix[ws.below[k]]
+        fx, fy, gx, gy = _interval(row, old, ax, ay, bx, by)
+        px, py, mx, my = px + fx, py + fy, mx + gx, my + gy
+        ws.half[k, 0] = px + mx - with_targets * row[6]
+        ws.half[k, 1] = py + my - with_targets * row[7]
+        jump_x, jump_y = scale * u[k] * ws.v[k, 0], scale * u[k] * ws.v[k, 1]
+        ax, ay, bx, by = ax + jump_x, ay + jump_y, bx + jump_x, by + jump_y
+        old = row
+    fx, fy, gx, gy = _interval(tables.prefix[tables.prefix.shape[0] - 1], old, ax, ay, bx, by)
+    px, py = px + fx - with_targets * tables.totals[0], py + fy - with_targets * tables.totals[1]
+    mx, my = mx + gx - with_targets * tables.totals[2], my + gy - with_targets * tables.totals[3]
+    _close_half_planes(ws, px, py, mx, my)
 
 
 @_compiled()
@@ -498,12 +504,10 @@ def _direct_mean_square(tables, ws):
         for i in range(first, end):
             upper = tables.sign[i] > 0.0
             f = (ax if upper else bx) * tables.z[i, 0] + (ay if upper else by) * tables.z[i, 1]
-            total += (f / width - tables.y[i]) ** 2
+            total += (f - tables.y[i]) ** 2
         if k < width:
-            ax += ws.u[k] * ws.v[k, 0]
-            ay += ws.u[k] * ws.v[k, 1]
-            bx += ws.u[k] * ws.v[k, 0]
-            by += ws.u[k] * ws.v[k, 1]
+            jump_x, jump_y = ws.u[k] * ws.v[k, 0] / width, ws.u[k] * ws.v[k, 1] / width
+            ax, ay, bx, by = ax + jump_x, ay + jump_y, bx + jump_x, by + jump_y
             first = end
     return total / count
 
@@ -632,8 +636,7 @@ def _refine(tables, ws, lmbda, centre):
     best, best_u = np.inf, np.full_like(ws.u, centre)
     for floor in _RIDGE_FLOORS:
         ridge = max(lmbda, floor * tables.totals[5])
-        _generators(tables, ws)
-        _factor_and_forward(ws, ws.key.shape[0] * ridge, lmbda, centre)
+        _factor_and_forward(tables, ws, ws.key.shape[0] * ridge, lmbda, centre)
         _backward(ws, ws.u)
         bound = _conjugate_gradients(tables, ws, lmbda, centre, goal)
         if bound < best:
@@ -648,8 +651,8 @@ def _refine(tables, ws, lmbda, centre):
 @_compiled()
 def _solve(tables, ws, lmbda, centre):
     """u <- argmin_u L by one factorisation, for neurons in folded order (docs/definitions.md, 1)."""
-    _generators(tables, ws)
-    _factor_and_forward(ws, ws.key.shape[0] * lmbda, lmbda, centre)
+    _moments(tables, ws)
+    _factor_and_forward(tables, ws, ws.key.shape[0] * lmbda, lmbda, centre)
     _backward(ws, ws.u)
 
 
@@ -685,7 +688,7 @@ def _varpro_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses
     """
     _gather(ws, weights, outer)
     _sort(ws)
-    _generators(tables, ws)
+    _moments(tables, ws)
     for epoch in range(losses.shape[0]):
         data, penalty = _settle(tables, ws, lmbda, centre, accuracy)
         loss = _loss(tables, ws, lmbda, data, penalty)
@@ -700,7 +703,10 @@ def _varpro_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses
 
 @_compiled()
 def _two_timescale_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses):
-    """Two-timescale epochs: both gradients at the same point (docs/definitions.md, 1). Ends as ``_varpro_epochs`` does."""
+    """Two-timescale epochs: both gradients at the same point (docs/definitions.md, 1).
+
+    Ends early as ``_varpro_epochs`` does.
+    """
     _gather(ws, weights, outer)
     _sort(ws)
     for epoch in range(losses.shape[0]):

@@ -26,7 +26,7 @@ from varpro import simd
 
 _BISECT_ABOVE = 16  # a bucket with more samples than this is searched by bisection
 _BLOCK = 256  # neurons whose generators are made at a time: 16 kB each for U and V stay in the first-level cache
-_INSERTION_MOVES = 1.0  # moves per neuron before the in-place insertion sort gives way to the merge
+_INSERTION_MOVES = 0.5  # moves per neuron before the in-place insertion sort gives way to the merge
 _MERGE_MOVES = 8.0  # moves per neuron before the merge gives way to a full sort
 _DIRECT_BELOW = 1e-8  # below this share of mean(y^2) the data term is summed over the samples themselves
 _REFINE_ABOVE = 1e-12  # bound on the relative prediction error that triggers refinement of the solve ...
@@ -249,16 +249,15 @@ def _split_families(ws, rows):
     width = ws.key.shape[0]
     sizes, fronts, backs = np.zeros(2, np.int64), np.zeros(2, np.int64), np.zeros(2, np.int64)
     for k in range(width):
-        family = 0 if ws.pos[k] > 0.5 else 1
-        sizes[family] += 1
+        sizes[0] += ws.pos[k] > 0.5
         if ws.crossed[k]:
-            fronts[family] += ws.key[k] < 1.0
-            backs[family] += ws.key[k] >= 1.0
+            (fronts if ws.key[k] < 1.0 else backs)[int(ws.pos[k] < 0.5)] += 1
+    sizes[1] = width - sizes[0]
     front = np.array([0, sizes[0]])
     middle = front + fronts
     back = front + sizes - backs
     for k in range(width):
-        family = 0 if ws.pos[k] > 0.5 else 1
+        family = int(ws.pos[k] < 0.5)
         place = middle if not ws.crossed[k] else front if ws.key[k] < 1.0 else back
         row = rows[place[family]]
         place[family] += 1
@@ -292,13 +291,22 @@ def _merge(ws, rows, uppers):
     """Fill the workspace from the two sorted families ``rows[:uppers]`` and ``rows[uppers:]``."""
     width = ws.key.shape[0]
     i, j = 0, uppers
-    for k in range(width):
-        first = j >= width or (i < uppers and rows[i, 0] <= rows[j, 0])
-        row = rows[i if first else j]
-        i += first
-        j += not first
-        ws.key[k], ws.v[k, 0], ws.v[k, 1] = row[0], row[1], row[2]
-        ws.pos[k], ws.u[k], ws.ident[k] = row[3], row[4], int(row[5])
+    while i < uppers and j < width:
+        lower_first = rows[j, 0] < rows[i, 0]
+        source = j if lower_first else i  # no branch: which family comes first cannot be predicted
+        _take_row(ws, i + j - uppers, rows[source])
+        i += not lower_first
+        j += lower_first
+    for k in range(i, uppers):
+        _take_row(ws, k + j - uppers, rows[k])
+    for k in range(j, width):
+        _take_row(ws, k, rows[k])
+
+
+@_compiled(inline="always")
+def _take_row(ws, k, row):
+    ws.key[k], ws.v[k, 0], ws.v[k, 1] = row[0], row[1], row[2]
+    ws.pos[k], ws.u[k], ws.ident[k] = row[3], row[4], int(row[5])
 
 
 @_compiled(inline="always")

@@ -42,26 +42,48 @@ def rms(values):
 
 
 def folded(problem):
-    """Tables and a workspace that holds the neurons of ``problem`` in folded order, with their generators."""
+    """Tables and a workspace that holds the neurons of ``problem`` in folded order."""
     tables = circle.sample_tables(problem.inputs, problem.targets)
     space = circle.workspace(len(problem.weights))
     circle._gather(space, problem.weights, np.zeros(len(problem.weights)))
     circle._sort(space)
-    circle._moments(tables, space)
-    circle._generators(tables, space, 0, len(problem.weights))
+    circle._moments(tables, space, 0, len(problem.weights))
     return tables, space
 
 
 @given(awkward_problems())
 def test_generators_give_the_gram_matrix(problem):
-    _, space = folded(problem)
+    tables, space = folded(problem)
+    width = len(problem.weights)
+    u, v = np.empty((width, 8)), np.empty((width, 8))
+    for k in range(width):
+        circle._generators(tables, space, k, u[k], v[k])
     phi = problem.features[:, space.ident]
     gram = phi.T @ phi / len(phi)
-    semiseparable = np.triu(space.right @ space.left.T)  # (j, k) for j <= k
+    semiseparable = np.triu(v @ u.T)  # (j, k) for j <= k
     semiseparable += np.triu(semiseparable, 1).T
     np.fill_diagonal(semiseparable, space.pivot)
     np.testing.assert_allclose(semiseparable, gram, rtol=0, atol=EXACT)
     np.testing.assert_allclose(space.moment, phi.T @ problem.targets / len(phi), rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 255, 256, 257, 600, 1025])
+def test_factor_solves_any_right_hand_side(width):
+    """Blocks and halves of every size, on one thread and on two."""
+    problem, ridge = random_problem(300, width), 1e-3 * width
+    tables, space = folded(problem)
+    phi = problem.features[:, space.ident]
+    matrix = phi.T @ phi / len(phi) + ridge * np.eye(width)
+    right = np.random.default_rng(0).normal(size=width)
+    expected = np.linalg.solve(matrix, right)
+    circle._factor(tables, space, ridge)
+    found = right.copy()
+    circle._precondition(space, found)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=SOLVE * np.abs(expected).max())
+    circle._solve(tables, space, 1e-3, 1.0)
+    together = space.u.copy()
+    circle._solve_on_two_threads(tables, space, 1e-3, 1.0)
+    np.testing.assert_array_equal(space.u, together)
 
 
 @given(awkward_problems(), LAMBDAS, CENTRES)

@@ -20,11 +20,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
+from numba import njit, prange
 
 from varpro import simd
 
 _BISECT_ABOVE = 16  # a bucket with more samples than this is searched by bisection
+_WIDE = 1 << 15  # neurons from which two threads gain more than they cost
 _BLOCK = 256  # neurons whose generators are made at a time: 16 kB each for U and V stay in the first-level cache
 _INSERTION_MOVES = 0.5  # moves per neuron before the in-place insertion sort gives way to the merge
 _MERGE_MOVES = 8.0  # moves per neuron before the merge gives way to a full sort
@@ -74,8 +75,11 @@ class Workspace(NamedTuple):
     ident: np.ndarray  # (M,) place in the caller's order
     below: np.ndarray  # (M,) number of samples below the neuron
     moment: np.ndarray  # (M,) mean phi y
-    left: np.ndarray  # (M, 8) generator U
-    right: np.ndarray  # (_BLOCK, 8) generator V of the neurons that are being factored
+    met: np.ndarray  # (M, 8) the generator that meets the sums of a sweep: U in the left half, V in the right
+    block: np.ndarray  # (2, _BLOCK, 8) the generator that enters the sums, for the neurons that are being factored
+    sums: np.ndarray  # (2, 9, 8) S and f where the sweeps from left and right meet
+    handed: np.ndarray  # (2, 8) what either half hands to the other
+    meeting: np.ndarray  # (8, 9) the system for it
     lower: np.ndarray  # (M, 8) factor W
     pivot: np.ndarray  # (M,) diagonal of K, then the pivots D
     half: np.ndarray  # (M, 2) half-plane sums of the residual
@@ -150,8 +154,11 @@ def workspace(width: int) -> Workspace:
         ident=np.arange(width),
         below=np.empty(width, dtype=np.int64),
         moment=np.empty(width),
-        left=np.empty((width, 8)),
-        right=np.empty((min(width, _BLOCK), 8)),
+        met=np.empty((width, 8)),
+        block=np.empty((2, min(width, _BLOCK), 8)),
+        sums=np.empty((2, 9, 8)),
+        handed=np.empty((2, 8)),
+        meeting=np.empty((8, 9)),
         lower=np.empty((width, 8)),
         pivot=np.empty(width),
         half=np.empty((width, 2)),
@@ -330,10 +337,10 @@ def _locate(tables, key):
 
 
 @_compiled()
-def _moments(tables, ws):
-    """Number of samples below each neuron, and mean phi y (F6): what an epoch without a solve needs."""
+def _moments(tables, ws, begin, end):
+    """Number of samples below, and mean phi y (F6), of neurons begin to end: what an epoch without a solve needs."""
     plus_x, plus_y, minus_x, minus_y = tables.totals[0], tables.totals[1], tables.totals[2], tables.totals[3]
-    for k in range(ws.key.shape[0]):
+    for k in range(begin, end):
         below = _locate(tables, ws.key[k])
         up = ws.pos[k] > 0.5
         x = (plus_x if up else minus_x) - tables.prefix[below, 6]
@@ -342,83 +349,217 @@ def _moments(tables, ws):
         ws.moment[k] = ws.v[k, 0] * x + ws.v[k, 1] * y
 
 
-@_compiled()
-def _generators(tables, ws, begin, end):
-    """Rows of U and V with K_jk = V_j . U_k for t_j <= t_k, and the diagonal of K (F4, F5), of neurons begin to end.
-
-    At most ``_BLOCK`` of them: V is kept for these alone.
-    """
+@_compiled(inline="always")
+def _generators(tables, ws, k, u, v):
+    """Rows U_k into ``u`` and V_k into ``v``, with K_jk = V_j . U_k for t_j <= t_k, and K_kk into pivot (F4, F5)."""
     full = tables.prefix[tables.prefix.shape[0] - 1]
-    for k in range(begin, end):
-        row = tables.prefix[ws.below[k]]
-        x, y, p = ws.v[k, 0], ws.v[k, 1], ws.pos[k]
-        n = 1.0 - p
-        plus_x, plus_y = row[0] * x + row[1] * y, row[1] * x + row[2] * y
-        minus_x, minus_y = row[3] * x + row[4] * y, row[4] * x + row[5] * y
-        up_x = p * (full[0] * x + full[1] * y) - plus_x
-        up_y = p * (full[1] * x + full[2] * y) - plus_y
-        down_x = n * (full[3] * x + full[4] * y) - minus_x
-        down_y = n * (full[4] * x + full[5] * y) - minus_y
-        left, right = ws.left[k], ws.right[k - begin]
-        left[0], left[1], left[2], left[3] = up_x, up_y, down_x, down_y
-        left[4], left[5], left[6], left[7] = p * x, p * y, n * x, n * y
-        right[0], right[1], right[2], right[3] = p * x, p * y, n * x, n * y
-        right[4], right[5], right[6], right[7] = minus_x, minus_y, plus_x, plus_y
-        own_x, own_y = p * (up_x + minus_x) + n * (down_x + plus_x), p * (up_y + minus_y) + n * (down_y + plus_y)
-        ws.pivot[k] = x * own_x + y * own_y
+    row = tables.prefix[ws.below[k]]
+    x, y, p = ws.v[k, 0], ws.v[k, 1], ws.pos[k]
+    n = 1.0 - p
+    plus_x, plus_y = row[0] * x + row[1] * y, row[1] * x + row[2] * y
+    minus_x, minus_y = row[3] * x + row[4] * y, row[4] * x + row[5] * y
+    up_x = p * (full[0] * x + full[1] * y) - plus_x
+    up_y = p * (full[1] * x + full[2] * y) - plus_y
+    down_x = n * (full[3] * x + full[4] * y) - minus_x
+    down_y = n * (full[4] * x + full[5] * y) - minus_y
+    u[0], u[1], u[2], u[3] = up_x, up_y, down_x, down_y
+    u[4], u[5], u[6], u[7] = p * x, p * y, n * x, n * y
+    v[0], v[1], v[2], v[3] = p * x, p * y, n * x, n * y
+    v[4], v[5], v[6], v[7] = minus_x, minus_y, plus_x, plus_y
+    own_x, own_y = p * (up_x + minus_x) + n * (down_x + plus_x), p * (up_y + minus_y) + n * (down_y + plus_y)
+    ws.pivot[k] = x * own_x + y * own_y
 
 
 @_compiled()
-def _factor_and_forward(tables, ws, ridge, lmbda, centre):
-    """K + ridge I = L D L^T, L_kj = U_k . W_j for j < k, and z = D^-1 L^-1 b in one sweep (F7); z is left in u.
+def _generators_of(tables, ws, half, begin, end):
+    """Generators of neurons begin to end of one half, all of one block.
 
-    The recurrence is S <- S + (V - S U)(V - S U)^T / D. A pivot below ``ridge`` can only be rounding (every exact
-    Schur complement is at least ``ridge``), so it is raised to it: the factor stays positive definite.
+    A sweep's sums are over one generator and are met by the other: the sums of the left half are over V and met by U
+    (the sums reach from smaller angles to larger), those of the right half over U and met by V. What meets the sums is
+    needed again on the way back and goes to ``met``; what enters them is kept for the block alone.
+    """
+    block = ws.block[half]
+    for k in range(begin, end):
+        if half == 0:
+            _generators(tables, ws, k, ws.met[k], block[k - begin])
+        else:
+            _generators(tables, ws, k, block[k - begin], ws.met[k])
+
+
+@_compiled(inline="always")
+def _eliminate(ws, k, v, ridge, s0, s1, s2, s3, s4, s5, s6, s7, f):
+    """One neuron of a sweep (F7): pivot D, column W, z / D, and the sums S and f with this neuron in."""
+    u = simd.load(ws.met, k)
+    lo = simd.madd(s1, simd.lane(u, 1), simd.mul(s0, simd.lane(u, 0)))
+    lo = simd.madd(s3, simd.lane(u, 3), simd.madd(s2, simd.lane(u, 2), lo))
+    hi = simd.madd(s5, simd.lane(u, 5), simd.mul(s4, simd.lane(u, 4)))
+    hi = simd.madd(s7, simd.lane(u, 7), simd.madd(s6, simd.lane(u, 6), hi))
+    known = simd.add(lo, hi)
+    pivot = max(ws.pivot[k] + ridge - simd.dot(u, known), ridge)
+    z = ws.u[k] - simd.dot(u, f)
+    q = simd.sub(v, known)
+    w = simd.mul(q, simd.splat(1.0 / pivot))
+    simd.store(ws.lower, k, w)
+    ws.pivot[k] = pivot
+    ws.u[k] = z / pivot
+    f = simd.madd(w, simd.splat(z), f)
+    s0, s1 = simd.madd(w, simd.lane(q, 0), s0), simd.madd(w, simd.lane(q, 1), s1)
+    s2, s3 = simd.madd(w, simd.lane(q, 2), s2), simd.madd(w, simd.lane(q, 3), s3)
+    s4, s5 = simd.madd(w, simd.lane(q, 4), s4), simd.madd(w, simd.lane(q, 5), s5)
+    s6, s7 = simd.madd(w, simd.lane(q, 6), s6), simd.madd(w, simd.lane(q, 7), s7)
+    return s0, s1, s2, s3, s4, s5, s6, s7, f
+
+
+@_compiled()
+def _factor(tables, ws, ridge):
+    """Factor K + ridge I from both ends towards the middle, with the right-hand side in u (F7); z / D is left in u.
+
+    The two sweeps share nothing: one computes while the other waits.
     """
     width = ws.key.shape[0]
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = f = simd.splat(0.0)
-    for begin in range(0, width, _BLOCK):
-        end = min(begin + _BLOCK, width)
-        _generators(tables, ws, begin, end)
-        for k in range(begin, end):
-            u = simd.load(ws.left, k)
-            lo = simd.madd(s1, simd.lane(u, 1), simd.mul(s0, simd.lane(u, 0)))
-            lo = simd.madd(s3, simd.lane(u, 3), simd.madd(s2, simd.lane(u, 2), lo))
-            hi = simd.madd(s5, simd.lane(u, 5), simd.mul(s4, simd.lane(u, 4)))
-            hi = simd.madd(s7, simd.lane(u, 7), simd.madd(s6, simd.lane(u, 6), hi))
-            known = simd.add(lo, hi)
-            pivot = max(ws.pivot[k] + ridge - simd.dot(u, known), ridge)
-            z = width * (ws.moment[k] + lmbda * centre) - simd.dot(u, f)
-            q = simd.sub(simd.load(ws.right, k - begin), known)
-            w = simd.mul(q, simd.splat(1.0 / pivot))
-            simd.store(ws.lower, k, w)
-            f = simd.madd(w, simd.splat(z), f)
-            s0, s1 = simd.madd(w, simd.lane(q, 0), s0), simd.madd(w, simd.lane(q, 1), s1)
-            s2, s3 = simd.madd(w, simd.lane(q, 2), s2), simd.madd(w, simd.lane(q, 3), s3)
-            s4, s5 = simd.madd(w, simd.lane(q, 4), s4), simd.madd(w, simd.lane(q, 5), s5)
-            s6, s7 = simd.madd(w, simd.lane(q, 6), s6), simd.madd(w, simd.lane(q, 7), s7)
-            ws.pivot[k] = pivot
-            ws.u[k] = z / pivot
+    middle = width // 2
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = af = simd.splat(0.0)
+    b0 = b1 = b2 = b3 = b4 = b5 = b6 = b7 = bf = simd.splat(0.0)
+    for done in range(0, width - middle, _BLOCK):
+        a_end, b_begin, b_end = min(done + _BLOCK, middle), max(width - done - _BLOCK, middle), width - done
+        _generators_of(tables, ws, 0, done, a_end)
+        _generators_of(tables, ws, 1, b_begin, b_end)
+        for i in range(b_end - b_begin):
+            k = b_end - 1 - i
+            v = simd.load(ws.block[1], k - b_begin)
+            b0, b1, b2, b3, b4, b5, b6, b7, bf = _eliminate(ws, k, v, ridge, b0, b1, b2, b3, b4, b5, b6, b7, bf)
+            k = done + i
+            if k < a_end:
+                v = simd.load(ws.block[0], i)
+                a0, a1, a2, a3, a4, a5, a6, a7, af = _eliminate(ws, k, v, ridge, a0, a1, a2, a3, a4, a5, a6, a7, af)
+    _keep(ws.sums[0], a0, a1, a2, a3, a4, a5, a6, a7, af)
+    _keep(ws.sums[1], b0, b1, b2, b3, b4, b5, b6, b7, bf)
 
 
 @_compiled()
-def _forward(ws, b):
-    """b <- D^-1 L^-1 b (F7)."""
+def _factor_half(tables, ws, ridge, half):
+    """One of the two sweeps of ``_factor``, for a thread of its own."""
+    width = ws.key.shape[0]
+    middle = width // 2
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = f = simd.splat(0.0)
+    for done in range(0, width - middle if half else middle, _BLOCK):
+        begin = max(width - done - _BLOCK, middle) if half else done
+        end = width - done if half else min(done + _BLOCK, middle)
+        _generators_of(tables, ws, half, begin, end)
+        for i in range(end - begin):
+            k = end - 1 - i if half else begin + i
+            v = simd.load(ws.block[half], k - begin)
+            s0, s1, s2, s3, s4, s5, s6, s7, f = _eliminate(ws, k, v, ridge, s0, s1, s2, s3, s4, s5, s6, s7, f)
+    _keep(ws.sums[half], s0, s1, s2, s3, s4, s5, s6, s7, f)
+
+
+@_compiled(inline="always")
+def _keep(sums, s0, s1, s2, s3, s4, s5, s6, s7, f):
+    simd.store(sums, 0, s0)
+    simd.store(sums, 1, s1)
+    simd.store(sums, 2, s2)
+    simd.store(sums, 3, s3)
+    simd.store(sums, 4, s4)
+    simd.store(sums, 5, s5)
+    simd.store(sums, 6, s6)
+    simd.store(sums, 7, s7)
+    simd.store(sums, 8, f)
+
+
+@_compiled()
+def _forward_half(ws, b, half):
+    """b <- D^-1 L^-1 b in one half, towards the middle (F7)."""
+    width = b.shape[0]
+    middle = width // 2
     f = simd.splat(0.0)
-    for k in range(b.shape[0]):
-        z = b[k] - simd.dot(simd.load(ws.left, k), f)
+    for i in range(width - middle if half else middle):
+        k = width - 1 - i if half else i
+        z = b[k] - simd.dot(simd.load(ws.met, k), f)
         f = simd.madd(simd.load(ws.lower, k), simd.splat(z), f)
         b[k] = z / ws.pivot[k]
+    simd.store(ws.sums[half], 8, f)
+
+
+@_compiled()
+def _meet(ws):
+    """What each half hands to the other: p = U_B^T u_B = f_B - S_B q and q = V_A^T u_A = f_A - S_A p (F8)."""
+    s_a, s_b, matrix = ws.sums[0], ws.sums[1], ws.meeting
+    for i in range(8):
+        right = s_b[8, i]
+        for j in range(8):
+            matrix[i, j] = 1.0 if i == j else 0.0
+        for k in range(8):
+            right -= s_b[i, k] * s_a[8, k]
+            for j in range(8):
+                matrix[i, j] -= s_b[i, k] * s_a[k, j]
+        matrix[i, 8] = right
+    _eliminate_dense(matrix)
+    for i in range(8):
+        q = s_a[8, i]
+        for k in range(8):
+            q -= s_a[i, k] * matrix[k, 8]
+        ws.handed[0, i] = matrix[i, 8]
+        ws.handed[1, i] = q
+
+
+@_compiled()
+def _eliminate_dense(matrix):
+    """Solve the n x n system with its right-hand side in column n, in place, by elimination with row pivoting."""
+    n = matrix.shape[0]
+    for k in range(n):
+        best = k
+        for i in range(k + 1, n):
+            if abs(matrix[i, k]) > abs(matrix[best, k]):
+                best = i
+        if best != k:
+            for j in range(k, n + 1):
+                matrix[k, j], matrix[best, j] = matrix[best, j], matrix[k, j]
+        for i in range(k + 1, n):
+            factor = matrix[i, k] / matrix[k, k]
+            for j in range(k + 1, n + 1):
+                matrix[i, j] -= factor * matrix[k, j]
+    for k in range(n - 1, -1, -1):
+        for j in range(k + 1, n):
+            matrix[k, n] -= matrix[k, j] * matrix[j, n]
+        matrix[k, n] /= matrix[k, k]
 
 
 @_compiled()
 def _backward(ws, z):
-    """z <- L^-T z (F8)."""
-    g = simd.splat(0.0)
-    for k in range(z.shape[0] - 1, -1, -1):
-        value = z[k] - simd.dot(simd.load(ws.lower, k), g)
-        g = simd.madd(simd.load(ws.left, k), simd.splat(value), g)
-        z[k] = value
+    """z <- L^-T z, from the middle towards both ends (F8)."""
+    width = z.shape[0]
+    middle = width // 2
+    g, h = simd.load(ws.handed, 0), simd.load(ws.handed, 1)
+    for i in range(width - middle):
+        h = _substitute(ws, z, middle + i, h)
+        if i < middle:
+            g = _substitute(ws, z, middle - 1 - i, g)
+
+
+@_compiled()
+def _backward_half(ws, z, half):
+    """One of the two sweeps of ``_backward``, for a thread of its own."""
+    width = z.shape[0]
+    middle = width // 2
+    g = simd.load(ws.handed, half)
+    for i in range(width - middle if half else middle):
+        g = _substitute(ws, z, middle + i if half else middle - 1 - i, g)
+
+
+@_compiled(inline="always")
+def _substitute(ws, z, k, g):
+    value = z[k] - simd.dot(simd.load(ws.lower, k), g)
+    z[k] = value
+    return simd.madd(simd.load(ws.met, k), simd.splat(value), g)
+
+
+@_compiled()
+def _precondition(ws, b):
+    """b <- (K + ridge I)^-1 b with the factor at hand."""
+    _forward_half(ws, b, 0)
+    _forward_half(ws, b, 1)
+    _meet(ws)
+    _backward(ws, b)
 
 
 # --- prediction, residual, gradient ------------------------------------------------------------------------------
@@ -619,8 +760,7 @@ def _conjugate_gradients(tables, ws, lmbda, centre, goal):
         if not bound > goal or step - best_step >= _PATIENCE:
             break
         z[:] = width * residual
-        _forward(ws, z)
-        _backward(ws, z)
+        _precondition(ws, z)
         energy = np.dot(residual, z)
         direction *= energy / previous if step else 0.0
         direction += z
@@ -644,7 +784,9 @@ def _refine(tables, ws, lmbda, centre):
     best, best_u = np.inf, np.full_like(ws.u, centre)
     for floor in _RIDGE_FLOORS:
         ridge = max(lmbda, floor * tables.totals[5])
-        _factor_and_forward(tables, ws, ws.key.shape[0] * ridge, lmbda, centre)
+        _right_hand_side(ws, lmbda, centre, 0, ws.key.shape[0])
+        _factor(tables, ws, ws.key.shape[0] * ridge)
+        _meet(ws)
         _backward(ws, ws.u)
         bound = _conjugate_gradients(tables, ws, lmbda, centre, goal)
         if bound < best:
@@ -657,11 +799,38 @@ def _refine(tables, ws, lmbda, centre):
 
 
 @_compiled()
+def _right_hand_side(ws, lmbda, centre, begin, end):
+    """u <- M (mean phi y + lam c): with K + lam M I on the left this is the inner problem."""
+    for k in range(begin, end):
+        ws.u[k] = ws.u.shape[0] * (ws.moment[k] + lmbda * centre)
+
+
+@_compiled()
 def _solve(tables, ws, lmbda, centre):
     """u <- argmin_u L by one factorisation, for neurons in folded order (docs/definitions.md, 1)."""
-    _moments(tables, ws)
-    _factor_and_forward(tables, ws, ws.key.shape[0] * lmbda, lmbda, centre)
+    width = ws.key.shape[0]
+    if width >= _WIDE:
+        _solve_on_two_threads(tables, ws, lmbda, centre)
+        return
+    _moments(tables, ws, 0, width)
+    _right_hand_side(ws, lmbda, centre, 0, width)
+    _factor(tables, ws, width * lmbda)
+    _meet(ws)
     _backward(ws, ws.u)
+
+
+@_compiled(parallel=True)
+def _solve_on_two_threads(tables, ws, lmbda, centre):
+    """``_solve`` with one thread for either half of the neurons."""
+    width = ws.key.shape[0]
+    cuts = (0, width // 2, width)
+    for half in prange(2):
+        _moments(tables, ws, cuts[half], cuts[half + 1])
+        _right_hand_side(ws, lmbda, centre, cuts[half], cuts[half + 1])
+        _factor_half(tables, ws, width * lmbda, half)
+    _meet(ws)
+    for half in prange(2):
+        _backward_half(ws, ws.u, half)
 
 
 @_compiled()
@@ -696,7 +865,7 @@ def _varpro_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses
     """
     _gather(ws, weights, outer)
     _sort(ws)
-    _moments(tables, ws)
+    _moments(tables, ws, 0, ws.key.shape[0])
     for epoch in range(losses.shape[0]):
         data, penalty = _settle(tables, ws, lmbda, centre, accuracy)
         loss = _loss(tables, ws, lmbda, data, penalty)
@@ -718,7 +887,7 @@ def _two_timescale_epochs(tables, ws, weights, outer, lmbda, centre, time_scale,
     _gather(ws, weights, outer)
     _sort(ws)
     for epoch in range(losses.shape[0]):
-        _moments(tables, ws)
+        _moments(tables, ws, 0, ws.key.shape[0])
         _half_plane_sums(tables, ws, ws.u, 1.0)
         data, penalty, _ = _reductions(tables, ws, lmbda, centre)
         loss = _loss(tables, ws, lmbda, data, penalty)

@@ -14,8 +14,10 @@ Relatives of the factorisation: Foreman-Mackey et al. 2017 (celerite), Andersen 
 """
 
 import math
+import os
 import warnings
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -917,6 +919,12 @@ def predict(weights: np.ndarray, outer: np.ndarray, inputs: np.ndarray) -> np.nd
     slopes = passed[np.searchsorted(_keys(v), keys)]
     slopes -= np.where(sign[:, None] > 0, jumps[~upper].sum(axis=0), jumps[upper].sum(axis=0))
     return np.einsum("nd,nd->n", slopes, z)
+
+
+def compiled() -> bool:
+    """Whether the compiled functions of this module are in numba's cache, so that they load in a moment."""
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent)
+    return next(folder.rglob(f"{Path(__file__).stem}._varpro_epochs-*.nbi"), None) is not None
 
 
 class LinearRoute:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from varpro import cli, results, teachers
-from varpro.circle import LinearRoute
+from varpro.circle import LinearRoute, compiled
 from varpro.diffusion import solve_diffusion
 from varpro.distances import CircleMeasure
 from varpro.features import FeatureMap
@@ -257,6 +257,8 @@ def _circle_problem(options: argparse.Namespace, seed: int, tensors: dict | None
 def _route(choices: Choices, problem: teachers.Problem, config: dict) -> Route:
     shared = (config["lambda"], choices.centre, config["time_scale"], choices.outer_update)
     if config["solver"] == "linear":
+        if not compiled():
+            print("compiling the linear-time route, once per machine: about 40 s", flush=True)
         return LinearRoute(problem.inputs.numpy(), problem.targets[:, 0].numpy(), *shared)
     place = {"dtype": getattr(torch, config["dtype"]), "device": config["device"]}
     return DenseRoute(choices.features, problem.inputs.to(**place), problem.targets.to(**place), *shared)

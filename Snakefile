@@ -17,7 +17,10 @@ os.environ.setdefault("VARPRO_EPOCHS", str(config.get("epochs", 32000)))
 from varpro import paper  # noqa: E402 - reads VARPRO_EPOCHS
 
 # A shell directive is evaluated when the job runs, params when the rule is defined: what a loop sets goes into params.
-SEEDS = paper.parse_seeds(str(config.get("seeds", "0")))
+try:
+    SEEDS = paper.parse_seeds(str(config.get("seeds", "0")))
+except ValueError as error:
+    raise WorkflowError(str(error)) from None
 NOTEBOOKS = {"Results_SHL": paper.FIGURE_FILES, "1d_animations": ["diffusion_animation.gif"]}
 
 

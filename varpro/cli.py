@@ -121,6 +121,16 @@ def _label(text: str) -> str:
 # --- groups of options -------------------------------------------------------------------------------------------
 
 
+def _add_gamma(group, default: float) -> None:
+    group.add_argument(
+        "--gamma",
+        type=concentration,
+        default=default,
+        metavar="G",
+        help="shape of the teacher law: 0 is uniform, infinity would be two Diracs",
+    )
+
+
 def add_circle_problem(
     to: argparse.ArgumentParser,
     *,
@@ -152,13 +162,7 @@ def add_circle_problem(
     group.add_argument(
         "--student_width", type=whole(1), default=student_width, metavar="M", help="number of student neurons"
     )
-    group.add_argument(
-        "--gamma",
-        type=concentration,
-        default=gamma,
-        metavar="G",
-        help="shape of the teacher law: 0 is uniform, infinity would be two Diracs",
-    )
+    _add_gamma(group, gamma)
     group.add_argument("--samples", type=whole(1), default=samples, metavar="N", help="number of training samples")
     group.add_argument(
         "--teacher_width", type=whole(1), default=teacher_width, metavar="T", help="number of teacher neurons"
@@ -194,13 +198,7 @@ def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float)
 def add_diffusion(to: argparse.ArgumentParser, *, gamma: float, epochs: int, time_scale: float, grid_size: int) -> None:
     """The diffusion equation and its discretisation; the keywords are the defaults."""
     group = to.add_argument_group("diffusion")
-    group.add_argument(
-        "--gamma",
-        type=concentration,
-        default=gamma,
-        metavar="G",
-        help="shape of the teacher law: 0 is uniform, infinity would be two Diracs",
-    )
+    _add_gamma(group, gamma)
     group.add_argument("--epochs", type=whole(1), default=epochs, metavar="E", help="last epoch")
     group.add_argument("--time_scale", type=positive, default=time_scale, metavar="H", help="time of one epoch")
     group.add_argument(

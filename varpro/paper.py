@@ -15,7 +15,15 @@ import numpy as np
 
 from varpro import cli, results
 
-EPOCHS = int(os.environ.get("VARPRO_EPOCHS", "32000"))
+
+def _epochs() -> int:
+    text = os.environ.get("VARPRO_EPOCHS", "32000")
+    if not (text.isdigit() and int(text) > 0):
+        raise ValueError(f"$VARPRO_EPOCHS (make: EPOCHS) is {text!r}: allowed are whole numbers from 1 up")
+    return int(text)
+
+
+EPOCHS = _epochs()
 SEEDS = range(6)  # the published curves are means over these; the two-timescale comparison has seed 0 alone
 WIDTHS = (32, 128, 512, 1024)
 WIDEST = WIDTHS[-1]

@@ -103,12 +103,11 @@ def madd(typing_context, a, b, c):
     return row8(row8, row8, row8), generate
 
 
-@intrinsic
-def sub(typing_context, a, b):
-    """a - b, lane by lane."""
+def _lanewise(instruction: str):
+    """Signature and code generator of a two-argument instruction of the LLVM builder."""
 
     def generate(context, builder, signature, args):
-        return builder.fsub(args[0], args[1])
+        return getattr(builder, instruction)(args[0], args[1])
 
     return row8(row8, row8), generate
 
@@ -116,21 +115,19 @@ def sub(typing_context, a, b):
 @intrinsic
 def add(typing_context, a, b):
     """a + b, lane by lane."""
+    return _lanewise("fadd")
 
-    def generate(context, builder, signature, args):
-        return builder.fadd(args[0], args[1])
 
-    return row8(row8, row8), generate
+@intrinsic
+def sub(typing_context, a, b):
+    """a - b, lane by lane."""
+    return _lanewise("fsub")
 
 
 @intrinsic
 def mul(typing_context, a, b):
     """a * b, lane by lane."""
-
-    def generate(context, builder, signature, args):
-        return builder.fmul(args[0], args[1])
-
-    return row8(row8, row8), generate
+    return _lanewise("fmul")
 
 
 @intrinsic

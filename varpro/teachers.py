@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from varpro.circle import predict
+from varpro.features import wrap_torus
 
 SECOND_BUMP = 0.4 * math.pi  # angle of the lighter bump
 BUMP_MASSES = (2.0 / 3.0, 1.0 / 3.0)
@@ -100,6 +101,29 @@ def circle_draws(seed: int, samples: int, student_width: int, teacher_width: int
     _discard_network_initialisation(student_width, torch_stream)
     student = torch.randn(student_width, 2, dtype=torch.float32, generator=torch_stream)
     return Draws(teacher, inputs, student / student.norm(dim=1, keepdim=True))
+
+
+def torus_draws(seed: int, samples: int, student_width: int, teacher_width: int, gamma: float) -> Draws:
+    """The draws of the paper's torus runs (Appendix B), in the same order as :func:`circle_draws`.
+
+    Each coordinate of the teacher is a bump of width gamma, scaled to [-2, 2); neurons with even index then move by
+    (-1, 0), those with odd index by (1, 1). gamma = infinity leaves the two modes alone: T = 2.
+    """
+    numpy_stream = np.random.RandomState(seed)
+    torch_stream = torch.Generator().manual_seed(seed)
+    if math.isinf(gamma):
+        teacher_width = 2
+        spread = np.zeros((2, 2))
+    else:
+        spread = np.stack([_bump_sampler(numpy_stream.rand(teacher_width), gamma) for _ in range(2)], axis=1)
+    teacher = torch.from_numpy(spread) * (2 / math.pi)
+    teacher[0::2] += torch.tensor([-1.0, 0.0], dtype=torch.float64)
+    teacher[1::2] += torch.tensor([1.0, 1.0], dtype=torch.float64)
+    _discard_network_initialisation(teacher_width, torch_stream)
+    inputs = torch.randn(samples, 2, dtype=torch.float32, generator=torch_stream)
+    _discard_network_initialisation(student_width, torch_stream)
+    student = 2 * (2 * torch.rand(student_width, 2, dtype=torch.float32, generator=torch_stream) - 1)
+    return Draws(wrap_torus(teacher), inputs, student)
 
 
 def _discard_network_initialisation(width: int, stream: torch.Generator) -> None:

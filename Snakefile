@@ -14,7 +14,10 @@ from pathlib import Path
 
 os.environ.setdefault("VARPRO_EPOCHS", str(config.get("epochs", 32000)))
 
-from varpro import paper  # noqa: E402 - reads VARPRO_EPOCHS
+try:
+    from varpro import paper  # reads VARPRO_EPOCHS
+except ValueError as error:
+    raise WorkflowError(str(error)) from None
 
 # A shell directive is evaluated when the job runs, params when the rule is defined: what a loop sets goes into params.
 try:

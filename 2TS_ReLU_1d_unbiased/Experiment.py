@@ -12,7 +12,7 @@ after 2.5 s of imports. Memory 0.5 GB, result file 0.7 MB and 13 MB.
 from pathlib import Path
 
 from varpro import cli
-from varpro.experiment import Choices, circle_measure, circle_runs, perform
+from varpro.experiment import Choices, circle_measure, perform, runs
 from varpro.features import ReLUCircle
 
 CHOICES = Choices(
@@ -25,7 +25,7 @@ CHOICES = Choices(
 def parser():
     """The options of this experiment with its numbers."""
     options = cli.parser(__doc__)
-    cli.add_circle_problem(options, lmbda=1e-3, student_width=1024, gamma=100.0, samples=4096, teacher_width=4096)
+    cli.add_problem(options, lmbda=1e-3, student_width=1024, gamma=100.0, samples=4096, teacher_width=4096)
     cli.add_training(options, epochs=32000, time_scale=2**-10)
     cli.add_run(options, solvers=("linear", "dense"))
     return options
@@ -34,7 +34,7 @@ def parser():
 @cli.command
 def main(argv=None):
     options = cli.parse(parser(), argv)
-    for run in circle_runs(options, CHOICES, folder=Path(__file__).resolve().parent):
+    for run in runs(options, CHOICES, folder=Path(__file__).resolve().parent):
         measure = circle_measure(run, options)  # energy distances to teacher and diffusion
         perform(run, measure, progress=options.progress)
 

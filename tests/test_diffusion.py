@@ -68,7 +68,7 @@ def assert_sound(solution: diffusion.Diffusion) -> None:
 @pytest.mark.parametrize("gamma", [0.0, *GAMMAS])
 def test_scalar_law_is_that_of_the_teachers(gamma):
     angles = np.random.default_rng(0).uniform(-9, 9, 500)
-    density, slope, cdf = np.array([diffusion._law(x, gamma) for x in angles]).T
+    density, slope, cdf = np.array([diffusion._law(x, diffusion._teacher(gamma)) for x in angles]).T
     np.testing.assert_allclose(density, circle_density(angles, gamma), rtol=TOLERANCE["law"])
     scale = np.abs(slope).max()
     shift = 1e-5 / math.sqrt(1 + gamma)  # a small part of the width of a bump
@@ -84,21 +84,21 @@ def test_linear_solve_against_a_dense_matrix(n, gamma):
     x = uniform_nodes(n) + 0.2 * np.sin(uniform_nodes(n))
 
     def rate(x):
-        state = diffusion._evaluate(x, gamma)
+        state = diffusion._evaluate(x, diffusion._teacher(gamma))
         return state.density * state.curvature
 
     shift = 1e-5
     jacobian = np.stack([(rate(x + e) - rate(x - e)) / (2 * shift) for e in shift * np.eye(n)], axis=1)
     right = np.random.default_rng(n).normal(size=n)
     expected = np.linalg.solve(np.eye(n) - 0.05 * jacobian, right)
-    definite, inverse, lower, row = diffusion._factor(diffusion._evaluate(x, gamma), 0.05)
+    definite, inverse, lower, row = diffusion._factor(diffusion._evaluate(x, diffusion._teacher(gamma)), 0.05)
     assert definite
     solution = diffusion._solve(inverse, lower, row, right)
     np.testing.assert_allclose(solution, expected, rtol=TOLERANCE["linear solve"], atol=1e-8)
 
 
 def test_indefinite_matrix_is_reported():
-    state = diffusion._evaluate(uniform_nodes(32), 10.0)
+    state = diffusion._evaluate(uniform_nodes(32), diffusion._teacher(10.0))
     bent = state._replace(curvature=1e6 * np.sign(state.slope))  # makes nu' Y_ss, a term of J_ii, large
     assert not diffusion._factor(bent, 1.0)[0]
 
@@ -114,8 +114,8 @@ def test_cells_of_any_increasing_levels_have_positive_mass(gaps, shift, cells):
 
 
 def test_interpolation_stays_increasing_where_the_curve_is_not():
-    state = diffusion._evaluate(uniform_nodes(16), 1.0)
-    after = diffusion._evaluate(state.x + 0.01, 1.0)
+    state = diffusion._evaluate(uniform_nodes(16), diffusion._teacher(1.0))
+    after = diffusion._evaluate(state.x + 0.01, diffusion._teacher(1.0))
     wild = 1e3 * (-1.0) ** np.arange(16)
     between = diffusion._interpolate(state, after.y, wild, wild, 1.0, 0.25)
     np.testing.assert_allclose(between, 0.75 * state.y + 0.25 * after.y, rtol=1e-14)
@@ -208,9 +208,9 @@ def test_second_order_in_the_nodes():
 
 
 def fixed_steps(x: np.ndarray, gamma: float, end: float, steps: int) -> diffusion._State:
-    state = diffusion._evaluate(x, gamma)
+    state = diffusion._evaluate(x, diffusion._teacher(gamma))
     for _ in range(steps):
-        state = diffusion._rosenbrock_step(state, end / steps, gamma)[1]
+        state = diffusion._rosenbrock_step(state, end / steps, diffusion._teacher(gamma))[1]
     return state
 
 
@@ -226,7 +226,7 @@ def test_interpolant_is_as_accurate_as_the_step():
     start = fixed_steps(uniform_nodes(128), 10.0, 0.5, 1024)
     errors = []
     for size in (0.08, 0.04, 0.02):
-        _, after, k1, k2, _ = diffusion._rosenbrock_step(start, size, 10.0)
+        _, after, k1, k2, _ = diffusion._rosenbrock_step(start, size, diffusion._teacher(10.0))
         between = diffusion._interpolate(start, after.y, k1, k2, size, 0.4)
         errors.append(np.abs(between - fixed_steps(start.x, 10.0, 0.4 * size, 512).y).max())
     assert np.log2(np.divide(errors[:-1], errors[1:])).min() > 2.7  # h^3 in one step is h^2 in all

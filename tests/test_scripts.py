@@ -153,14 +153,16 @@ def test_own_data_with_many_outputs_take_the_dense_route(data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--student_width", "-3"], "--student_width: '-3' is not allowed: a whole number from 1 up"),
+        (["--student_width", "-3"], "--student_width: '-3' is not allowed: a whole number from 1 to 1000000000"),
         (["--student_width", "2.5"], "--student_width: '2.5' is not allowed"),
         (["--gamma", "abc"], "--gamma: 'abc' is not allowed: a number from 0 to 1e+08"),
         (["--gamma", "inf"], "--gamma: 'inf' is not allowed"),
         (["--lambda", "0"], "--lambda/--lmbda: '0' is not allowed: a finite number above 0"),
         (["--time_scale", "nan"], "--time_scale: 'nan' is not allowed"),
         (["--epochs", "0"], "--epochs: '0' is not allowed"),
-        (["--seed", "-1"], "--seed: '-1' is not allowed"),
+        (["--seed", "-1"], "--seed: '-1' is not allowed: a whole number from 0 to 4294967295"),
+        (["--seed", "0", "5000000000"], "--seed: '5000000000' is not allowed"),
+        (["--time_scale", "1e300"], "--time_scale: '1e300' is not allowed: a number above 0, at most 1e6"),
         (["--seed", "1", "1"], "--seed: 1 1 names a seed twice"),
         (["--solver", "magic"], "'magic' (choose from"),
         (["--widht", "3"], "unrecognized arguments: --widht 3"),
@@ -287,7 +289,7 @@ def readme_commands() -> list[tuple[str, list[str]]]:
 
 def test_every_command_of_the_readme_is_one_the_scripts_take():
     commands = readme_commands()
-    assert len(commands) == len(set(map(str, commands))) + 3  # a width and a lambda run are listed twice, by the user
+    assert len(commands) == len(set(map(str, commands))) + 5  # five experiments list one run as width and as lambda
     for script, arguments in commands:
         module = load_script(script)
         module.parser().parse_args(arguments)
@@ -306,7 +308,7 @@ def test_the_readme_lists_every_run_of_the_grid_that_the_user_asked_for():
     listed = set()
     for script, arguments in readme_commands():
         experiment, _, name = script.rpartition("/")
-        if name == "Experiment.py" and "--lambda" in arguments and experiment:
+        if f"{experiment}/{name}" in CIRCLE and "--lambda" in arguments:
             options = load_script(script).parser().parse_args(arguments)
             listed.add(paper.Run(experiment, options.lmbda, options.student_width, options.gamma, options.epochs))
     assert len(listed) == 22

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tolerances import EXACT, PINNED, QUADRATURE
 
 from varpro import paper, teachers
+from varpro.features import ReLUCircle
 
 GAMMAS = st.floats(0.0, 1e4)
 
@@ -109,8 +110,8 @@ def test_targets_are_the_mean_over_the_teacher():
         ({"inputs": None}, "no tensor 'inputs'"),
         ({"inputs": torch.ones(5, 3)}, "'inputs' has shape (5, 3); allowed: (N, 2)"),
         ({"targets": torch.ones(4)}, "'targets' has 4 rows and 'inputs' 5"),
-        ({"targets": torch.full((5,), math.nan)}, "'targets' is not a tensor of finite real numbers"),
-        ({"targets": "no"}, "'targets' is not a tensor of finite real numbers"),
+        ({"targets": torch.full((5,), math.nan)}, "'targets' is not a dense tensor of finite real numbers"),
+        ({"targets": "no"}, "'targets' is not a dense tensor of finite real numbers"),
         ({"student_weights": torch.zeros(2, 2)}, "zero vector"),
         ({"student_weights": torch.ones(2)}, "'student_weights' has shape (2,)"),
     ],
@@ -118,12 +119,12 @@ def test_targets_are_the_mean_over_the_teacher():
 def test_users_tensors_are_checked(change, message):
     tensors = {"inputs": torch.ones(5, 2), "targets": torch.ones(5)} | change
     with pytest.raises(ValueError, match="^.*" + message.replace("(", r"\(").replace(")", r"\)")):
-        teachers.circle_problem_from_tensors(tensors, 0, 8, 100.0)
+        teachers.problem_from_tensors(tensors, ReLUCircle().project, ReLUCircle().uniform)
 
 
 def test_users_tensors_are_taken_as_they_are():
     tensors = {"inputs": torch.randn(5, 2), "targets": torch.randn(5, 3), "student_weights": 2 * torch.eye(2)}
-    problem = teachers.circle_problem_from_tensors(tensors, 0, 8, 100.0)
+    problem = teachers.problem_from_tensors(tensors, ReLUCircle().project, ReLUCircle().uniform)
     assert problem.teacher is None
     assert torch.equal(problem.student, torch.eye(2, dtype=torch.float64))
     assert torch.equal(problem.targets, tensors["targets"].double())

@@ -320,7 +320,9 @@ def _take_row(ws, k, row):
 
 @_compiled(inline="always")
 def _locate(tables, key):
-    """Number of samples with a smaller key."""
+    """Number of samples with a smaller key; 0 for NaN, which must not become an index."""
+    if not key <= 2.0:
+        return 0
     buckets = tables.starts.shape[0] - 1
     bucket = min(int(key * (0.5 * buckets)), buckets - 1)
     low, high = tables.starts[bucket], tables.starts[bucket + 1]

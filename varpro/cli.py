@@ -17,6 +17,11 @@ import torch
 from varpro.diffusion import MAX_GAMMA
 from varpro.results import ResultError
 
+FAST_ROUTES = {"linear": ("float64",), "cg": ("float32", "float64")}  # their precisions, the default one first
+
+
+_NO_MEMORY = "not enough memory for a problem of this size; fewer neurons, samples or epochs would fit"
+
 
 class UsageError(Exception):
     """The user asked for something impossible; the message is one line that says what and what is allowed."""
@@ -55,6 +60,12 @@ def command(main: Callable) -> Callable:
             _stop(2, f"{program}: error: {error}")
         except FloatingPointError as error:
             _stop(1, f"{program}: {error}")
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):  # what torch says in place of MemoryError
+                raise
+            _stop(2, f"{program}: error: {_NO_MEMORY}")
+        except MemoryError:
+            _stop(2, f"{program}: error: {_NO_MEMORY}")
         except OSError as error:
             _stop(2, f"{program}: error: {error.filename or ''}: {error.strerror or error}")
         except KeyboardInterrupt:
@@ -74,16 +85,16 @@ def _stop(code: int, message: str) -> None:
 # --- values ------------------------------------------------------------------------------------------------------
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Parser of a whole number from ``least`` up."""
+def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
+    """Parser of a whole number from ``least`` to ``most``."""
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a whole number from {least} up")
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a whole number from {least} to {most}")
         return value
 
     return parse
@@ -97,12 +108,28 @@ def positive(text: str) -> float:
     return value
 
 
+def pace(text: str) -> float:
+    """Parser of a time scale: a number above 0, at most 1e6."""
+    value = _number(text)
+    if not 0 < value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number above 0, at most 1e6")
+    return value
+
+
 def concentration(text: str) -> float:
     """Parser of gamma on the circle: a number from 0 to the largest that the diffusion can be solved for."""
     value = _number(text)
     if not 0 <= value <= MAX_GAMMA:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number from 0 to {MAX_GAMMA:g}")
     return value
+
+
+def torus_concentration(text: str) -> float:
+    """Parser of gamma on the torus: a finite number from 0 up, or infinity, which negative numbers also stand for."""
+    value = _number(text)
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number from 0 up, or inf")
+    return math.inf if value < 0 else value
 
 
 def _number(text: str) -> float:
@@ -121,17 +148,20 @@ def _label(text: str) -> str:
 # --- groups of options -------------------------------------------------------------------------------------------
 
 
-def _add_gamma(group, default: float) -> None:
+def _add_gamma(group, default: float, kind: Callable[[str], float] = concentration) -> None:
+    infinity = (
+        "inf (or any negative number) is two Diracs" if kind is torus_concentration else "inf would be two Diracs"
+    )
     group.add_argument(
         "--gamma",
-        type=concentration,
+        type=kind,
         default=default,
         metavar="G",
-        help="shape of the teacher law: 0 is uniform, infinity would be two Diracs",
+        help=f"shape of the teacher law: 0 is uniform, {infinity}",
     )
 
 
-def add_circle_problem(
+def add_problem(
     to: argparse.ArgumentParser,
     *,
     lmbda: float,
@@ -139,12 +169,13 @@ def add_circle_problem(
     gamma: float,
     samples: int,
     teacher_width: int,
+    gamma_kind: Callable[[str], float] = concentration,
 ) -> None:
-    """The learning problem on the circle; the keywords are the experiment's defaults."""
+    """The learning problem; the keywords are the experiment's defaults, ``gamma_kind`` is the parser of gamma."""
     group = to.add_argument_group("problem")
     group.add_argument(
         "--seed",
-        type=whole(0),
+        type=whole(0, 2**32 - 1),
         nargs="+",
         default=[0],
         metavar="S",
@@ -160,9 +191,13 @@ def add_circle_problem(
         help="regularisation strength",
     )
     group.add_argument(
-        "--student_width", type=whole(1), default=student_width, metavar="M", help="number of student neurons"
+        "--student_width",
+        type=whole(1),
+        default=student_width,
+        metavar="M",
+        help="number of student neurons",
     )
-    _add_gamma(group, gamma)
+    _add_gamma(group, gamma, gamma_kind)
     group.add_argument("--samples", type=whole(1), default=samples, metavar="N", help="number of training samples")
     group.add_argument(
         "--teacher_width", type=whole(1), default=teacher_width, metavar="T", help="number of teacher neurons"
@@ -176,13 +211,23 @@ def add_circle_problem(
     )
 
 
+def add_activation(to: argparse.ArgumentParser, *, kernels: Sequence[str]) -> None:
+    """The radial kernel, by its name; the first one is the default."""
+    to.add_argument(
+        "--activation",
+        choices=kernels,
+        default=kernels[0],
+        help="radial kernel: 2/s^2 exp(-r/s), s = 1/2, or raised cosine",
+    )
+
+
 def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float) -> None:
     """Length and pace of the training; the keywords are the experiment's defaults."""
     group = to.add_argument_group("training")
     group.add_argument("--epochs", type=whole(1), default=epochs, metavar="E", help="number of epochs")
     group.add_argument(
         "--time_scale",
-        type=positive,
+        type=pace,
         default=time_scale,
         metavar="H",
         help="learning rate of the weights, per neuron: eta = M * time_scale; also the time of one epoch",
@@ -200,7 +245,7 @@ def add_diffusion(to: argparse.ArgumentParser, *, gamma: float, epochs: int, tim
     group = to.add_argument_group("diffusion")
     _add_gamma(group, gamma)
     group.add_argument("--epochs", type=whole(1), default=epochs, metavar="E", help="last epoch")
-    group.add_argument("--time_scale", type=positive, default=time_scale, metavar="H", help="time of one epoch")
+    group.add_argument("--time_scale", type=pace, default=time_scale, metavar="H", help="time of one epoch")
     group.add_argument(
         "--grid_size", type=whole(16), default=grid_size, metavar="G", help="number of cells of the density grid"
     )
@@ -258,32 +303,32 @@ def parse(of: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.N
     options.name = options.name or ""
     if options.progress is None:
         options.progress = sys.stderr.isatty()
-    if len(set(options.seed)) < len(options.seed) if hasattr(options, "seed") else False:
+    if hasattr(options, "seed") and len(set(options.seed)) < len(options.seed):
         of.error(f"argument --seed: {' '.join(map(str, options.seed))} names a seed twice")
     if options.output is not None and options.output.exists() and not options.output.is_dir():
         of.error(f"argument --output: {str(options.output)!r} is a file, not a folder")
     return options
 
 
-def resolve_route(options: argparse.Namespace, linear_applies: bool) -> tuple[str, str, str]:
+def resolve_route(options: argparse.Namespace, fast: str, applies: bool) -> tuple[str, str, str]:
     """(solver, device, dtype) for the options of :func:`add_run`; raises UsageError on combinations that cannot be.
 
-    ``auto`` takes the linear route on the CPU wherever it applies: even beside a GPU it is the fast one.
+    ``fast`` is the experiment's own route, which runs on the CPU and ``applies`` to data with one output; ``auto``
+    takes it wherever it can.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: no CUDA device is available here; allowed: auto, cpu")
-    solver = options.solver
-    if solver == "auto":
-        wanted = linear_applies and options.device != "cuda" and options.dtype != "float32"
-        solver = "linear" if wanted else "dense"
-    if solver == "linear":
-        if not linear_applies:
-            raise UsageError("--solver linear: takes targets with one output; allowed for this data: dense")
+    dtypes = FAST_ROUTES[fast]
+    suits = applies and options.device != "cuda" and options.dtype in (None, *dtypes)
+    solver = (fast if suits else "dense") if options.solver == "auto" else options.solver
+    if solver == fast:
+        if not applies:
+            raise UsageError(f"--solver {fast}: takes targets with one output; allowed for this data: dense")
         if options.device == "cuda":
-            raise UsageError("--solver linear: runs on the CPU; use --device cpu, or --solver dense --device cuda")
-        if options.dtype == "float32":
-            raise UsageError("--solver linear: computes in float64; use --dtype float64, or --solver dense")
-        return "linear", "cpu", "float64"
+            raise UsageError(f"--solver {fast}: runs on the CPU; use --device cpu, or --solver dense --device cuda")
+        if not suits:
+            raise UsageError(f"--solver {fast}: computes in {dtypes[0]}; use --dtype {dtypes[0]}, or --solver dense")
+        return fast, "cpu", options.dtype or dtypes[0]
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -97,14 +97,15 @@ def solve_diffusion(
     _check_numbers(gamma, time_scale, grid_size, rtol)
     epochs = _checked_epochs(snapshot_epochs)
     edges = np.linspace(-math.pi, math.pi, grid_size + 1)
-    levels = np.array([_law(edge, float(gamma))[2] for edge in edges])
-    state = _evaluate(edges[:-1].copy() if start is None else _checked_start(start), float(gamma))
+    teacher = _teacher(gamma)
+    levels = np.array([_law(edge, teacher)[2] for edge in edges])
+    state = _evaluate(edges[:-1].copy() if start is None else _checked_start(start), teacher)
     snapshot_times = epochs * float(time_scale)
     density = np.empty((len(epochs), grid_size))
     times, energy = [0.0], [0.5 + _excess_energy(state.y)]
     done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
     density[:done] = _cell_masses(state.y, levels)
-    for step in _accepted_steps(state, float(gamma), snapshot_times[-1], rtol):
+    for step in _accepted_steps(state, teacher, snapshot_times[-1], rtol):
         stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
         _fill_snapshots(step, snapshot_times[done:stop], levels, density[done:stop])
         done, state = stop, step.after
@@ -117,7 +118,9 @@ def solve_diffusion(
     return Diffusion(density, grid, epochs, np.array(energy), np.array(times), len(times) - 1, state.x)
 
 
-def _accepted_steps(state: _State, gamma: float, end: float, rtol: float) -> Iterator[_Step]:
+def _accepted_steps(
+    state: _State, teacher: tuple[float, float, float, float], end: float, rtol: float
+) -> Iterator[_Step]:
     """The adaptive steps from time 0 to ``end``, each within ``rtol`` and with a smaller energy."""
     # The first step would move the mass rtol^(1/3), could the flow keep its first speed.
     size = rtol ** (1 / 3) / max(_density_change(state.x, state.density * state.curvature), 1e-12)
@@ -126,7 +129,7 @@ def _accepted_steps(state: _State, gamma: float, end: float, rtol: float) -> Ite
         left = end - time
         last = size >= left
         size = left if last else min(size, left / 2)  # no tiny last step, too short to lower the energy
-        solvable, after, k1, k2, error_vector = _rosenbrock_step(state, size, gamma)
+        solvable, after, k1, k2, error_vector = _rosenbrock_step(state, size, teacher)
         error = _density_change(state.x, error_vector) if solvable else math.inf
         if error <= rtol and _increasing(after.x, after.y) and _energy_decreases(state.y, after.y):
             accepted = _Step(time, end if last else time + size, state, after, k1, k2)
@@ -135,7 +138,9 @@ def _accepted_steps(state: _State, gamma: float, end: float, rtol: float) -> Ite
         else:
             rejections += 1
             if rejections > MAX_REJECTIONS:
-                raise RuntimeError(f"no step is short enough at time {time:g} (gamma = {gamma:g}, rtol = {rtol:g})")
+                raise RuntimeError(
+                    f"no step is short enough at time {time:g} (gamma = {teacher[0]:g}, rtol = {rtol:g})"
+                )
             error = max(error, 8 * rtol)  # at most half the step, whichever test failed
         low, high = STEP_RATIO_LIMITS
         size *= min(high, max(low, SAFETY * (rtol / max(error, 1e-300)) ** (1 / 3)))
@@ -175,12 +180,20 @@ def _bump(x: float, gamma: float) -> tuple[float, float, float]:
     return root * q / (2 * math.pi), -root * gamma * sine * cosine * q * q / (2 * math.pi), cdf
 
 
+def _teacher(gamma: float) -> tuple[float, float, float, float]:
+    """gamma, the masses of the two bumps and the place of the second, for the compiled functions.
+
+    As arguments: a compiled function keeps the globals that it was compiled with, also from one process to the next.
+    """
+    return float(gamma), *BUMP_MASSES, SECOND_BUMP
+
+
 @njit(cache=True)
-def _law(x: float, gamma: float) -> tuple[float, float, float]:
+def _law(x: float, teacher: tuple[float, float, float, float]) -> tuple[float, float, float]:
     """nu(x), nu'(x) and N(x) up to a constant, which no difference of Y sees: a mixture of two bumps."""
-    first, second = BUMP_MASSES
+    gamma, first, second, shift = teacher
     density, slope, cdf = _bump(x, gamma)
-    density2, slope2, cdf2 = _bump(x - SECOND_BUMP, gamma)
+    density2, slope2, cdf2 = _bump(x - shift, gamma)
     return first * density + second * density2, first * slope + second * slope2, first * cdf + second * cdf2
 
 
@@ -188,12 +201,12 @@ def _law(x: float, gamma: float) -> tuple[float, float, float]:
 
 
 @njit(cache=True)
-def _evaluate(x: np.ndarray, gamma: float) -> _State:
+def _evaluate(x: np.ndarray, teacher: tuple[float, float, float, float]) -> _State:
     """The state at X: Y_i = N(X_i) and Y_ss = n^2 ((Y_{i+1} - Y_i) - (Y_i - Y_{i-1})), Y_{i+n} = Y_i + 1."""
     n = x.size
     y, density, slope, curvature = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
     for i in range(n):
-        density[i], slope[i], y[i] = _law(x[i], gamma)
+        density[i], slope[i], y[i] = _law(x[i], teacher)
     left = y[0] + 1 - y[n - 1]
     for i in range(n):
         right = y[i + 1] - y[i] if i < n - 1 else y[0] + 1 - y[n - 1]
@@ -287,7 +300,7 @@ def _solve(inverse: np.ndarray, lower: np.ndarray, row: np.ndarray, right: np.nd
 
 @njit(cache=True)
 def _rosenbrock_step(
-    state: _State, size: float, gamma: float
+    state: _State, size: float, teacher: tuple[float, float, float, float]
 ) -> tuple[bool, _State, np.ndarray, np.ndarray, np.ndarray]:
     """One step h of the pair: (W definite, new state, k1, k2, error of X). f(X) = nu Y_ss, W = I - h d J:
 
@@ -297,10 +310,10 @@ def _rosenbrock_step(
     definite, inverse, lower, row = _factor(state, size * DIAGONAL)
     rate = state.density * state.curvature
     k1 = _solve(inverse, lower, row, rate)
-    middle = _evaluate(state.x + size / 2 * k1, gamma)
+    middle = _evaluate(state.x + size / 2 * k1, teacher)
     middle_rate = middle.density * middle.curvature
     k2 = _solve(inverse, lower, row, middle_rate - k1) + k1
-    after = _evaluate(state.x + size * k2, gamma)
+    after = _evaluate(state.x + size * k2, teacher)
     residual = after.density * after.curvature - E32 * (k2 - middle_rate) - 2 * (k1 - rate)
     k3 = _solve(inverse, lower, row, residual)
     return definite, after, k1, k2, size / 6 * (k1 - 2 * k2 + k3)

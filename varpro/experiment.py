@@ -13,12 +13,20 @@ import torch
 from varpro import cli, results, teachers
 from varpro.circle import LinearRoute, compiled
 from varpro.diffusion import solve_diffusion
-from varpro.distances import CircleMeasure
+from varpro.distances import CircleMeasure, TorusMeasure
 from varpro.features import FeatureMap
 from varpro.ridge import DenseRoute
+from varpro.torus import TorusRoute
 from varpro.training import Measure, Route, Schedule, Training, schedule, train
 
-_NAMED = ("teacher_width", "samples", "time_scale", "saving_step")  # in the file name where they are not the default
+_FAST = {"circle": "linear", "torus": "cg"}  # the route that a domain has to itself
+_NAMED = (
+    "teacher_width",
+    "samples",
+    "time_scale",
+    "saving_step",
+    "activation",
+)  # in the file name where they are not the default
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Run:
     plan: Schedule
 
 
-def circle_runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterator[Run]:
+def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterator[Run]:
     """The runs that ``options`` ask for and that do not exist yet; the others are reported and skipped.
 
     ``folder`` is the experiment's folder. Raises UsageError or ResultError, each a line for the user, before a run
@@ -49,9 +57,9 @@ def circle_runs(options: argparse.Namespace, choices: Choices, folder: Path) -> 
     """
     tensors, data_label = _read_data(options)
     for seed in options.seed:
-        problem = _circle_problem(options, seed, tensors)
-        outputs = problem.targets.shape[1]
-        solver, device, dtype = cli.resolve_route(options, linear_applies=outputs == 1)
+        problem = _problem(options, choices.features, seed, tensors)
+        fast = _FAST[choices.features.domain]
+        solver, device, dtype = cli.resolve_route(options, fast, applies=problem.targets.shape[1] == 1)
         plan = schedule(options.epochs, options.saving_step)
         config = {
             "experiment": folder.name,
@@ -72,7 +80,9 @@ def circle_runs(options: argparse.Namespace, choices: Choices, folder: Path) -> 
             "data": data_label,
             "name": options.name,
         }
-        path = _output(options, folder) / results.file_name(_parameters(options, config), options.name)
+        if "activation" in options:
+            config["activation"] = options.activation
+        path = _output(options, folder) / results.file_name(_parameters(options, choices, config), options.name)
         if not options.force and results.complete(path, config):
             print(f"seed {seed}: kept {path}", flush=True)
             continue
@@ -126,6 +136,14 @@ def _contents(run: Run, training: Training) -> dict:
         contents["distance_epochs"] = torch.from_numpy(run.plan.distance_epochs)
         contents.update(training.measured)
     return contents
+
+
+def torus_measure(run: Run) -> Measure | None:
+    """Energy distance of the student to the teacher, with the norm of the torus; None where there is no teacher."""
+    if run.problem.teacher is None:
+        return None
+    teacher = TorusMeasure(run.problem.teacher.numpy())
+    return lambda _, weights: {"distance_teacher": TorusMeasure(weights).energy_distance(teacher)}
 
 
 def circle_measure(run: Run, options: argparse.Namespace) -> Measure | None:
@@ -212,14 +230,17 @@ def _output(options: argparse.Namespace, folder: Path) -> Path:
     return options.output or results.directory(folder.name)
 
 
-def _parameters(options: argparse.Namespace, config: dict) -> dict:
+def _parameters(options: argparse.Namespace, choices: Choices, config: dict) -> dict:
     """What the file name states: always the paper's parameters, the others where they are not the default."""
     stated = {"lambda": config["lambda"], "width": config["student_width"]}
     stated |= {"gamma": config["gamma"]} if config["data"] is None else {"data": config["data"]}
     stated |= {"epochs": config["epochs"]}
     stated |= {key: config[key] for key in _NAMED if key in options.given and config[key] != options.defaults[key]}
-    if config["solver"] != "linear":
-        stated |= {"solver": config["solver"], "dtype": config["dtype"]}
+    fast = _FAST[choices.features.domain]
+    if config["solver"] != fast:
+        stated |= {"solver": config["solver"]}
+    if (config["solver"], config["dtype"]) != (fast, cli.FAST_ROUTES[fast][0]):
+        stated |= {"dtype": config["dtype"]}
     return stated | {"seed": config["seed"]}
 
 
@@ -238,13 +259,17 @@ def _read_data(options: argparse.Namespace) -> tuple[dict | None, str | None]:
     return tensors, f"{options.data.stem}-{digest}"
 
 
-def _circle_problem(options: argparse.Namespace, seed: int, tensors: dict | None) -> teachers.Problem:
+def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tensors: dict | None) -> teachers.Problem:
+    numbers = (options.student_width, options.teacher_width, options.gamma)
     if tensors is None:
-        return teachers.circle_problem(
-            seed, options.samples, options.student_width, options.teacher_width, options.gamma
-        )
+        if features.domain == "circle":
+            return teachers.circle_problem(seed, options.samples, *numbers)
+        return teachers.torus_problem(features, seed, options.samples, *numbers)
+    draws = teachers.circle_draws if features.domain == "circle" else teachers.torus_draws
     try:
-        problem = teachers.circle_problem_from_tensors(tensors, seed, options.student_width, options.gamma)
+        problem = teachers.problem_from_tensors(
+            tensors, features.project, lambda samples: draws(seed, samples, *numbers).student
+        )
     except ValueError as error:
         raise cli.UsageError(f"--data {options.data}: {error}") from None
     if "student_width" in options.given and len(problem.student) != options.student_width:
@@ -260,5 +285,9 @@ def _route(choices: Choices, problem: teachers.Problem, config: dict) -> Route:
         if not compiled():
             print("compiling the linear-time route, once per machine: about 40 s", flush=True)
         return LinearRoute(problem.inputs.numpy(), problem.targets[:, 0].numpy(), *shared)
+    if config["solver"] == "cg":
+        kernel = choices.features.kernel.name
+        data = (problem.inputs.numpy(), problem.targets[:, 0].numpy())
+        return TorusRoute(kernel, *data, *shared[:3], config["dtype"])
     place = {"dtype": getattr(torch, config["dtype"]), "device": config["device"]}
     return DenseRoute(choices.features, problem.inputs.to(**place), problem.targets.to(**place), *shared)

@@ -15,6 +15,7 @@ class FeatureMap(ABC):
     """phi(w, x) for ``weights (M, d)`` and ``inputs (N, d)``, both on the same device and of the same dtype."""
 
     name: str
+    domain: str  # "circle" or "torus": which draws, distances and fast route an experiment has
     dimension: int
 
     @abstractmethod
@@ -39,8 +40,7 @@ class FeatureMap(ABC):
 class ReLUCircle(FeatureMap):
     """phi(w, x) = max(w . x, 0), w on the unit circle S^1, x in R^2 (paper, Section 6.1)."""
 
-    name = "relu_circle"
-    dimension = 2
+    name, domain, dimension = "relu_circle", "circle", 2
 
     def features(self, weights, inputs):
         return torch.relu(inputs @ weights.T)
@@ -49,7 +49,8 @@ class ReLUCircle(FeatureMap):
         return (cotangent * (features > 0)).T @ inputs
 
     def project(self, weights):
-        return weights / weights.norm(dim=1, keepdim=True)
+        scaled = weights / weights.abs().amax(dim=1, keepdim=True)  # squares of these cannot overflow
+        return scaled / scaled.norm(dim=1, keepdim=True)
 
     def uniform(self, count, generator=None):
         return self.project(torch.randn(count, 2, dtype=torch.float32, generator=generator))
@@ -87,7 +88,7 @@ def wrap_torus(points: torch.Tensor) -> torch.Tensor:
 class RadialTorus(FeatureMap):
     """phi(w, x) = g(|wrap(w - x)|) on the torus R^2 / (4 Z)^2 (paper, Appendix B)."""
 
-    dimension = 2
+    domain, dimension = "torus", 2
 
     def __init__(self, kernel: RadialKernel) -> None:
         self.kernel = kernel

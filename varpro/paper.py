@@ -18,7 +18,7 @@ from varpro import cli, results
 
 def _epochs() -> int:
     text = os.environ.get("VARPRO_EPOCHS", "32000")
-    if not (text.isdigit() and int(text) > 0):
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError(f"$VARPRO_EPOCHS (make: EPOCHS) is {text!r}: allowed are whole numbers from 1 up")
     return int(text)
 
@@ -132,7 +132,7 @@ def parse_seeds(text: str) -> list[int]:
     for part in text.replace(" ", ",").split(","):
         first, dash, last = part.partition("-")
         last = last if dash else first
-        if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+        if not (text.isascii() and first.isdigit() and last.isdigit() and int(first) <= int(last)):
             raise ValueError(f"seeds {text!r}: allowed are numbers and ranges like 0-5, separated by commas")
         seeds.update(range(int(first), int(last) + 1))
     return sorted(seeds)
@@ -179,14 +179,14 @@ def published_curve(run: Run, quantity: str) -> Curve | None:
 
 
 def mean_curve(run: Run, seeds: Iterable[int], quantity: str) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs, mean over the seeds at hand) of ``loss``, ``distance_teacher`` or ``distance_diffusion`` of a run.
+    """(epochs, mean over the seeds) of ``loss``, ``distance_teacher`` or ``distance_diffusion`` of a run.
 
-    Raises ResultError where no seed is at hand.
+    Raises ResultError where a seed is not at hand.
     """
-    files = [run.path(seed) for seed in seeds if run.path(seed).exists()]
-    if not files:
-        raise results.ResultError(f"{run.path(0)}: no such file; make it with: {run.command([0])}")
-    contents = [results.load(file) for file in files]
+    missing = [seed for seed in seeds if not run.path(seed).exists()]
+    if missing:
+        raise results.ResultError(f"{run.path(missing[0])}: no such file; make it with: {run.command(missing)}")
+    contents = [results.load(run.path(seed)) for seed in seeds]
     values = np.mean([content[quantity].numpy() for content in contents], axis=0)
     epochs = np.arange(len(values)) if quantity == "loss" else contents[0]["distance_epochs"].numpy()
     return epochs, values
@@ -204,10 +204,10 @@ class Comparison:
 
 
 def comparisons(seeds: Sequence[int]) -> list[Comparison]:
-    """Every published curve of Section 6.1 for which a run is at hand."""
+    """Every published curve of Section 6.1 for which all these seeds are at hand."""
     rows = []
     for run in FIGURES["width"]:
-        if not any(run.path(seed).exists() for seed in seeds):
+        if not all(run.path(seed).exists() for seed in seeds):
             continue
         for quantity in ("distance_teacher", "distance_diffusion", "loss"):
             curve = published_curve(run, quantity)
@@ -236,11 +236,15 @@ def comparison_table(seeds: Sequence[int]) -> str:
         "| curve | ours | published | median | worst |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for row in comparisons(seeds):
+    rows = comparisons(seeds)
+    if len(rows) < 3 * len(FIGURES["width"]):
+        lines.insert(1, "\nSome runs are missing; make reproduce SEEDS=" + ",".join(map(str, seeds)) + " makes them.")
+    for row in rows:
         lines.append(f"| {row.title} | {row.ours:.5g} | {row.theirs:.5g} | {row.median:.2%} | {row.worst:.2%} |")
     return "\n".join(lines)
 
 
+@cli.command
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the comparison table, and keep it in a file where one is named."""
     parser = cli.parser("Our numbers beside the published ones (Section 6.1).")

@@ -6,14 +6,14 @@ sampler are all in closed form. gamma = 0 is the uniform law; gamma -> infinity 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from varpro.circle import predict
-from varpro.features import wrap_torus
+from varpro.features import FeatureMap, wrap_torus
 
 SECOND_BUMP = 0.4 * math.pi  # angle of the lighter bump
 BUMP_MASSES = (2.0 / 3.0, 1.0 / 3.0)
@@ -154,11 +154,27 @@ def circle_problem(seed: int, samples: int, student_width: int, teacher_width: i
     return Problem(inputs, torch.from_numpy(targets)[:, None], student, draws.teacher)
 
 
-def circle_problem_from_tensors(
-    tensors: Mapping[str, torch.Tensor], seed: int, student_width: int, gamma: float
+def torus_problem(
+    features: FeatureMap, seed: int, samples: int, student_width: int, teacher_width: int, gamma: float
+) -> Problem:
+    """The same on the torus, for a radial feature map; gamma = infinity means a teacher of two neurons."""
+    draws = torus_draws(seed, samples, student_width, teacher_width, gamma)
+    inputs = draws.inputs.double()
+    targets = torch.cat([features.features(draws.teacher, block).mean(dim=1) for block in inputs.split(_ROWS)])
+    return Problem(inputs, targets[:, None], draws.student.double(), draws.teacher)
+
+
+_ROWS = 256  # samples whose features of the whole teacher are held at a time
+
+
+def problem_from_tensors(
+    tensors: Mapping[str, torch.Tensor],
+    project: Callable[[torch.Tensor], torch.Tensor],
+    student: Callable[[int], torch.Tensor],
 ) -> Problem:
     """The user's own data: ``inputs (N, 2)``, ``targets (N,)`` or ``(N, k)``, perhaps ``teacher_weights (T, 2)`` and
-    ``student_weights (M, 2)``, which are put on the circle. Without the latter the student is drawn as in the paper.
+    ``student_weights (M, 2)``, which ``project`` puts on the domain. ``student(N)`` draws the student where there is
+    none.
 
     Raises ValueError naming the tensor where one is missing, has a wrong shape, or is not finite.
     """
@@ -169,24 +185,22 @@ def circle_problem_from_tensors(
             if needed:
                 raise ValueError(f"there is no tensor {name!r}; needed: inputs (N, 2) and targets (N,) or (N, k)")
             continue
-        if not isinstance(value, torch.Tensor) or value.is_complex() or not torch.isfinite(value).all():
-            raise ValueError(f"{name!r} is not a tensor of finite real numbers")
+        plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+        if not plain or value.is_quantized or value.is_complex() or not torch.isfinite(value).all():
+            raise ValueError(f"{name!r} is not a dense tensor of finite real numbers")
         columns = 2 if name != "targets" else value.shape[1] if value.ndim == 2 else 1
-        value = value.double() if value.ndim == 2 else value.double()[..., None]
+        value = value.detach().double()
+        value = value if value.ndim == 2 else value[..., None]
         if value.ndim != 2 or value.shape[1] != columns or value.numel() == 0:
             raise ValueError(f"{name!r} has shape {tuple(tensors[name].shape)}; allowed: {_SHAPES[name]}")
-        if name.endswith("_weights") and (value.norm(dim=1) == 0).any():
+        found[name] = project(value) if name.endswith("_weights") else value
+        if not torch.isfinite(found[name]).all():
             raise ValueError(f"{name!r} holds a zero vector, which has no direction")
-        found[name] = torch.nn.functional.normalize(value, dim=1) if name.endswith("_weights") else value
     samples = len(found["inputs"])
     if len(found["targets"]) != samples:
         raise ValueError(f"'targets' has {len(found['targets'])} rows and 'inputs' {samples}")
-    student = found.get("student_weights")
-    if student is None:
-        student = torch.nn.functional.normalize(
-            circle_draws(seed, samples, student_width, 4096, gamma).student.double()
-        )
-    return Problem(found["inputs"], found["targets"], student, found.get("teacher_weights"))
+    start = found["student_weights"] if "student_weights" in found else project(student(samples).double())
+    return Problem(found["inputs"], found["targets"], start, found.get("teacher_weights"))
 
 
 _SHAPES = {

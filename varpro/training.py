@@ -1,8 +1,8 @@
 """The training loop: snapshots, measurements, progress, checkpoint and resume; the route does the epochs.
 
-A route is :class:`varpro.circle.LinearRoute` or :class:`varpro.ridge.DenseRoute`. State number e is the pair of
-weights and outer weights after e epochs; for VarPro its outer weights are optimal for its weights, and loss[e] is
-the risk of state e.
+A route is :class:`varpro.circle.LinearRoute`, :class:`varpro.torus.TorusRoute` or :class:`varpro.ridge.DenseRoute`.
+State number e is the pair of weights and outer weights after e epochs; for VarPro its outer weights are optimal for its
+weights, and loss[e] is the risk of state e.
 """
 
 import math
@@ -18,13 +18,14 @@ from tqdm import tqdm
 from varpro import results
 from varpro.circle import LinearRoute
 from varpro.ridge import DenseRoute
+from varpro.torus import TorusRoute
 
 MEASUREMENTS = 1001  # epochs at which distances are taken (docs/definitions.md, 2)
 _SNAPSHOTS = 1000  # about this many snapshots by default
 _CHECKPOINT_SECONDS = 30.0
 _CHECKPOINT_SHARE = 0.05  # of the running time, at most, goes into checkpoints
 
-Route = LinearRoute | DenseRoute
+Route = LinearRoute | DenseRoute | TorusRoute
 Measure = Callable[[int, np.ndarray], Mapping[str, float]]
 
 

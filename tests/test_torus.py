@@ -1,0 +1,269 @@
+"""The compiled route on the torus against dense float64 formulas: kernels, gradient, inner solve, trajectories."""
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+from tolerances import EXACT, FLOAT32, GRADIENT, SOLVE, TRAJECTORY
+
+from varpro import torus
+from varpro.features import RADIAL_KERNELS, RadialTorus
+from varpro.ridge import DenseRoute
+from varpro.torus import KERNELS, TorusRoute
+
+LMBDA, TIME_SCALE = 1e-3, 2**-10
+FOLLOWS = 10 * TRAJECTORY  # two runs whose inner solves leave relative residuals of up to 1e-10 each
+RESIDUAL = {"float32": 1e-6, "float64": 1e-10}  # |b - A u| / |b|, promised
+FEATURE = {"float32": 2e-6, "float64": 1e-14}  # relative to max g; rounding of w - x and of g
+EXPONENTIAL = {"float32": 2e-7, "float64": 1e-15}  # relative
+kernels = pytest.mark.parametrize("kernel", KERNELS)
+precisions = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+def wrap(z):
+    return -2 + np.mod(z + 2, 4)
+
+
+def formula(kernel, weights, inputs):
+    """phi (N, M) as the definition has it."""
+    radius = np.linalg.norm(wrap(weights[None] - inputs[:, None]), axis=2)
+    if kernel == "laplace":
+        return 8 * np.exp(-2 * radius)
+    return np.where(radius <= 2, (1 + np.cos(np.pi * radius / 2)) / 2, 0)
+
+
+def drawn(kernel, samples=300, width=30, seed=0):
+    """Gaussian inputs, noisy targets of a random teacher, uniform student."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(samples, 2))
+    targets = formula(kernel, rng.uniform(-1, 1, (20, 2)), inputs).mean(axis=1) + 0.05 * rng.normal(size=samples)
+    return inputs, targets, rng.uniform(-2, 2, (width, 2))
+
+
+def system(kernel, inputs, targets, weights, centre=1.0, lmbda=LMBDA):
+    """A and b of the inner problem."""
+    phi = formula(kernel, weights, inputs)
+    samples, width = phi.shape
+    return phi.T @ phi / (samples * width) + lmbda * np.eye(width), phi.T @ targets / samples + lmbda * centre
+
+
+def relative_residual(kernel, inputs, targets, weights, outer):
+    matrix, right = system(kernel, inputs, targets, weights)
+    return np.linalg.norm(right - matrix @ outer) / np.linalg.norm(right)
+
+
+def reduced_risk(kernel, inputs, targets, weights, centre=1.0):
+    outer = np.linalg.solve(*system(kernel, inputs, targets, weights, centre))
+    residual = formula(kernel, weights, inputs) @ outer / len(outer) - targets
+    return np.mean(residual**2) / (2 * LMBDA) + np.mean((outer - centre) ** 2) / 2
+
+
+def features(route):
+    """The features (N, M) that the route holds."""
+    blocked = route._workspace.phi.transpose(1, 0, 2)
+    return blocked.reshape(blocked.shape[0], -1)[: route._width, : route.samples.count].T
+
+
+def gradient(route, weights, time_scale):
+    """M dL/dw of the reduced risk, read off one epoch."""
+    moved, outer = weights.copy(), route.project(weights)
+    route.advance(moved, outer, 1)
+    return wrap(weights - moved) / time_scale
+
+
+@njit
+def _exponentials(x, out):
+    for i in range(x.shape[0]):
+        out[i] = torus._exp(x[i])
+
+
+@precisions
+def test_exponential(dtype):
+    x = np.linspace(-80, 80, 100_001).astype(dtype)
+    found = np.empty_like(x)
+    _exponentials(x, found)
+    assert np.max(np.abs(found / np.exp(x.astype(np.longdouble)) - 1)) < EXPONENTIAL[dtype]
+    assert found[50_000] == 1
+
+
+@precisions
+@kernels
+def test_features_at_the_seam_and_at_a_neuron(kernel, dtype):
+    inputs, targets, weights = drawn(kernel)
+    inputs[:4] = [[2, 2], [-2, 1.5], [6, -2], [3.5, -4.5]]
+    weights[:3] = [[-2, -2], [1.999, -1.999], inputs[10]]
+    inputs, weights = inputs.astype(np.float32).astype(np.float64), weights.astype(np.float32).astype(np.float64)
+    route = TorusRoute(kernel, inputs, targets, LMBDA, 1.0, TIME_SCALE, dtype)
+    route.project(weights)
+    expected = formula(kernel, weights, inputs)
+    assert np.max(np.abs(features(route) - expected)) < FEATURE[dtype] * expected.max()
+
+
+@kernels
+def test_gradient_against_finite_differences(kernel):
+    inputs, targets, weights = drawn(kernel)
+    found = gradient(TorusRoute(kernel, inputs, targets, LMBDA, 1.0, 1e-3, "float64"), weights, 1e-3)
+    step = 1e-5
+    for j, axis in [(0, 0), (7, 1), (29, 0)]:
+        away = np.zeros_like(weights)
+        away[j, axis] = step
+        risks = [reduced_risk(kernel, inputs, targets, weights + sign * away) for sign in (1, -1)]
+        expected = len(weights) * (risks[0] - risks[1]) / (2 * step)
+        assert found[j, axis] == pytest.approx(expected, rel=GRADIENT, abs=GRADIENT * np.abs(found).max())
+
+
+@precisions
+@kernels
+def test_gradient_at_a_sample_is_finite(kernel, dtype):
+    inputs, targets, weights = drawn(kernel)
+    weights[0], weights[1] = inputs[0], inputs[1] + 4
+    route = TorusRoute(kernel, inputs, targets, LMBDA, 1.0, TIME_SCALE, dtype)
+    outer = route.project(weights)
+    assert np.all(np.isfinite(route.advance(weights, outer, 3)))
+    assert np.all(np.isfinite(weights))
+    assert np.all(np.isfinite(outer))
+
+
+@precisions
+@kernels
+@pytest.mark.parametrize("centre", [0.0, 1.0])
+@pytest.mark.parametrize(("samples", "width"), [(300, 30), (1, 1), (129, 5), (40, 90)])
+def test_inner_solve_against_a_dense_one(kernel, samples, width, centre, dtype):
+    inputs, targets, weights = drawn(kernel, samples, width)
+    outer = TorusRoute(kernel, inputs, targets, LMBDA, centre, TIME_SCALE, dtype).project(weights)
+    expected = np.linalg.solve(*system(kernel, inputs, targets, weights, centre))
+    phi = formula(kernel, weights, inputs) / width
+    error = np.linalg.norm(phi @ (outer - expected)) / np.linalg.norm(phi @ expected)
+    assert error < {"float32": FLOAT32, "float64": 10 * SOLVE}[dtype]
+
+
+@kernels
+def test_trajectory_against_the_dense_route(kernel):
+    inputs, targets, weights = drawn(kernel)
+    route = TorusRoute(kernel, inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64")
+    feature_map = RadialTorus(RADIAL_KERNELS[kernel])
+    data = torch.from_numpy(inputs), torch.from_numpy(targets)[:, None]
+    dense = DenseRoute(feature_map, *data, LMBDA, 1.0, TIME_SCALE, "ridge")
+    w, dense_w = weights.copy(), torch.from_numpy(weights.copy())
+    u, dense_u = route.project(w), dense.project(dense_w)
+    losses, dense_losses = route.advance(w, u, 50), dense.advance(dense_w, dense_u, 50).numpy()
+    assert np.max(np.abs(wrap(w - weights))) > 1e-3
+    np.testing.assert_allclose(losses, dense_losses, rtol=FOLLOWS)
+    assert np.max(np.abs(wrap(w - dense_w.numpy()))) < FOLLOWS
+
+
+def test_float32_features_follow_float64():
+    inputs, targets, weights = drawn("laplace", 1000, 64)
+    losses = []
+    for dtype in ("float32", "float64"):
+        route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, dtype)
+        w = weights.copy()
+        losses.append(route.advance(w, route.project(w), 50))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=FLOAT32)
+
+
+@kernels
+def test_translation_on_the_torus(kernel):
+    inputs, targets, weights = drawn(kernel)
+    shift = np.array([1.25, -3.5])
+    runs = []
+    for x, start in ((inputs, weights), (inputs + shift, wrap(weights + shift))):
+        route = TorusRoute(kernel, x, targets, LMBDA, 1.0, TIME_SCALE, "float64")
+        w = start.copy()
+        runs.append((route.advance(w, route.project(w), 20), w))
+    np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=FOLLOWS)
+    assert np.max(np.abs(wrap(runs[0][1] + shift - runs[1][1]))) < FOLLOWS
+
+
+@precisions
+@kernels
+def test_every_epoch_meets_the_residual(kernel, dtype):
+    inputs, targets, weights = drawn(kernel, 1000, 64)
+    route = TorusRoute(kernel, inputs, targets, LMBDA, 1.0, TIME_SCALE, dtype)
+    outer = route.project(weights)
+    for _ in range(60):
+        route.advance(weights, outer, 1)
+        assert relative_residual(kernel, inputs, targets, weights, outer) < RESIDUAL[dtype]
+    assert route.effort().residual < RESIDUAL[dtype]
+
+
+def test_a_new_preconditioner_where_neurons_move():
+    inputs, targets, weights = drawn("laplace", 1000, 64)
+    made = []
+    for time_scale in (0.0, 2**-6):
+        route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, time_scale)
+        w = weights.copy()
+        outer = route.project(w)
+        route.advance(w, outer, 100)
+        assert relative_residual("laplace", inputs, targets, w, outer) < RESIDUAL["float32"]
+        made.append(route.effort().factorisations)
+    assert made[0] == 1
+    assert made[1] > 1
+
+
+def test_missed_solves_are_made_anew(monkeypatch):
+    inputs, targets, weights = drawn("laplace", 300, 30)
+    route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, 1e-3, "float64")
+    outer = route.project(weights)
+    route._workspace.inverse[:] = np.diag(np.geomspace(1, 1e12, len(route._workspace.u)))  # of no use
+    route.advance(weights, outer, 1)
+    assert route.effort().factorisations == 2
+    assert relative_residual("laplace", inputs, targets, weights, outer) < RESIDUAL["float64"]
+    monkeypatch.setattr(route, "_renew", lambda: None)
+    route._workspace.inverse[:] = np.diag(np.geomspace(1, 1e12, len(route._workspace.u)))
+    route.advance(weights, outer, 1)
+    assert route.effort().exact == 1
+    assert relative_residual("laplace", inputs, targets, weights, outer) < RESIDUAL["float64"]
+
+
+def test_what_cannot_be_solved_is_an_error():
+    inputs, targets, weights = drawn("laplace")
+    weights[0, 0] = np.nan
+    with pytest.raises(FloatingPointError):
+        TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE).project(weights)
+    with pytest.raises(ValueError, match="gauss"):
+        TorusRoute("gauss", inputs, targets, LMBDA, 1.0, TIME_SCALE)
+
+
+def test_the_same_every_time_however_divided(monkeypatch):
+    inputs, targets, weights = drawn("laplace", 1000, 64)
+    runs = []
+    for parts, serial in (([40], torus._SERIAL), ([40], 0), ([1, 9, 30], torus._SERIAL)):
+        monkeypatch.setattr(torus, "_SERIAL", serial)
+        route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE)
+        w = weights.copy()
+        outer = route.project(w)
+        losses = np.concatenate([route.advance(w, outer, epochs) for epochs in parts])
+        runs.append((losses, w, outer))
+    for run in runs[1:]:
+        for first, second in zip(runs[0], run, strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+def test_one_route_takes_up_other_states():
+    inputs, targets, weights = drawn("laplace")
+    route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64")
+    for width in (30, 29, 30, 8):
+        w = weights[:width].copy()
+        outer = route.project(w)
+        expected = np.linalg.solve(*system("laplace", inputs, targets, w))
+        np.testing.assert_allclose(outer, expected, rtol=1e-6)
+        other = weights[-width:].copy()
+        outer = np.linalg.solve(*system("laplace", inputs, targets, other))
+        losses = route.advance(other, outer, 1)
+        assert losses[0] == pytest.approx(reduced_risk("laplace", inputs, targets, weights[-width:]), rel=TRAJECTORY)
+
+
+def test_a_diverging_run_ends_with_nan():
+    inputs, targets, weights = drawn("laplace")
+    route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, np.inf)
+    losses = route.advance(weights, route.project(weights), 5)
+    assert np.isnan(losses[-1])
+
+
+def test_own_copies_in_float64():
+    tensor = torch.ones(3, 2)
+    owned = TorusRoute.own(tensor)
+    owned[:] = 2
+    assert owned.dtype == np.float64
+    assert float(tensor.sum()) == pytest.approx(6, rel=EXACT)

@@ -1,0 +1,740 @@
+"""VarPro training of RBF networks on the torus R^2/(4 Z^2) on the CPU: compiled passes and warm conjugate gradients.
+
+phi(w, x) = g(|d|) with d = wrap(w - x). Neurons move little in an epoch, so the outer weights are extrapolated from
+the last epochs and corrected by conjugate gradients on
+
+    A u = b,    A = phi^T phi / (N M) + lam I,    b = phi^T y / N + lam c,
+
+preconditioned by the inverse of A at an earlier epoch. Features are made once per epoch, in the same pass as the
+residual of the extrapolated u. They may be float32; residuals, gradients and outer weights are float64 always.
+
+Features are held in blocks of 128 samples, (blocks, M, 128): a block stays in the second-level cache while a pass goes
+through it forth (phi u) and back (phi^T r). Samples are padded to whole blocks and neurons to a multiple of four, both
+with features 0. Sums over samples are formed in a fixed number of chunks, so that no result depends on the threads.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numba import get_num_threads, njit, prange, set_num_threads, types
+from numba.extending import overload
+from scipy.linalg import blas, lapack
+
+KERNELS = ("laplace", "cos")
+_BLOCK = 128  # samples per block; 1024 float32 neurons of a block fill 512 kB
+_CHUNKS = 16  # parts of the sums over samples, at most
+_TILE = 32  # neurons whose features are summed in the precision of the features before float64 takes over
+_TOLERANCE = {"float32": 5e-7, "float64": 5e-11}  # |b - A u| / |b|; half of what is promised
+_STEPS = 40  # conjugate-gradient steps before the solve is made anew
+_MEMORY = 8  # epochs over which the number of steps is averaged
+_RIDGE_GROWTH = 100.0  # factor on the ridge of a preconditioner that could not be factored ...
+_RIDGE_LIMIT = 1e3  # ... up to this times the mean diagonal
+_SERIAL = 1 << 18  # features (N M) up to which threads cost more than they gain
+_MET, _STALE, _MISSED = 0, 1, 2  # how the compiled epochs ended: all done, a new preconditioner pays, solve missed
+_SOLVES, _STEPS_TAKEN, _FACTORISATIONS, _EXACT = 0, 1, 2, 3  # places in the counts: in all ...
+_PAST, _AGE, _AGE_STEPS, _AVERAGE = 4, 5, 6, 7  # ... epochs in the history; since the last factorisation
+
+_compiled = partial(njit, cache=True, error_model="numpy")
+_FUSED = {"contract", "nsz"}  # fused multiply-adds; NaN and infinity keep their meaning
+_VECTORISED = {"contract", "nsz", "reassoc"}  # sums in any order, for reductions
+
+
+class Samples(NamedTuple):
+    """The data in blocks; padded samples have the target 0 and no part in any sum."""
+
+    x: np.ndarray  # (2, blocks, 128) coordinates, in the precision of the features
+    y: np.ndarray  # (blocks, 128)
+    count: int  # N
+
+
+class Workspace(NamedTuple):
+    """The state and the arrays of one epoch; M is padded to a multiple of four, with outer weights 0."""
+
+    phi: np.ndarray  # (blocks, M, 128) features
+    w: np.ndarray  # (M, 2)
+    u: np.ndarray  # (M,)
+    history: np.ndarray  # (2, M) the outer weights of the last two epochs before u
+    residual: np.ndarray  # (blocks, 128) f - y
+    product: np.ndarray  # (blocks, 128) phi p / M
+    sums: np.ndarray  # (chunks, M, 2) parts of sums over samples
+    scratch: np.ndarray  # (chunks, 2, 128) in the precision of the features
+    inverse: np.ndarray  # (M, M) the preconditioner, in the precision of the features
+    slope: np.ndarray  # (M,) b - A u
+    direction: np.ndarray  # (M,)
+    image: np.ndarray  # (M,) A p
+    counts: np.ndarray  # (8,) by the places named above
+    worst: np.ndarray  # (2,) largest and last relative residual
+
+
+class Effort(NamedTuple):
+    """What the inner solves took so far: ``residual`` is the largest |b - A u| / |b| that was accepted."""
+
+    residual: float
+    solves: int
+    steps: int
+    factorisations: int
+    exact: int
+
+
+# --- kernels -----------------------------------------------------------------------------------------------------
+
+
+def _exp(x):
+    """exp(x) for -80 <= x <= 80, in float32 or float64, by arithmetic that vectorises.
+
+    exp(x) = 2^k exp(f) with k the integer nearest to x / ln 2, a polynomial for |f| <= ln 2 / 2 (in float32 that of the
+    Cephes library), and 2^k made of its bits.
+    """
+    raise NotImplementedError("for compiled code")
+
+
+def _exp_single(x):
+    k = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    f = (x - k * np.float32(0.693359375)) - k * np.float32(-2.12194440054690583e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * f + np.float32(1.3981999507e-3)
+    p = p * f + np.float32(8.3334519073e-3)
+    p = p * f + np.float32(4.1665795894e-2)
+    p = p * f + np.float32(1.6666665459e-1)
+    p = p * f + np.float32(5.0000001201e-1)
+    p = (p * f) * f + f + np.float32(1.0)
+    return p * np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+def _exp_double(x):
+    k = np.floor(x * 1.4426950408889634 + 0.5)
+    f = (x - k * 6.93145751953125e-1) - k * 1.42860682030941723212e-6
+    p = 1 / 6227020800
+    p = p * f + 1 / 479001600
+    p = p * f + 1 / 39916800
+    p = p * f + 1 / 3628800
+    p = p * f + 1 / 362880
+    p = p * f + 1 / 40320
+    p = p * f + 1 / 5040
+    p = p * f + 1 / 720
+    p = p * f + 1 / 120
+    p = p * f + 1 / 24
+    p = p * f + 1 / 6
+    p = p * f + 0.5
+    p = (p * f) * f + f + 1.0
+    return p * np.int64((np.int64(k) + 1023) << 52).view(np.float64)
+
+
+@overload(_exp, jit_options={"fastmath": _FUSED})
+def _exp_compiled(x):
+    return _exp_single if x == types.float32 else _exp_double
+
+
+def _taylor(first: int, terms: int, precision: type) -> tuple:
+    """Coefficients (-1)^k (pi/4)^(2k + first) / (2k + first)! of q^k, highest power first."""
+    powers = [(k, 2 * k + first) for k in reversed(range(terms))]
+    return tuple(precision((-1) ** k * (math.pi / 4) ** n / math.factorial(n)) for k, n in powers)
+
+
+_COSINE_SINGLE, _COSINE_DOUBLE = _taylor(0, 7, np.float32), _taylor(0, 11, np.float64)
+_SINE_SINGLE, _SINE_DOUBLE = _taylor(1, 7, np.float32), _taylor(1, 11, np.float64)
+
+
+@_compiled(fastmath=_FUSED)
+def _horner(coefficients, q):
+    """The polynomial in q with these coefficients, highest power first."""
+    value = coefficients[0]
+    for k in range(1, len(coefficients)):
+        value = value * q + coefficients[k]
+    return value
+
+
+def _cosine(q):
+    """cos(pi r / 4) for q = r^2 in [0, 4]."""
+    raise NotImplementedError("for compiled code")
+
+
+def _sine_ratio(q):
+    """sin(pi r / 4) / r for q = r^2 in [0, 4]."""
+    raise NotImplementedError("for compiled code")
+
+
+@overload(_cosine, jit_options={"fastmath": _FUSED})
+def _cosine_compiled(q):
+    if q == types.float32:
+        return lambda q: _horner(_COSINE_SINGLE, q)
+    return lambda q: _horner(_COSINE_DOUBLE, q)
+
+
+@overload(_sine_ratio, jit_options={"fastmath": _FUSED})
+def _sine_ratio_compiled(q):
+    if q == types.float32:
+        return lambda q: _horner(_SINE_SINGLE, q)
+    return lambda q: _horner(_SINE_DOUBLE, q)
+
+
+@_compiled(fastmath=_FUSED)
+def _wrap(z):
+    """-2 + (z + 2) mod 4."""
+    number = type(z)
+    return z - number(4.0) * np.floor(z * number(0.25) + number(0.5))
+
+
+@_compiled(fastmath=_FUSED)
+def _laplace_row(x, y, w0, w1, phi):
+    """phi_i <- 8 exp(-2 |wrap(w - x_i)|)."""
+    number = phi.dtype.type
+    for i in range(_BLOCK):
+        d0, d1 = _wrap(w0 - x[i]), _wrap(w1 - y[i])
+        phi[i] = number(8.0) * _exp(number(-2.0) * np.sqrt(d0 * d0 + d1 * d1))
+
+
+@_compiled(fastmath=_FUSED)
+def _laplace_term(d0, d1, phi, r):
+    """r phi / |d|, with a finite value for d = 0."""
+    return r * phi / max(np.sqrt(d0 * d0 + d1 * d1), type(d0)(1e-18))
+
+
+@_compiled(fastmath=_VECTORISED)
+def _laplace_slope(x, y, w0, w1, phi, r):
+    """sum_i r_i d phi_i / d w = -2 sum_i r_i phi_i d_i / |d_i|, with 0 for d_i = 0."""
+    number = phi.dtype.type
+    sum0 = sum1 = number(0.0)
+    for i in range(_BLOCK):
+        d0, d1 = _wrap(w0 - x[i]), _wrap(w1 - y[i])
+        scale = _laplace_term(d0, d1, phi[i], r[i])
+        sum0 += scale * d0
+        sum1 += scale * d1
+    return number(-2.0) * sum0, number(-2.0) * sum1
+
+
+@_compiled(fastmath=_FUSED)
+def _cos_row(x, y, w0, w1, phi):
+    """phi_i <- (1 + cos(pi r_i / 2)) / 2 = cos^2(pi r_i / 4) for r_i = |wrap(w - x_i)| <= 2, else 0."""
+    number = phi.dtype.type
+    for i in range(_BLOCK):
+        d0, d1 = _wrap(w0 - x[i]), _wrap(w1 - y[i])
+        q = d0 * d0 + d1 * d1
+        root = _cosine(min(q, number(4.0)))
+        phi[i] = root * root if q <= number(4.0) else number(0.0)
+
+
+@_compiled(fastmath=_FUSED)
+def _cos_term(d0, d1, r):
+    """r cos(pi |d| / 4) sin(pi |d| / 4) / |d| for |d| <= 2, else 0."""
+    number = type(d0)
+    q = d0 * d0 + d1 * d1
+    near = min(q, number(4.0))
+    return r * _cosine(near) * _sine_ratio(near) if q <= number(4.0) else number(0.0)
+
+
+@_compiled(fastmath=_VECTORISED)
+def _cos_slope(x, y, w0, w1, r):
+    """sum_i r_i d phi_i / d w = -(pi/2) sum_i r_i cos(pi |d_i| / 4) sin(pi |d_i| / 4) d_i / |d_i|, |d_i| <= 2."""
+    number = x.dtype.type
+    sum0 = sum1 = number(0.0)
+    for i in range(_BLOCK):
+        d0, d1 = _wrap(w0 - x[i]), _wrap(w1 - y[i])
+        scale = _cos_term(d0, d1, r[i])
+        sum0 += scale * d0
+        sum1 += scale * d1
+    return number(-0.5 * math.pi) * sum0, number(-0.5 * math.pi) * sum1
+
+
+# --- passes over the samples -------------------------------------------------------------------------------------
+
+
+@_compiled()
+def _chunk(part, blocks):
+    """The blocks of one part of the sums, as a range."""
+    parts = min(_CHUNKS, blocks)
+    return range(part * blocks // parts, (part + 1) * blocks // parts)
+
+
+@_compiled(fastmath=_VECTORISED)
+def _add_rows(phi, v, first, total):
+    """total_i += sum_j v_j phi_ji over the four neurons from ``first``."""
+    number = phi.dtype.type
+    v0, v1, v2, v3 = number(v[first]), number(v[first + 1]), number(v[first + 2]), number(v[first + 3])
+    for i in range(_BLOCK):
+        total[i] += v0 * phi[first, i] + v1 * phi[first + 1, i] + v2 * phi[first + 2, i] + v3 * phi[first + 3, i]
+
+
+@_compiled(fastmath=_VECTORISED)
+def _dot_rows(phi, r, first, sums, column):
+    """sums[j, column] += sum_i phi_ji r_i for the four neurons from ``first``."""
+    s0 = s1 = s2 = s3 = phi.dtype.type(0.0)
+    for i in range(_BLOCK):
+        s0 += phi[first, i] * r[i]
+        s1 += phi[first + 1, i] * r[i]
+        s2 += phi[first + 2, i] * r[i]
+        s3 += phi[first + 3, i] * r[i]
+    sums[first, column] += s0
+    sums[first + 1, column] += s1
+    sums[first + 2, column] += s2
+    sums[first + 3, column] += s3
+
+
+@_compiled()
+def _flush(part, total):
+    """total += part, part <- 0."""
+    for i in range(_BLOCK):
+        total[i] += part[i]
+        part[i] = 0.0
+
+
+@_compiled()
+def _forth(phi, v, part, total):
+    """total_i <- sum_j v_j phi_ji in one block: tiles in the precision of the features, their sum in float64."""
+    total[:] = 0.0
+    part[:] = 0.0
+    for first in range(0, v.shape[0], 4):
+        _add_rows(phi, v, first, part)
+        if (first + 4) % _TILE == 0:
+            _flush(part, total)
+    _flush(part, total)
+
+
+@_compiled()
+def _means(sums, column, count, out):
+    """out_j <- sum over the parts of sums[part, j, column], divided by ``count``."""
+    out[:] = 0.0
+    for part in range(sums.shape[0]):
+        for j in range(out.shape[0]):
+            out[j] += sums[part, j, column]
+    for j in range(out.shape[0]):
+        out[j] /= count
+
+
+@_compiled()
+def _make_block(samples, ws, block, width, laplace):
+    """The features of one block, 0 for padded samples."""
+    number = ws.phi.dtype.type
+    x, y = samples.x[0, block], samples.x[1, block]
+    for j in range(width):
+        if laplace:
+            _laplace_row(x, y, number(ws.w[j, 0]), number(ws.w[j, 1]), ws.phi[block, j])
+        else:
+            _cos_row(x, y, number(ws.w[j, 0]), number(ws.w[j, 1]), ws.phi[block, j])
+        ws.phi[block, j, samples.count - block * _BLOCK :] = 0.0
+
+
+@_compiled()
+def _back(phi, r, sums, column):
+    """sums[j, column] += sum_i phi_ji r_i in one block."""
+    for first in range(0, sums.shape[0], 4):
+        _dot_rows(phi, r, first, sums, column)
+
+
+@_compiled()
+def _evaluate_part(samples, ws, part, width, laplace):
+    """The sums of phi r and of phi y over one part of the samples, with the features and residuals they need."""
+    sums, first, second = ws.sums[part], ws.scratch[part, 0], ws.scratch[part, 1]
+    sums[:] = 0.0
+    for block in _chunk(part, ws.phi.shape[0]):
+        _make_block(samples, ws, block, width, laplace)
+        residual, y = ws.residual[block], samples.y[block]
+        _forth(ws.phi[block], ws.u, first, residual)
+        for i in range(_BLOCK):
+            residual[i] = residual[i] / width - y[i]
+            first[i] = residual[i]
+            second[i] = y[i]
+        _back(ws.phi[block], first, sums, 0)
+        _back(ws.phi[block], second, sums, 1)
+
+
+@_compiled()
+def _multiply_part(ws, part, width):
+    """The sums of phi (phi p / M) over one part of the samples."""
+    sums, first = ws.sums[part], ws.scratch[part, 0]
+    sums[:] = 0.0
+    for block in _chunk(part, ws.phi.shape[0]):
+        product = ws.product[block]
+        _forth(ws.phi[block], ws.direction, first, product)
+        for i in range(_BLOCK):
+            product[i] /= width
+            first[i] = product[i]
+        _back(ws.phi[block], first, sums, 0)
+
+
+@_compiled()
+def _pull_back_part(samples, ws, part, width, laplace):
+    """The sums of r d phi / d w over one part of the samples."""
+    number = ws.phi.dtype.type
+    sums, r = ws.sums[part], ws.scratch[part, 0]
+    sums[:] = 0.0
+    for block in _chunk(part, ws.phi.shape[0]):
+        x, y = samples.x[0, block], samples.x[1, block]
+        for i in range(_BLOCK):
+            r[i] = ws.residual[block, i]
+        for j in range(width):
+            w0, w1 = number(ws.w[j, 0]), number(ws.w[j, 1])
+            if laplace:
+                sum0, sum1 = _laplace_slope(x, y, w0, w1, ws.phi[block, j], r)
+            else:
+                sum0, sum1 = _cos_slope(x, y, w0, w1, r)
+            sums[j, 0] += sum0
+            sums[j, 1] += sum1
+
+
+@_compiled(parallel=True)
+def _evaluate(samples, ws, width, laplace, lmbda, centre):
+    """Features at w, residual f - y and slope b - A u at u; returns |b|."""
+    for part in prange(ws.sums.shape[0]):
+        _evaluate_part(samples, ws, part, width, laplace)
+    return _finish_slope(samples, ws, width, lmbda, centre)
+
+
+@_compiled()
+def _finish_slope(samples, ws, width, lmbda, centre):
+    _means(ws.sums, 0, samples.count, ws.slope)
+    _means(ws.sums, 1, samples.count, ws.image)
+    size = 0.0
+    for j in range(width):
+        ws.slope[j] = -ws.slope[j] - lmbda * (ws.u[j] - centre)
+        size += (ws.image[j] + lmbda * centre) ** 2
+    return math.sqrt(size)
+
+
+@_compiled(parallel=True)
+def _multiply(samples, ws, width, lmbda):
+    """product <- phi p / M, image <- A p for p = direction."""
+    for part in prange(ws.sums.shape[0]):
+        _multiply_part(ws, part, width)
+    _means(ws.sums, 0, samples.count, ws.image)
+    _add_ridge(ws, lmbda)
+
+
+@_compiled()
+def _add_ridge(ws, lmbda):
+    for j in range(ws.image.shape[0]):
+        ws.image[j] += lmbda * ws.direction[j]
+
+
+@_compiled(parallel=True)
+def _pull_back(samples, ws, width, laplace, out):
+    """out[:, j] <- (1/N) sum_i r_i d phi(w_j, x_i) / d w_j: (2, M)."""
+    for part in prange(ws.sums.shape[0]):
+        _pull_back_part(samples, ws, part, width, laplace)
+    _means(ws.sums, 0, samples.count, out[0])
+    _means(ws.sums, 1, samples.count, out[1])
+
+
+# --- inner solve -------------------------------------------------------------------------------------------------
+
+
+@_compiled(fastmath=_VECTORISED)
+def _dot(a, b):
+    total = a.dtype.type(0.0)
+    for j in range(a.shape[0]):
+        total += a[j] * b[j]
+    return total
+
+
+@_compiled(parallel=True)
+def _precondition(ws, scale, single, out):
+    """out <- inverse * slope, the slope scaled to size 1 meanwhile."""
+    single[:] = ws.slope / scale
+    for j in prange(out.shape[0]):
+        out[j] = scale * _dot(ws.inverse[j], single)
+
+
+@_compiled()
+def _conjugate_gradients(samples, ws, width, lmbda, size, tolerance):
+    """Lower |b - A u| / |b| below ``tolerance`` from u; returns the steps, and whether it was met.
+
+    u, the slope b - A u and the residual f - y go along together.
+    """
+    single, z = np.empty(ws.u.shape[0], ws.phi.dtype), np.empty(ws.u.shape[0])
+    previous = 1.0
+    for step in range(_STEPS + 1):
+        ws.worst[1] = math.sqrt(_dot(ws.slope, ws.slope)) / size if size > 0.0 else 0.0
+        if ws.worst[1] <= tolerance or step == _STEPS:
+            break
+        _precondition(ws, ws.worst[1] * size, single, z)
+        energy = _dot(ws.slope, z)
+        ws.direction[:] = z + (energy / previous if step else 0.0) * ws.direction
+        previous = energy
+        _multiply(samples, ws, width, lmbda)
+        curvature = _dot(ws.direction, ws.image)
+        if not (curvature > 0.0 and energy > 0.0):
+            break
+        length = energy / curvature
+        ws.u[:] += length * ws.direction
+        ws.slope[:] -= length * ws.image
+        for block in range(ws.residual.shape[0]):
+            for i in range(_BLOCK):
+                ws.residual[block, i] += length * ws.product[block, i]
+    met = ws.worst[1] <= tolerance
+    if met:
+        ws.worst[0] = max(ws.worst[0], ws.worst[1])
+    return step, met
+
+
+@_compiled()
+def _extrapolate(ws):
+    """u at the next epoch from the last three: constant, linear or quadratic in time as far as the history goes."""
+    past = int(ws.counts[_PAST])
+    for j in range(ws.u.shape[0]):
+        u, before, earlier = ws.u[j], ws.history[0, j], ws.history[1, j]
+        ws.history[0, j], ws.history[1, j] = u, before
+        if past == 1:
+            ws.u[j] = 2.0 * u - before
+        elif past >= 2:
+            ws.u[j] = 3.0 * (u - before) + earlier
+    ws.counts[_PAST] = past + 1
+
+
+@_compiled()
+def _step_weights(samples, ws, width, laplace, rate, gradient):
+    """w_j <- wrap(w_j - rate u_j mean_i r_i d phi(w_j, x_i) / d w_j); False where one is not finite."""
+    _pull_back(samples, ws, width, laplace, gradient)
+    sound = True
+    for j in range(width):
+        for axis in range(2):
+            ws.w[j, axis] = _wrap(ws.w[j, axis] - rate * ws.u[j] * gradient[axis, j])
+            sound &= np.isfinite(ws.w[j, axis])
+    return sound
+
+
+@_compiled(fastmath=_VECTORISED)
+def _loss(samples, ws, width, lmbda, centre):
+    """L = mean r^2 / (2 lam) + mean (u - c)^2 / 2."""
+    data = penalty = 0.0
+    for block in range(ws.residual.shape[0]):
+        for i in range(min(_BLOCK, samples.count - block * _BLOCK)):
+            data += ws.residual[block, i] ** 2
+    for j in range(width):
+        penalty += (ws.u[j] - centre) ** 2
+    return data / samples.count / (2.0 * lmbda) + penalty / width / 2.0
+
+
+@_compiled()
+def _count(ws, steps, price):
+    """Keep the account of a solve; True where a new preconditioner pays.
+
+    ``price`` is its cost in steps. It pays where an epoch takes more steps than an epoch has cost on average since the
+    last one was made, that one included: there the average is least.
+    """
+    ws.counts[_SOLVES] += 1
+    ws.counts[_STEPS_TAKEN] += steps
+    ws.counts[_AGE] += 1
+    ws.counts[_AGE_STEPS] += steps
+    ws.counts[_AVERAGE] += (steps - ws.counts[_AVERAGE]) / min(ws.counts[_AGE], _MEMORY)
+    return ws.counts[_AVERAGE] * ws.counts[_AGE] > price + ws.counts[_AGE_STEPS]
+
+
+@_compiled()
+def _epochs(samples, ws, width, laplace, lmbda, centre, time_scale, tolerance, price, losses, first):
+    """VarPro epochs from number ``first``: loss, step of the weights, inner solve.
+
+    Returns the next epoch and how it ended; early where a new preconditioner is wanted, and with NaN from that loss on
+    where the state is not finite.
+    """
+    gradient = np.empty((2, ws.u.shape[0]))
+    for epoch in range(first, losses.shape[0]):
+        loss = _loss(samples, ws, width, lmbda, centre)
+        if not (np.isfinite(loss) and _step_weights(samples, ws, width, laplace, time_scale / lmbda, gradient)):
+            return losses.shape[0], _MET
+        losses[epoch] = loss
+        _extrapolate(ws)
+        size = _evaluate(samples, ws, width, laplace, lmbda, centre)
+        steps, met = _conjugate_gradients(samples, ws, width, lmbda, size, tolerance)
+        stale = _count(ws, steps, price)
+        if stale or not met:
+            return epoch + 1, _STALE if met else _MISSED
+    return losses.shape[0], _MET
+
+
+# --- for callers -------------------------------------------------------------------------------------------------
+
+
+def _blocked(values: np.ndarray, dtype: type) -> np.ndarray:
+    """``values (n, N)`` in blocks, padded with zeros: (n, blocks, 128)."""
+    blocks = -(-values.shape[1] // _BLOCK)
+    out = np.zeros((len(values), blocks * _BLOCK), dtype)
+    out[:, : values.shape[1]] = values
+    return out.reshape(len(values), blocks, _BLOCK)
+
+
+def workspace(blocks: int, width: int, dtype: str) -> Workspace:
+    """An empty workspace for ``width`` neurons."""
+    padded = -(-width // 4) * 4
+    parts = min(_CHUNKS, blocks)
+    return Workspace(
+        phi=np.zeros((blocks, padded, _BLOCK), dtype),
+        w=np.zeros((padded, 2)),
+        u=np.zeros(padded),
+        history=np.zeros((2, padded)),
+        residual=np.zeros((blocks, _BLOCK)),
+        product=np.zeros((blocks, _BLOCK)),
+        sums=np.zeros((parts, padded, 2)),
+        scratch=np.zeros((parts, 2, _BLOCK), dtype),
+        inverse=np.zeros((padded, padded), dtype),
+        slope=np.zeros(padded),
+        direction=np.zeros(padded),
+        image=np.zeros(padded),
+        counts=np.zeros(8),
+        worst=np.zeros(2),
+    )
+
+
+class TorusRoute:
+    """VarPro training on one data set: the ``cg`` solver of the torus experiments, on the CPU.
+
+    ``kernel`` is ``"laplace"`` or ``"cos"``; ``inputs (N, 2)`` and ``targets (N,)`` are arrays; ``lmbda > 0``;
+    ``centre`` is the penalty centre c; ``time_scale`` is the learning rate of the weights per neuron; ``dtype`` is the
+    precision of the features. Every inner solve leaves |b - A u| <= 1e-6 |b| in float32 and 1e-10 |b| in float64.
+    """
+
+    name = "cg"
+
+    def __init__(
+        self,
+        kernel: str,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        lmbda: float,
+        centre: float,
+        time_scale: float,
+        dtype: str = "float32",
+    ) -> None:
+        if kernel not in KERNELS:
+            raise ValueError(f"unknown kernel {kernel!r}: one of {', '.join(KERNELS)}")
+        self.dtype = dtype
+        inputs, targets = np.asarray(inputs, np.float64), np.asarray(targets, np.float64).reshape(-1)
+        self.samples = Samples(_blocked(inputs.T, dtype), _blocked(targets[None], np.float64)[0], len(inputs))
+        self.laplace = kernel == "laplace"
+        self.lmbda, self.centre, self.time_scale = float(lmbda), float(centre), float(time_scale)
+        self._tolerance = _TOLERANCE[dtype]
+        self._workspace: Workspace | None = None
+        self._width = 0
+
+    @staticmethod
+    def own(tensor: torch.Tensor) -> np.ndarray:
+        """A float64 copy in the form the other methods take: weights (M, 2) or outer weights (M,)."""
+        return tensor.double().numpy().copy()
+
+    def project(self, weights: np.ndarray) -> np.ndarray:
+        """Optimal outer weights (M,) for ``weights (M, 2)``."""
+        self._enter(weights, np.full(len(weights), self.centre))
+        return self._workspace.u[: self._width].copy()
+
+    def advance(self, weights: np.ndarray, outer: np.ndarray, epochs: int) -> np.ndarray:
+        """Train ``weights (M, 2)`` and ``outer (M,)`` in place for ``epochs`` epochs; returns the losses (epochs,).
+
+        The state must have optimal outer weights, and has them afterwards. A state other than the one this route left
+        last is taken up with a new preconditioner.
+        """
+        if not self._holds(weights, outer):
+            self._enter(weights, outer)
+        ws, losses, epoch = self._workspace, np.full(epochs, np.nan), 0
+        problem = (self.lmbda, self.centre, self.time_scale, self._tolerance, self._price())
+        while epoch < epochs:
+            with self._threads():
+                epoch, ending = _epochs(self.samples, ws, self._width, self.laplace, *problem, losses, epoch)
+            if ending != _MET:
+                self._renew()
+            if ending == _MISSED:
+                self._solve()
+        weights[:], outer[:] = ws.w[: self._width], ws.u[: self._width]
+        return losses
+
+    def effort(self) -> Effort:
+        """Accuracy and cost of the inner solves since the width was set."""
+        ws = self._workspace
+        return Effort(float(ws.worst[0]), *(int(count) for count in ws.counts[:4]))
+
+    def _price(self) -> float:
+        """The cost of a preconditioner in conjugate-gradient steps: multiply-adds, those of matrix products faster."""
+        width, count = len(self._workspace.u), self.samples.count
+        return 10 + (0.1 * count * width**2 + 0.5 * width**3) / (2 * count * width + width**2)
+
+    def _holds(self, weights: np.ndarray, outer: np.ndarray) -> bool:
+        ws, width = self._workspace, self._width
+        return width == len(weights) and np.array_equal(ws.w[:width], weights) and np.array_equal(ws.u[:width], outer)
+
+    def _enter(self, weights: np.ndarray, outer: np.ndarray) -> None:
+        """Take up a state and make its outer weights optimal."""
+        width = self._width = len(weights)
+        if self._workspace is None or len(self._workspace.u) != -(-width // 4) * 4:
+            self._workspace = workspace(len(self.samples.y), width, self.dtype)
+        ws = self._workspace
+        ws.phi[:, width:], ws.u[width:] = 0.0, 0.0
+        ws.w[:width], ws.u[:width] = weights, outer
+        ws.counts[_PAST] = 0
+        self._evaluate()
+        self._renew()
+        self._solve()
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """One thread where there is little to do; results do not depend on it."""
+        usual = get_num_threads()
+        set_num_threads(1 if self.samples.count * self._width <= _SERIAL else usual)
+        try:
+            yield
+        finally:
+            set_num_threads(usual)
+
+    def _evaluate(self) -> float:
+        """Features, residual and slope at the state; returns |b|."""
+        return _evaluate(self.samples, self._workspace, self._width, self.laplace, self.lmbda, self.centre)
+
+    def _gram(self, dtype: str) -> np.ndarray:
+        """The upper triangle of A - lam I, (M, M) in Fortran order."""
+        ws = self._workspace
+        syrk = blas.get_blas_funcs("syrk", dtype=np.dtype(dtype))
+        gram = np.zeros((len(ws.u), len(ws.u)), dtype, order="F")
+        scale = 1.0 / (self.samples.count * self._width)
+        for block in ws.phi:
+            gram = syrk(scale, block.astype(dtype, copy=False).T, beta=1.0, c=gram, trans=1, overwrite_c=1)
+        return gram
+
+    def _renew(self) -> None:
+        """The inverse of A at the features at hand, as the preconditioner."""
+        ws = self._workspace
+        factor = _factored(self._gram(self.dtype).astype(np.float64), self.lmbda)
+        inverse, _ = lapack.dpotri(factor, lower=0, overwrite_c=1)
+        ws.inverse[:] = np.triu(inverse) + np.triu(inverse, 1).T
+        ws.counts[_FACTORISATIONS] += 1
+        ws.counts[_AGE:] = 0
+
+    def _solve(self) -> None:
+        """u <- argmin_u L with a fresh preconditioner at hand; exactly, where conjugate gradients do not do."""
+        if self._corrected():
+            return
+        ws = self._workspace
+        ws.counts[_EXACT] += 1
+        factor = _factored(self._gram("float64"), self.lmbda)
+        ws.u[:] = self.centre
+        ws.u[self._width :] = 0.0
+        for _ in range(3):  # the second and third refine
+            self._evaluate()
+            ws.u[:] += lapack.dpotrs(factor, ws.slope, lower=0)[0]
+        if not self._corrected():
+            raise FloatingPointError(
+                f"inner solve: the relative residual stays at {ws.worst[1]:.1e} in {self.dtype} at lambda "
+                f"{self.lmbda:g}; use float64 or a larger lambda"
+            )
+
+    def _corrected(self) -> bool:
+        """Conjugate gradients from u at the features at hand; whether they met the tolerance."""
+        ws = self._workspace
+        steps, met = _conjugate_gradients(self.samples, ws, self._width, self.lmbda, self._evaluate(), self._tolerance)
+        _count(ws, steps, self._price())
+        return met
+
+
+def _factored(gram: np.ndarray, lmbda: float) -> np.ndarray:
+    """The upper Cholesky factor of gram + ridge I with the least ridge >= lam of a few that can be had."""
+    diagonal = np.arange(len(gram))
+    ridge, limit = lmbda, lmbda + _RIDGE_LIMIT * gram[diagonal, diagonal].mean()
+    while ridge <= limit:
+        matrix = gram.copy(order="F")
+        matrix[diagonal, diagonal] += ridge
+        factor, failed = lapack.dpotrf(matrix, lower=0, clean=1, overwrite_a=1)
+        if failed == 0:
+            return factor
+        ridge *= _RIDGE_GROWTH
+    raise FloatingPointError("inner solve: the features are not finite")

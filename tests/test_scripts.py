@@ -219,12 +219,34 @@ def test_a_damaged_or_foreign_result_is_never_overwritten(tmp_path, capsys):
     assert results.load(path)["config"]["experiment"] == "VarPro_ReLU_1d_unbiased"
 
 
+@pytest.mark.parametrize("arguments", [["--output", "/proc/none"], ["--name", "a" * 300]])
+def test_a_place_that_cannot_be_written_is_refused_before_training(arguments, data, tmp_path, capsys):
+    refuse(BIASED, "--data", str(data), "--epochs", "4", "--output", str(tmp_path), *arguments)
+    output = capsys.readouterr()
+    assert "cannot be written there" in output.err
+    assert "ms an epoch" not in output.out
+
+
+def test_single_precision_warns_where_it_loses_digits(tmp_path, capsys):
+    run(BIASED, *TINY, "--solver", "dense", "--lambda", "1e-6", "--dtype", "float32", "--output", str(tmp_path))
+    assert "warning: float32 loses digits at --lambda 1e-06" in capsys.readouterr().err
+
+
+def test_students_of_any_length_are_put_on_the_circle(data, tmp_path):
+    tensors = torch.load(data)
+    for number, scale in enumerate((1e200, 1e-200)):
+        torch.save(tensors | {"student_weights": tensors["student_weights"] * scale}, data)
+        run(BIASED, "--data", str(data), "--epochs", "2", "--output", str(tmp_path / str(number)))
+        found = only_result(tmp_path / str(number))["weights"][0].double()
+        torch.testing.assert_close(found, tensors["student_weights"])
+
+
 def test_a_diverging_run_exits_with_1_and_leaves_no_result(data, tmp_path, capsys):
     tensors = torch.load(data)
     torch.save(tensors | {"targets": tensors["targets"] * 1e150}, data)
     refuse(TWO_TIMESCALE, "--data", str(data), "--epochs", "4", "--output", str(tmp_path / "out"), code=1)
     assert "the loss is not finite at epoch" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_exit_codes_of_the_real_command():

@@ -923,10 +923,13 @@ def predict(weights: np.ndarray, outer: np.ndarray, inputs: np.ndarray) -> np.nd
     return np.einsum("nd,nd->n", slopes, z)
 
 
-def compiled() -> bool:
-    """Whether the compiled functions of this module are in numba's cache, so that they load in a moment."""
-    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent)
-    return next(folder.rglob(f"{Path(__file__).stem}._varpro_epochs-*.nbi"), None) is not None
+def compiled(outer_update: str) -> bool:
+    """Whether the epochs of ``outer_update`` are in numba's cache, newer than this file: they load in a moment."""
+    source = Path(__file__)
+    function = _varpro_epochs if outer_update == "ridge" else _two_timescale_epochs
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or source.parent)
+    indices = folder.rglob(f"{source.stem}.{function.__name__}-*.nbi")
+    return any(index.stat().st_mtime >= source.stat().st_mtime for index in indices)
 
 
 class LinearRoute:
@@ -952,7 +955,7 @@ class LinearRoute:
         self.lmbda, self.centre, self.time_scale = float(lmbda), float(centre), float(time_scale)
         self.outer_update = outer_update
         self._workspace: Workspace | None = None
-        self._accuracy = np.zeros(2)
+        self.achieved = np.zeros(2)  # the numbers of Accuracy; a checkpoint carries them
 
     @staticmethod
     def own(tensor: torch.Tensor) -> np.ndarray:
@@ -962,7 +965,7 @@ class LinearRoute:
     def project(self, weights: np.ndarray) -> np.ndarray:
         """Optimal outer weights (M,) for ``weights (M, 2)`` (docs/definitions.md, 1)."""
         outer = np.zeros(len(weights))
-        _project(self.tables, self._room(weights), weights.copy(), outer, self.lmbda, self.centre, self._accuracy)
+        _project(self.tables, self._room(weights), weights.copy(), outer, self.lmbda, self.centre, self.achieved)
         return outer
 
     def advance(self, weights: np.ndarray, outer: np.ndarray, epochs: int) -> np.ndarray:
@@ -973,14 +976,14 @@ class LinearRoute:
         losses = np.full(epochs, np.nan)
         state = (self.tables, self._room(weights), weights, outer, self.lmbda, self.centre, self.time_scale)
         if self.outer_update == "ridge":
-            _varpro_epochs(*state, losses, self._accuracy)
+            _varpro_epochs(*state, losses, self.achieved)
         else:
             _two_timescale_epochs(*state, losses)
         return losses
 
     def accuracy(self) -> Accuracy:
         """The accuracy of the inner solves so far; warns once if one of them stayed above its tolerance."""
-        bound, refined = float(self._accuracy[0]), int(self._accuracy[1])
+        bound, refined = float(self.achieved[0]), int(self.achieved[1])
         if not bound <= _WARN_ABOVE:
             warnings.warn(
                 f"inner solve: predictions may be off by {bound:.1e} of the targets' size at lambda {self.lmbda:g}; "

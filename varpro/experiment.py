@@ -3,6 +3,8 @@ what is measured on the way, and what is written at the end."""
 
 import argparse
 import hashlib
+import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from varpro.torus import TorusRoute
 from varpro.training import Measure, Route, Schedule, Training, schedule, train
 
 _FAST = {"circle": "linear", "torus": "cg"}  # the route that a domain has to itself
+_FLOAT32_LAMBDA = 1e-5  # there dense float32 runs are 1e-4 off in the weights after 60 epochs
 _NAMED = (
     "teacher_width",
     "samples",
@@ -83,11 +86,23 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
         if "activation" in options:
             config["activation"] = options.activation
         path = _output(options, folder) / results.file_name(_parameters(options, choices, config), options.name)
+        results.prepare(path)
         if not options.force and results.complete(path, config):
             print(f"seed {seed}: kept {path}", flush=True)
             continue
+        _warn_of_precision(config)
         config["device"] = device
         yield Run(config, path, problem, _route(choices, problem, config), plan)
+
+
+def _warn_of_precision(config: dict) -> None:
+    if config["solver"] == "dense" and config["dtype"] == "float32" and config["lambda"] < _FLOAT32_LAMBDA:
+        print(
+            f"warning: float32 loses digits at --lambda {config['lambda']:g}; below {_FLOAT32_LAMBDA:g} use "
+            "--dtype float64",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def perform(run: Run, measure: Measure | None, *, progress: bool) -> None:
@@ -126,7 +141,11 @@ def _contents(run: Run, training: Training) -> dict:
         "provenance": results.provenance(run.config["device"]),
     }
     if isinstance(run.route, LinearRoute):
-        contents["accuracy"] = run.route.accuracy()._asdict()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            contents["accuracy"] = run.route.accuracy()._asdict()
+        for warning in caught:
+            print(f"warning: {warning.message}", file=sys.stderr, flush=True)
     if run.config["outer_update"] == "gradient":
         # eta_u / eta_w = (lam M) / (M time_scale)
         contents["rate_ratio"] = run.config["lambda"] / run.config["time_scale"]
@@ -282,7 +301,7 @@ def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tenso
 def _route(choices: Choices, problem: teachers.Problem, config: dict) -> Route:
     shared = (config["lambda"], choices.centre, config["time_scale"], choices.outer_update)
     if config["solver"] == "linear":
-        if not compiled():
+        if not compiled(choices.outer_update):
             print("compiling the linear-time route, once per machine: about 40 s", flush=True)
         return LinearRoute(problem.inputs.numpy(), problem.targets[:, 0].numpy(), *shared)
     if config["solver"] == "cg":

@@ -59,6 +59,19 @@ def save(path: Path, contents: Mapping[str, Any]) -> None:
         raise
 
 
+def prepare(path: Path) -> None:
+    """Make sure that ``path`` can be written, before hours go into what it will hold.
+
+    Creates its folder. Raises ResultError where the folder cannot be made or written to, or the name is too long.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}."):
+            pass
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be written there: {error.strerror}; see --output and --name") from None
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

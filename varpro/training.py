@@ -156,6 +156,8 @@ class _Run:
         self.outer = self.route.own(saved["state_outer"])
         for name, whole in (("weights", self.kept_weights), ("outer", self.kept_outer), ("loss", self.loss)):
             whole[: len(saved[name])] = saved[name]
+        if isinstance(self.route, LinearRoute):
+            self.route.achieved[:] = np.maximum(self.route.achieved, saved["achieved"])
         for name, values in saved["measured"].items():
             self._measurements(name)[: len(values)] = values
 
@@ -166,6 +168,7 @@ class _Run:
             "config": config,
             "epoch": self.epoch,
             "elapsed": self.elapsed,
+            "achieved": list(map(float, getattr(self.route, "achieved", ()))),
             "state_weights": torch.as_tensor(self.weights),
             "state_outer": torch.as_tensor(self.outer),
             "weights": self.kept_weights[:kept],

@@ -141,7 +141,7 @@ def test_two_timescale_descent_approaches_varpro_as_the_weights_slow_down():
 class Cosine(FeatureMap):
     """phi(w, x) = cos(w . x): a feature map that a reader might add."""
 
-    name, domain, dimension = "cosine", "plane", 2
+    name, domain = "cosine", "plane"
 
     def features(self, weights, inputs):
         return torch.cos(inputs @ weights.T)

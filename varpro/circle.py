@@ -626,6 +626,12 @@ def _close_half_planes(ws, px, py, mx, my):
         ws.half[k, 1] = py - y if up else y - my
 
 
+@_compiled(inline="always")
+def _active_mean(ws, k):
+    """mean phi_k r = w_k . half_k (F9)."""
+    return (2.0 * ws.pos[k] - 1.0) * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1])
+
+
 @_compiled(fastmath=_VECTORISED)
 def _reductions(tables, ws, lmbda, centre):
     """Mean squared residual, mean (u - c)^2, and mean square of the gradient in u, d = mean phi r + lam (u - c).
@@ -635,8 +641,7 @@ def _reductions(tables, ws, lmbda, centre):
     width = ws.key.shape[0]
     data = penalty = slope = 0.0
     for k in range(width):
-        sign = 2.0 * ws.pos[k] - 1.0
-        product = sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1])
+        product = _active_mean(ws, k)
         away = ws.u[k] - centre
         gradient = product + lmbda * away
         data += ws.u[k] * (product - ws.moment[k])
@@ -699,8 +704,7 @@ def _step_weights(ws, rate):
 def _next_outer(ws, lmbda, centre):
     """next_u <- u - (mean phi r + lam (u - c)): a gradient step at rate lam M (docs/definitions.md, 1)."""
     for k in range(ws.key.shape[0]):
-        sign = 2.0 * ws.pos[k] - 1.0
-        product = sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1])
+        product = _active_mean(ws, k)
         ws.next_u[k] = ws.u[k] - product - lmbda * (ws.u[k] - centre)
 
 
@@ -728,8 +732,7 @@ def _times_hessian(tables, ws, x, lmbda, out):
     """out <- (K / (N M) + lam I) x."""
     _half_plane_sums(tables, ws, x, 0.0)
     for k in range(x.shape[0]):
-        sign = 2.0 * ws.pos[k] - 1.0
-        out[k] = sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1]) + lmbda * x[k]
+        out[k] = _active_mean(ws, k) + lmbda * x[k]
 
 
 @_compiled()
@@ -737,8 +740,7 @@ def _inner_residual(tables, ws, lmbda, centre, residual):
     """residual <- minus the gradient of the inner problem at u, mean phi (y - f) - lam (u - c); its mean square."""
     _half_plane_sums(tables, ws, ws.u, 1.0)
     for k in range(residual.shape[0]):
-        sign = 2.0 * ws.pos[k] - 1.0
-        product = sign * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1])
+        product = _active_mean(ws, k)
         residual[k] = -product - lmbda * (ws.u[k] - centre)
     return np.mean(residual * residual)
 

@@ -16,7 +16,6 @@ class FeatureMap(ABC):
 
     name: str
     domain: str  # "circle" or "torus": which draws, distances and fast route an experiment has
-    dimension: int
 
     @abstractmethod
     def features(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
@@ -40,7 +39,7 @@ class FeatureMap(ABC):
 class ReLUCircle(FeatureMap):
     """phi(w, x) = max(w . x, 0), w on the unit circle S^1, x in R^2 (paper, Section 6.1)."""
 
-    name, domain, dimension = "relu_circle", "circle", 2
+    name, domain = "relu_circle", "circle"
 
     def features(self, weights, inputs):
         return torch.relu(inputs @ weights.T)
@@ -88,7 +87,7 @@ def wrap_torus(points: torch.Tensor) -> torch.Tensor:
 class RadialTorus(FeatureMap):
     """phi(w, x) = g(|wrap(w - x)|) on the torus R^2 / (4 Z)^2 (paper, Appendix B)."""
 
-    domain, dimension = "torus", 2
+    domain = "torus"
 
     def __init__(self, kernel: RadialKernel) -> None:
         self.kernel = kernel

@@ -1,27 +1,32 @@
-# make reproduce   environment, then Section 6.1: runs, notebooks, figures, and our numbers beside the published ones
+# make reproduce   environment, then a section of the paper (6.1): runs, notebooks, figures, our numbers beside its own
+# make plan        what that will cost from here
 # make test        environment, then style check and test suite
 # make bench       environment, then the benchmark tables
 #
-# Both can be repeated at once: what exists is kept. Options: SEEDS=0-5  EPOCHS=32000  SECTION=6.1  CORES=all
+# All can be repeated at once: what exists is kept. Options: SEEDS=0-5  EPOCHS=32000  CORES=all
+# SECTION=6.1 or appendix-b
 PYTHON ?= python3
 SEEDS ?= 0
-EPOCHS ?= 32000
+EPOCHS ?=
 SECTION ?= 6.1
 CORES ?= all
 BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test bench environment
+.PHONY: help reproduce plan test bench environment
 
 help:
 	@sed -n 's/^# //p' Makefile
 
-reproduce: $(READY)
-	@test "$(SECTION)" = 6.1 || { echo "make: SECTION=$(SECTION) is not allowed: 6.1"; exit 2; }
-	$(BIN)/snakemake --cores $(CORES) --config seeds=$(SEEDS) epochs=$(EPOCHS)
-	@cat figures/comparison.md
+reproduce: plan
+	$(BIN)/snakemake --cores $(CORES) --config section=$(SECTION) seeds=$(SEEDS) $(if $(EPOCHS),epochs=$(EPOCHS))
+	@cat figures/comparison_$(SECTION).md
 	@echo; echo "Figures, gif and executed notebooks are in figures/."
+
+plan: $(READY)
+	@case "$(EPOCHS)" in *[!0-9]*) echo "make: EPOCHS=$(EPOCHS) is not allowed: a whole number from 1 up"; exit 2;; esac
+	@$(if $(EPOCHS),VARPRO_EPOCHS=$(EPOCHS)) $(BIN)/python -m varpro.paper --plan --section $(SECTION) --seeds $(SEEDS)
 
 test: $(READY)
 	$(BIN)/ruff check .

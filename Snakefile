@@ -1,7 +1,8 @@
-"""Section 6.1 as a graph of files: results of every run in varpro/paper.py, notebooks, figures, comparison table.
+"""A section of the paper as a graph of files: results of its runs in varpro/paper.py, notebooks, figures, table.
 
-    snakemake                                   everything, seed 0, all cores
+    snakemake                                   Section 6.1, seed 0, all cores
     snakemake --config seeds=0-5                the six seeds of the paper
+    snakemake --config section=appendix-b       another section
     snakemake --workflow-profile profiles/slurm the same on a Slurm cluster
 
 One job is one configuration with all its seeds, since importing torch takes longer than most runs. Scripts write
@@ -12,7 +13,8 @@ import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("VARPRO_EPOCHS", str(config.get("epochs", 32000)))
+if "epochs" in config:
+    os.environ.setdefault("VARPRO_EPOCHS", str(config["epochs"]))
 
 try:
     from varpro import paper  # reads VARPRO_EPOCHS
@@ -24,7 +26,10 @@ try:
     SEEDS = paper.parse_seeds(str(config.get("seeds", "0")))
 except ValueError as error:
     raise WorkflowError(str(error)) from None
-NOTEBOOKS = {"Results_SHL": paper.FIGURE_FILES, "1d_animations": ["diffusion_animation.gif"]}
+NAME = str(config.get("section", "6.1"))
+if NAME not in paper.SECTIONS:
+    raise WorkflowError(f"section {NAME!r} is not allowed: {', '.join(paper.SECTIONS)}")
+SECTION = paper.SECTIONS[NAME]
 
 
 def here(path):
@@ -35,17 +40,17 @@ def with_python(command):
     return command.replace("python", sys.executable, 1)
 
 
-RESULTS = [here(run.path(seed)) for run in paper.RUNS for seed in SEEDS]
-DIFFUSIONS = [here(diffusion.path) for diffusion in paper.DIFFUSIONS]
+RESULTS = [here(run.path(seed)) for run in SECTION.runs for seed in SEEDS]
+DIFFUSIONS = [here(diffusion.path) for diffusion in SECTION.diffusions]
 
 
 rule all:
     input:
-        "figures/comparison.md",
-        [f"figures/{name}" for names in NOTEBOOKS.values() for name in names],
+        f"figures/comparison_{NAME}.md",
+        [f"figures/{name}" for names in SECTION.files.values() for name in names],
 
 
-for diffusion in paper.DIFFUSIONS:
+for diffusion in SECTION.diffusions:
 
     rule:
         name: f"diffusion_gamma={diffusion.gamma:g}"
@@ -56,19 +61,19 @@ for diffusion in paper.DIFFUSIONS:
         shell: "{params.command} > {log} 2>&1"
 
 
-for run in paper.RUNS:
+for run in SECTION.runs:
 
     rule:
         name: run.label
-        input: here(paper.Diffusion(run.gamma).path)
+        input: [here(path) for path in run.inputs]
         output: [update(here(run.path(seed))) for seed in SEEDS]
         log: f"logs/{run.label}.log"
-        message: f"{run.experiment}, lambda {run.lmbda:g}, width {run.width}, gamma {run.gamma:g}, seeds {SEEDS}"
+        message: f"{run.experiment}, {run.parameters}, seeds {SEEDS}"
         params: command=with_python(run.command(SEEDS))
         shell: "{params.command} > {log} 2>&1"
 
 
-for notebook, figures in NOTEBOOKS.items():
+for notebook, figures in SECTION.files.items():
 
     rule:
         name: f"notebook_{notebook}"
@@ -85,8 +90,10 @@ for notebook, figures in NOTEBOOKS.items():
 
 rule comparison:
     input: RESULTS, "varpro/paper.py"
-    output: "figures/comparison.md"
+    output: f"figures/comparison_{NAME}.md"
     log: "logs/comparison.log"
     message: "our numbers beside the published ones"
-    params: seeds=",".join(map(str, SEEDS)), python=sys.executable
-    shell: "{params.python} -m varpro.paper --seeds {params.seeds} --output {output} > {log} 2>&1"
+    params: seeds=",".join(map(str, SEEDS)), python=sys.executable, section=NAME
+    shell:
+        "{params.python} -m varpro.paper --section {params.section} --seeds {params.seeds} --output {output}"
+        " > {log} 2>&1"

@@ -32,15 +32,16 @@ TINY_EPOCHS = 64
 
 @pytest.fixture(scope="session")
 def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every run of Section 6.1 at 64 epochs, seed 0, made by the scripts; a folder to name in $VARPRO_RESULTS."""
+    """Every shallow run of the paper at 64 epochs, seed 0, made by the scripts; a folder to name in $VARPRO_RESULTS."""
     folder = tmp_path_factory.mktemp("tiny_results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VARPRO_RESULTS", str(folder))
         diffusion = load_script("make_diffusion.py")
         for gamma in paper.GAMMAS:
             diffusion.main(["--epochs", str(TINY_EPOCHS), "--gamma", f"{gamma:g}"])
-        experiments = {run.experiment for run in paper.RUNS}
+        runs = [run for section in paper.SECTIONS.values() for run in section.runs]
+        experiments = {run.experiment for run in runs}
         scripts = {experiment: load_script(f"{experiment}/Experiment.py") for experiment in sorted(experiments)}
-        for run in paper.RUNS:
+        for run in runs:
             scripts[run.experiment].main(replace(run, epochs=TINY_EPOCHS).arguments([0]))
     return folder

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY_EPOCHS
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from varpro import paper, plots, results
+from varpro import paper, plots, results, torus_plots
 
 GRID = np.linspace(-math.pi, math.pi, 512, endpoint=False)
 scales = st.floats(0.03, 3.0)
@@ -60,6 +61,26 @@ def test_smoothing_averages_over_neurons_and_seeds():
     np.testing.assert_allclose(plots.smoothed_density(angles, GRID), np.mean(one_by_one, axis=0), atol=1e-12)
 
 
+def test_smoothing_on_the_torus_is_a_wrapped_gaussian_of_mass_one():
+    grid, scale = torus_plots.centres(64), 0.2
+    points = np.array([[1.9, -0.3], [-1.2, 1.95]])
+    windings = 4 * np.arange(-3, 4)
+    offsets = grid[:, None, None, None] - points + windings[:, None, None]  # (G, windings, M, 2)
+    gaussians = np.exp(-(offsets**2) / (2 * scale**2)).sum(axis=1) / (scale * math.sqrt(2 * math.pi))  # (G, M, 2)
+    expected = np.einsum("am,bm->ab", gaussians[..., 0], gaussians[..., 1]) / len(points)
+    density = torus_plots.smoothed_density(points, grid, scale)
+    np.testing.assert_allclose(density, expected, atol=1e-11)
+    assert density.mean() * 16 == pytest.approx(1, abs=1e-12)
+
+
+def test_teacher_signal_of_one_neuron_peaks_there():
+    grid = np.linspace(-2, 2, 33)
+    signal = torus_plots.teacher_signal(torch.tensor([[1.0, -0.5]]), grid)
+    assert np.unravel_index(signal.argmax(), signal.shape) == (24, 12)
+    assert signal.max() == pytest.approx(8)  # 2 / s^2 with s = 1/2
+    np.testing.assert_allclose(signal[0], signal[-1], rtol=1e-5)  # -2 and 2 are one
+
+
 # --- snapshots ----------------------------------------------------------------------------------------------------
 
 
@@ -84,7 +105,8 @@ def test_animation_frames_are_snapshots_and_reach_the_end(epochs):
 
 @pytest.mark.parametrize("quantity", ["loss", "distance_teacher", "distance_diffusion"])
 def test_every_run_of_the_width_figures_has_its_published_curve(quantity):
-    curves = [paper.published_curve(run, quantity) for run in paper.FIGURES["width"]]
+    runs = paper.FIGURES["width"] + (paper.TORUS_FIGURES["width"] if quantity == "distance_teacher" else [])
+    curves = [paper.published_curve(run, quantity) for run in runs]
     assert all(curve is not None for curve in curves)
     assert len({curve.y.tobytes() for curve in curves}) == len(curves)
 
@@ -96,6 +118,7 @@ def test_every_run_of_the_width_figures_has_its_published_curve(quantity):
         paper.Run(paper.UNBIASED, gamma=10.0),
         paper.Run(paper.UNBIASED, epochs=7),
         paper.Run(paper.TWO_TIMESCALE),
+        paper.Run(paper.TORUS_BIASED, activation="cos"),
     ],
 )
 def test_other_runs_have_none(run):
@@ -146,8 +169,11 @@ def test_missing_counts_requested_seeds(empty_results):
     assert plots.seeds_at_hand(run) == (0, 1, 2)
 
 
-def test_every_recipe_is_a_figure_of_the_paper_and_back():
-    assert sorted(f"{name}.pdf" for name in plots.RECIPES) == sorted(paper.FIGURE_FILES)
+@pytest.mark.parametrize(("section", "recipes"), [("6.1", plots.RECIPES), ("appendix-b", torus_plots.RECIPES)])
+def test_every_recipe_is_a_figure_of_the_paper_and_back(section, recipes):
+    figures = [name for names in paper.SECTIONS[section].files.values() for name in names if name.endswith(".pdf")]
+    assert sorted(f"{name}.pdf" for name in recipes) == sorted(figures)
+    assert {recipe.section for recipe in recipes.values()} == {section}
 
 
 # --- drawing ------------------------------------------------------------------------------------------------------
@@ -183,11 +209,11 @@ def test_two_timescale_and_varpro_are_compared_over_the_same_seeds(empty_results
     assert [line.seeds for line in both] == [(0,), (0,)]
 
 
-@pytest.mark.parametrize("name", plots.RECIPES)
+@pytest.mark.parametrize("name", [*plots.RECIPES, *torus_plots.RECIPES])
 def test_without_results_a_figure_is_skipped_with_a_sentence(empty_results, tmp_path, monkeypatch, capsys, name):
     monkeypatch.setenv("VARPRO_FIGURES", str(tmp_path / "figures"))
-    figure, said = plots.publish(name), capsys.readouterr().out
-    if name == "gamma_densities":  # a formula
+    figure, said = plots.publish(name, plots.RECIPES | torus_plots.RECIPES), capsys.readouterr().out
+    if name in ("gamma_densities", "convolution_teacher"):  # drawn without results
         assert figure is not None
         assert said == ""
     else:

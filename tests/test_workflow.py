@@ -32,12 +32,16 @@ def snakemake(results: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_graph_holds_the_whole_grid(folder):
-    """A dry run: three diffusions, every run, two notebooks, the table, and the rule that asks for all."""
-    output = snakemake(folder, "--dry-run", "--forceall", "--config", "seeds=0-5", f"epochs={EPOCHS}")
-    assert f"total {len(paper.DIFFUSIONS) + len(paper.RUNS) + 4}" in " ".join(output.split())
-    for run in paper.RUNS:
-        assert f"{run.experiment}, lambda {run.lmbda:g}, width {run.width}, gamma {run.gamma:g}, seeds" in output
+@pytest.mark.parametrize("name", paper.SECTIONS)
+def test_the_graph_holds_the_whole_grid(name, folder):
+    """A dry run: diffusions, every run, notebooks, the table, and the rule that asks for all."""
+    options = ("--config", f"section={name}", "seeds=0-5", f"epochs={EPOCHS}")
+    output = snakemake(folder, "--dry-run", "--forceall", *options)
+    section = paper.SECTIONS[name]
+    jobs = len(section.diffusions) + len(section.runs) + len(section.files) + 2
+    assert f"total {jobs}" in " ".join(output.split())
+    for run in section.runs:
+        assert f"{run.experiment}, {run.parameters}, seeds [0, 1, 2, 3, 4, 5]" in output
 
 
 def test_missing_seeds_are_added_and_others_left_alone(folder):

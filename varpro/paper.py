@@ -1,13 +1,14 @@
-"""The paper's grid as data: which run belongs to which figure, and the published numbers beside it.
+"""The paper's grid as data: which run belongs to which figure, what it costs, and the published numbers beside it.
 
-``python -m varpro.paper`` prints our numbers beside the published ones. ``$VARPRO_EPOCHS`` shortens every run, for
-a quick look or a test; published numbers are for 32000 epochs.
+``python -m varpro.paper`` prints our numbers beside the published ones, with ``--plan`` what is still to be computed.
+``$VARPRO_EPOCHS`` shortens every shallow run, for a quick look or a test; published numbers are for 32000 epochs.
 """
 
 import csv
+import math
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -32,34 +33,67 @@ GAMMAS = (10.0, 100.0, 1000.0)
 BIASED = "VarPro_ReLU_1d"
 UNBIASED = "VarPro_ReLU_1d_unbiased"
 TWO_TIMESCALE = "2TS_ReLU_1d_unbiased"
+TORUS_BIASED = "VarPro_convolution_2d"
+TORUS_UNBIASED = "VarPro_convolution_2d_unbiased"
+# Milliseconds an epoch by width, measurements included, one run on each of two cores (benchmarks/RESULTS.md).
+_CIRCLE_COST = {32: 0.01, 128: 0.02, 512: 0.06, 1024: 0.11}
+_TORUS_COST = {32: 0.1, 128: 0.4, 512: 1.6, 1024: 4.0}
+_START_SECONDS = 3.0  # of a job: importing torch
 
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """One configuration of one experiment; with a seed it is one result file."""
+    """One configuration of one shallow experiment; with a seed it is one result file."""
 
     experiment: str
     lmbda: float = 1e-3
     width: int = WIDEST
     gamma: float = 100.0
     epochs: int = EPOCHS
+    activation: str = ""  # of the torus, where it is not the script's default
 
     def path(self, seed: int) -> Path:
         """The result file of this run with ``seed``, whether it exists or not."""
-        return results.directory(self.experiment) / results.file_name(
-            {
-                "lambda": self.lmbda,
-                "width": self.width,
-                "gamma": self.gamma,
-                "epochs": self.epochs,
-                "seed": seed,
-            }
-        )
+        stated = {"lambda": self.lmbda, "width": self.width, "gamma": self.gamma, "epochs": self.epochs}
+        stated |= {"activation": self.activation} if self.activation else {}
+        return results.directory(self.experiment) / results.file_name(stated | {"seed": seed})
+
+    @property
+    def parameters(self) -> str:
+        """The configuration for people."""
+        activation = f", {self.activation}" if self.activation else ""
+        return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{activation}"
 
     @property
     def label(self) -> str:
         """A name for jobs and log files."""
-        return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}"
+        activation = f"_{self.activation}" if self.activation else ""
+        return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{activation}"
+
+    @property
+    def on_torus(self) -> bool:
+        """Whether this is a run of Appendix B."""
+        return self.experiment in (TORUS_BIASED, TORUS_UNBIASED)
+
+    @property
+    def biased(self) -> bool:
+        """Whether the penalty is u^2 / 2."""
+        return self.experiment in (BIASED, TORUS_BIASED)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files that this run reads: the diffusion that it is compared with."""
+        return [] if self.on_torus else [Diffusion(self.gamma, self.epochs).path]
+
+    @property
+    def seconds(self) -> float:
+        """About how long one seed takes on one of two cores."""
+        return self.epochs * (_TORUS_COST if self.on_torus else _CIRCLE_COST)[self.width] / 1e3
+
+    @property
+    def megabytes(self) -> float:
+        """About how large one result file is: about 1000 snapshots of (w, u) in float32, losses in float64."""
+        return (1000 * self.width * 3 * 4 + self.epochs * 8) / 1e6
 
     def arguments(self, seeds: Sequence[int]) -> list[str]:
         """The options that make this run, for the experiment's ``Experiment.py``."""
@@ -69,6 +103,7 @@ class Run:
             *("--lambda", f"{self.lmbda:g}"),
             *("--student_width", str(self.width)),
             *("--gamma", f"{self.gamma:g}"),
+            *(("--activation", self.activation) if self.activation else ()),
         ]
 
     def command(self, seeds: Sequence[int]) -> str:
@@ -95,7 +130,7 @@ class Diffusion:
 
 DIFFUSIONS = [Diffusion(gamma) for gamma in GAMMAS]
 
-# Section 6.1. One entry a figure; the same run may serve several.
+# One entry a figure; the same run may serve several.
 FIGURES: dict[str, list[Run]] = {
     "width": [Run(experiment, width=width) for experiment in (BIASED, UNBIASED) for width in WIDTHS],
     "lambda": [
@@ -114,16 +149,66 @@ FIGURES: dict[str, list[Run]] = {
     ],
 }
 DENSITY_RUN = Run(UNBIASED, lmbda=1e-4)  # the learned features of the density figure and of the animation
-FIGURE_FILES = [
-    "density_evolution.pdf",
-    "gamma_densities.pdf",
-    "risk_width.pdf",
-    "distance_width.pdf",
-    "distance_lambda.pdf",
-    "two_timescale.pdf",
-    "distance_gamma.pdf",
-]
-RUNS = sorted({run for runs in FIGURES.values() for run in runs})
+
+_TORUS = (TORUS_BIASED, TORUS_UNBIASED)
+TORUS_FIGURES: dict[str, list[Run]] = {
+    "width": [Run(experiment, width=width) for experiment in _TORUS for width in WIDTHS],
+    "lambda": [Run(experiment, lmbda=lmbda) for experiment in _TORUS for lmbda in (1e-1, 1e-2, 1e-3)],
+    "gamma": [Run(TORUS_UNBIASED, lmbda=1e-2, gamma=gamma) for gamma in (100.0, math.inf)],
+    "activation": [Run(experiment, activation=kernel) for experiment in _TORUS for kernel in ("", "cos")],
+}
+TORUS_DENSITY_RUN = Run(TORUS_UNBIASED)  # the learned features of the animation
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the paper: its runs, and the files that each of its notebooks writes to ``figures/``."""
+
+    title: str
+    figures: Mapping[str, Sequence[Run]]
+    files: Mapping[str, Sequence[str]]
+    diffusions: Sequence[Diffusion] = ()
+    seeds: str = "0"  # what is run where no seeds are asked for
+    runs: list[Run] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "runs", sorted({run for runs in self.figures.values() for run in runs}))
+
+
+SECTIONS = {
+    "6.1": Section(
+        "Section 6.1, ReLU networks on the circle",
+        FIGURES,
+        {
+            "Results_SHL": [
+                "density_evolution.pdf",
+                "gamma_densities.pdf",
+                "risk_width.pdf",
+                "distance_width.pdf",
+                "distance_lambda.pdf",
+                "two_timescale.pdf",
+                "distance_gamma.pdf",
+            ],
+            "1d_animations": ["diffusion_animation.gif"],
+        },
+        DIFFUSIONS,
+    ),
+    "appendix-b": Section(
+        "Appendix B, RBF networks on the torus",
+        TORUS_FIGURES,
+        {
+            "Results_convolution": [
+                "convolution_teacher.pdf",
+                "convolution_risk_width.pdf",
+                "convolution_distance_width.pdf",
+                "convolution_distance_lambda.pdf",
+                "convolution_distance_gamma.pdf",
+                "convolution_activation.pdf",
+                "convolution_animation.gif",
+            ],
+        },
+    ),
+}
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -168,13 +253,15 @@ def published_curve(run: Run, quantity: str) -> Curve | None:
 
     Risks of the two penalties stand in two panels; distances stand together, unbiased solid and biased dashed.
     """
-    if run.experiment not in (BIASED, UNBIASED) or run != Run(run.experiment, width=run.width):
+    if run.experiment == TWO_TIMESCALE or run != Run(run.experiment, width=run.width):
         return None
-    biased, series = run.experiment == BIASED, f"M={run.width}"
+    series, style = f"M={run.width}", "dashed" if run.biased else "solid"
+    if run.on_torus:
+        return published("convolution_width_distance").get(("single", quantity, series, style))
     if quantity == "loss":
-        panel, name = ("left", "risk_biased") if biased else ("right", "risk_unbiased")
+        panel, name = ("left", "risk_biased") if run.biased else ("right", "risk_unbiased")
         return published("relu1d_width_risk_evolution").get((panel, name, series, "solid"))
-    panel, style = "left" if quantity == "distance_teacher" else "right", "dashed" if biased else "solid"
+    panel = "left" if quantity == "distance_teacher" else "right"
     return published("relu1d_width_distance_evolution").get((panel, quantity, series, style))
 
 
@@ -203,28 +290,31 @@ class Comparison:
     worst: float
 
 
-def comparisons(seeds: Sequence[int]) -> list[Comparison]:
-    """Every published curve of Section 6.1 for which all these seeds are at hand."""
+def comparisons(section: Section, seeds: Sequence[int]) -> list[Comparison]:
+    """Every published curve of a section for which all these seeds are at hand."""
     rows = []
-    for run in FIGURES["width"]:
+    for run, quantity, curve in _published_of(section):
         if not all(run.path(seed).exists() for seed in seeds):
             continue
-        for quantity in ("distance_teacher", "distance_diffusion", "loss"):
-            curve = published_curve(run, quantity)
-            if curve is None:
-                continue
-            epochs, values = mean_curve(run, seeds, quantity)
-            reached = curve.x <= epochs[-1]
-            ours, theirs = np.interp(curve.x[reached], epochs, values), curve.y[reached]
-            deviation = np.abs(ours / theirs - 1)
-            penalty = "biased" if run.experiment == BIASED else "unbiased"
-            title = f"{quantity.replace('_', ' to ')}, {penalty}, M = {run.width}"
-            rows.append(Comparison(title, ours[-1], theirs[-1], float(np.median(deviation)), deviation.max()))
+        epochs, values = mean_curve(run, seeds, quantity)
+        reached = curve.x <= epochs[-1]
+        ours, theirs = np.interp(curve.x[reached], epochs, values), curve.y[reached]
+        deviation = np.abs(ours / theirs - 1)
+        penalty = "biased" if run.biased else "unbiased"
+        title = f"{quantity.replace('_', ' to ')}, {penalty}, M = {run.width}"
+        rows.append(Comparison(title, ours[-1], theirs[-1], float(np.median(deviation)), deviation.max()))
     return rows
 
 
-def comparison_table(seeds: Sequence[int]) -> str:
-    """Our numbers beside the published ones, as a Markdown table with a sentence on how to read it."""
+def _published_of(section: Section) -> list[tuple[Run, str, Curve]]:
+    quantities = ("distance_teacher", "distance_diffusion", "loss")
+    curves = [(run, quantity, published_curve(run, quantity)) for run in section.runs for quantity in quantities]
+    return [(run, quantity, curve) for run, quantity, curve in curves if curve is not None]
+
+
+def comparison_table(name: str, seeds: Sequence[int]) -> str:
+    """Our numbers of a section beside the published ones, as a Markdown table with a sentence on how to read it."""
+    section = SECTIONS[name]
     listed = ", ".join(map(str, seeds))
     same = list(seeds) == list(SEEDS)
     note = "" if same else " The published curves are means over seeds 0 to 5: expect seed noise."
@@ -236,25 +326,57 @@ def comparison_table(seeds: Sequence[int]) -> str:
         "| curve | ours | published | median | worst |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    rows = comparisons(seeds)
-    if len(rows) < 3 * len(FIGURES["width"]):
-        lines.insert(1, "\nSome runs are missing; make reproduce SEEDS=" + ",".join(map(str, seeds)) + " makes them.")
+    rows = comparisons(section, seeds)
+    if len(rows) < len(_published_of(section)):
+        lines.insert(1, f"\nSome runs are missing; {make_command(name, seeds)} makes them.")
     for row in rows:
         lines.append(f"| {row.title} | {row.ours:.5g} | {row.theirs:.5g} | {row.median:.2%} | {row.worst:.2%} |")
     return "\n".join(lines)
 
 
+def make_command(name: str, seeds: Sequence[int] = ()) -> str:
+    """The command that makes a whole section."""
+    parts = ["make reproduce"]
+    parts += [f"SECTION={name}"] if name != "6.1" else []
+    parts += [f"SEEDS={','.join(map(str, seeds))}"] if seeds else []
+    parts += [f"EPOCHS={EPOCHS}"] if EPOCHS != 32000 else []
+    return " ".join(parts)
+
+
+def plan(name: str, seeds: Sequence[int]) -> str:
+    """What a section will cost on two cores from where the results are now: one or two sentences."""
+    section = SECTIONS[name]
+    wanted = [(run, seed) for run in section.runs for seed in seeds]
+    lacking = [(run, seed) for run, seed in wanted if not run.path(seed).exists()]
+    jobs = len({run for run, _ in lacking})
+    seconds = sum(run.seconds for run, _ in lacking) / 2 + jobs * _START_SECONDS / 2
+    size = sum(run.megabytes for run, _ in lacking)
+    head = f"{section.title}, seeds {','.join(map(str, seeds))}: {len(wanted)} runs"
+    if not lacking:
+        return f"{head}, all at hand; notebooks take a minute."
+    return (
+        f"{head}, {len(lacking)} of them to be computed: about {cli.duration(seconds)} on two cores "
+        f"(not measured on a GPU), {size:.2g} MB of results; then about a minute for notebooks."
+    )
+
+
 @cli.command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the comparison table, and keep it in a file where one is named."""
-    parser = cli.parser("Our numbers beside the published ones (Section 6.1).")
+    """Print the comparison table or the plan, and keep the table in a file where one is named."""
+    parser = cli.parser("Our numbers beside the published ones, or what is still to be computed.")
+    parser.add_argument("--section", choices=SECTIONS, default="6.1", help="part of the paper")
     parser.add_argument("--seeds", default="0", metavar="LIST", help="seeds to average over, like 0 or 0-5")
+    parser.add_argument("--plan", action="store_true", help="print what making the section will cost, and nothing else")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table here")
     options = parser.parse_args(argv)
     try:
-        table = comparison_table(parse_seeds(options.seeds))
+        seeds = parse_seeds(options.seeds)
     except ValueError as error:
         parser.error(str(error))
+    if options.plan:
+        print(plan(options.section, seeds))
+        return
+    table = comparison_table(options.section, seeds)
     print(table)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

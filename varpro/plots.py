@@ -1,4 +1,4 @@
-"""The figures of Section 6.1 and the animation: one function per kind of panel, one style for all.
+"""The figures of Section 6.1 and the animation, and what all figures share: panels, legends, one style.
 
 The notebooks call :func:`publish` and :func:`publish_animation`; everything is drawn from result files alone.
 
@@ -11,7 +11,7 @@ largest of them. ``$VARPRO_SEEDS`` (``0`` or ``0-5``) chooses the seeds, by defa
 import base64
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
@@ -56,10 +56,9 @@ _COLOUR_MAPS = {
     "gamma": ("magma", 0.8, 0.1),
     "epoch": ("viridis", 0.88, 0.0),
 }
-_TEACHER = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.1}
-_PUBLISHED = {"color": "0.62", "linewidth": 0.7, "zorder": 5}
+TEACHER_LOOK = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.1}
+PUBLISHED_LOOK = {"color": "0.62", "linewidth": 0.7, "zorder": 5}
 UNBIASED_LOOK, BIASED_LOOK = {"linestyle": "solid"}, {"linestyle": "dashed"}
-_PENALTIES = {paper.UNBIASED: UNBIASED_LOOK, paper.BIASED: BIASED_LOOK}
 # VarPro lies on two-timescale descent for large lambda: broad and pale below, thin dashes above, both stay visible.
 _ALGORITHMS = {
     paper.TWO_TIMESCALE: {"linestyle": "solid", "linewidth": 3.2, "alpha": 0.4, "zorder": 2},
@@ -88,6 +87,11 @@ def colours(parameter: str, count: int) -> list[tuple]:
     return list(matplotlib.colormaps[name](np.linspace(first, last, count)))
 
 
+def penalty_look(run: paper.Run) -> dict:
+    """Solid or dashed."""
+    return BIASED_LOOK if run.biased else UNBIASED_LOOK
+
+
 # --- seeds, and what is missing -----------------------------------------------------------------------------------
 
 
@@ -107,6 +111,7 @@ def missing(
     runs: Sequence[paper.Run],
     seeds: Sequence[int] | None = None,
     diffusions: Sequence[paper.Diffusion] = (),
+    section: str = "6.1",
 ) -> str:
     """One sentence on the results that figure ``name`` lacks, with the command that makes them; "" if it lacks none.
 
@@ -118,19 +123,16 @@ def missing(
         lacking = [seed for seed in wanted if not run.path(seed).exists()]
         if not lacking or (seeds is None and seeds_at_hand(run)):
             continue
-        parameters = f"lambda {run.lmbda:g}, width {run.width}, gamma {run.gamma:g}"
-        label = f"{run.experiment}, {parameters}, seed {_ranges(lacking)}"
+        label = f"{run.experiment}, {run.parameters}, seed {_ranges(lacking)}"
         absent.append((label, run.command(lacking)))
     if not absent:
         return ""
     (first, command), count = absent[0], len(absent)
     if count == 1:
         return f"Missing for the figure '{name}': {first}; make it with: {command}"
-    everything = "make reproduce" + (f" SEEDS={_ranges(seeds)}" if seeds else "")
-    everything += f" EPOCHS={paper.EPOCHS}" if paper.EPOCHS != 32000 else ""
     return (
         f"Missing for the figure '{name}': {count} results (first: {first}); "
-        f"make the first with: {command}; make all with: {everything}"
+        f"make the first with: {command}; make all with: {paper.make_command(section, seeds or ())}"
     )
 
 
@@ -212,7 +214,7 @@ def _record(path: Path, changed: float) -> dict[str, np.ndarray]:
     return {name: contents[name].numpy() for name in (*_QUANTITIES, "distance_epochs") if name in contents}
 
 
-def _curves(run: paper.Run, seeds: Sequence[int], quantity: str) -> tuple[np.ndarray, np.ndarray]:
+def curves(run: paper.Run, seeds: Sequence[int], quantity: str) -> tuple[np.ndarray, np.ndarray]:
     """(epochs (E,), values (seeds, E)), thinned to what a panel can show."""
     records = [_record(run.path(seed), run.path(seed).stat().st_mtime) for seed in seeds]
     values = np.stack([record[quantity] for record in records])
@@ -243,14 +245,14 @@ def run_panel(axes: Axes, lines: Sequence[Line], quantity: str, *, log_epochs: b
     for line in lines:
         if not line.seeds:
             continue
-        epochs, values = _curves(line.run, line.seeds, quantity)
+        epochs, values = curves(line.run, line.seeds, quantity)
         axes.plot(epochs, values.mean(axis=0), color=line.colour, **line.look)
         if len(values) > 1:
             band = {"color": line.colour, "alpha": 0.12, "linewidth": 0}
             axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), **band)
         curve = paper.published_curve(line.run, quantity) if line.published else None
         if curve is not None:
-            axes.plot(curve.x, curve.y, linestyle=line.look["linestyle"], **_PUBLISHED)
+            axes.plot(curve.x, curve.y, linestyle=line.look["linestyle"], **PUBLISHED_LOOK)
     last = max((line.run.epochs for line in lines), default=1)
     axes.set(yscale="log", xlabel="epoch", ylabel=_QUANTITIES[quantity])
     if log_epochs:
@@ -277,8 +279,8 @@ def density_panel(axes: Axes, densities: Densities | None, published: Sequence[s
         series = f"i={epoch} (t={epoch * TIME_SCALE:.1f})"
         curve = paper.published("density_evolution").get((*published, series, "solid"))
         if curve is not None:
-            axes.plot(curve.x, curve.y, **_PUBLISHED)
-    axes.plot(_CIRCLE, circle_density(_CIRCLE, gamma), **_TEACHER)
+            axes.plot(curve.x, curve.y, **PUBLISHED_LOOK)
+    axes.plot(_CIRCLE, circle_density(_CIRCLE, gamma), **TEACHER_LOOK)
     angle_axis(axes)
 
 
@@ -290,27 +292,30 @@ def angle_axis(axes: Axes) -> None:
     axes.set_ylim(bottom=0)
 
 
-def _legend(figure: Figure, entries: Sequence[tuple[str, dict]], note: str, columns: int | None = None) -> None:
+def legend(figure: Figure, entries: Sequence[tuple[str, dict]], note: str, columns: int | None = None) -> None:
     """One legend below all panels; ``note`` above it states what was averaged and what is fixed."""
     handles = [Line2D([], [], label=label, **look) for label, look in entries]
     columns = columns or len(handles)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=note, columnspacing=1.4)
 
 
-def _colour_entries(parameter: str, labels: Sequence[str]) -> list[tuple[str, dict]]:
+def colour_entries(parameter: str, labels: Sequence[str]) -> list[tuple[str, dict]]:
+    """Legend entries for values of a parameter."""
     return [(label, {"color": c}) for label, c in zip(labels, colours(parameter, len(labels)), strict=True)]
 
 
-def _penalty_entries() -> list[tuple[str, dict]]:
+def penalty_entries() -> list[tuple[str, dict]]:
+    """Legend entries for the two penalties."""
     return [("unbiased", {"color": "0.2", **UNBIASED_LOOK}), ("biased", {"color": "0.2", **BIASED_LOOK})]
 
 
-def _published_entry(lines: Sequence[Line]) -> list[tuple[str, dict]]:
-    shown = any(line.seeds and line.published and paper.published_curve(line.run, "distance_teacher") for line in lines)
-    return [("published, seeds 0-5", _PUBLISHED)] if shown else []
+def published_entry(lines: Sequence[Line], quantity: str = "distance_teacher") -> list[tuple[str, dict]]:
+    """The legend entry for published curves, where one is shown."""
+    shown = any(line.seeds and line.published and paper.published_curve(line.run, quantity) for line in lines)
+    return [("published, seeds 0-5", PUBLISHED_LOOK)] if shown else []
 
 
-def _seed_note(seeds: Iterable[Sequence[int]], *, band: bool = True) -> str:
+def seed_note(seeds: Iterable[Sequence[int]], *, band: bool = True) -> str:
     """What a line is a mean over, for the legend."""
     sets = sorted({tuple(each) for each in seeds if each})
     if not sets:
@@ -322,7 +327,7 @@ def _seed_note(seeds: Iterable[Sequence[int]], *, band: bool = True) -> str:
     return f"{note}, band from smallest to largest" if band else note
 
 
-def _power(value: float) -> str:
+def power(value: float) -> str:
     """``10^{-3}`` for 1e-3, in mathtext without the dollars; any other number as it is."""
     exponent = round(math.log10(value))
     return f"10^{{{exponent}}}" if math.isclose(value, 10.0**exponent) else f"{value:g}"
@@ -345,10 +350,10 @@ def density_evolution(seeds: Sequence[int] | None = None) -> Figure:
         left.set_title("ultra-fast diffusion")
         right.set(title="features learned by VarPro", ylabel="")
         labels = [f"epoch {epoch} ($t$ = {epoch * TIME_SCALE:.1f})" for epoch in DENSITY_EPOCHS]
-        entries = [*_colour_entries("epoch", labels), ("teacher", _TEACHER)]
-        entries += [("published", _PUBLISHED)] if paper.published("density_evolution") else []
-        note = f"right: $\\lambda = {_power(run.lmbda)}$, $M = {run.width}$, {_seed_note([seeds], band=False)}"
-        _legend(figure, entries, note, columns=4)
+        entries = [*colour_entries("epoch", labels), ("teacher", TEACHER_LOOK)]
+        entries += [("published", PUBLISHED_LOOK)] if paper.published("density_evolution") else []
+        note = f"right: $\\lambda = {power(run.lmbda)}$, $M = {run.width}$, {seed_note([seeds], band=False)}"
+        legend(figure, entries, note, columns=4)
     return figure
 
 
@@ -361,46 +366,48 @@ def gamma_densities(seeds: Sequence[int] | None = None) -> Figure:
             axes.plot(_CIRCLE, circle_density(_CIRCLE, gamma), color=colour)
             curve = paper.published("gamma_densities").get(("single", "density_target", f"gamma={gamma:g}", "solid"))
             if curve is not None:
-                axes.plot(curve.x, curve.y, **_PUBLISHED)
-        axes.axhline(1 / (2 * math.pi), **_TEACHER)
+                axes.plot(curve.x, curve.y, **PUBLISHED_LOOK)
+        axes.axhline(1 / (2 * math.pi), **TEACHER_LOOK)
         angle_axis(axes)
         labels = [f"$\\gamma = {gamma:g}$" for gamma in paper.GAMMAS]
-        entries = [*_colour_entries("gamma", labels), ("uniform", _TEACHER)]
-        entries += [("published", _PUBLISHED)] if paper.published("gamma_densities") else []
-        _legend(figure, entries, "")
+        entries = [*colour_entries("gamma", labels), ("uniform", TEACHER_LOOK)]
+        entries += [("published", PUBLISHED_LOOK)] if paper.published("gamma_densities") else []
+        legend(figure, entries, "")
     return figure
 
 
 def risk_width(seeds: Sequence[int] | None = None) -> Figure:
     """Risk against the epoch for four widths: biased (left, logarithmic epochs) and unbiased (right)."""
+    return risks(paper.FIGURES["width"], seeds)
+
+
+def risks(runs: Sequence[paper.Run], seeds: Sequence[int] | None) -> Figure:
+    """Risk of ``runs`` of several widths: biased (left, logarithmic epochs) and unbiased (right)."""
     with style():
         figure = Figure(figsize=(8, 3.5))
         lines = []
-        for axes, experiment in zip(figure.subplots(1, 2), (paper.BIASED, paper.UNBIASED), strict=True):
-            own = [line for line in _width_lines(seeds) if line.run.experiment == experiment]
+        for axes, biased in zip(figure.subplots(1, 2), (True, False), strict=True):
+            own = [line for line in width_lines(runs, seeds) if line.run.biased == biased]
             # one penalty a panel: solid in both, as published
             solid = [Line(line.run, line.seeds, line.colour) for line in own]
-            run_panel(axes, solid, "loss", log_epochs=experiment == paper.BIASED)
-            axes.set_title("biased penalty $u^2/2$" if experiment == paper.BIASED else "unbiased penalty $(u-1)^2/2$")
+            run_panel(axes, solid, "loss", log_epochs=biased)
+            axes.set_title("biased penalty $u^2/2$" if biased else "unbiased penalty $(u-1)^2/2$")
             lines += solid
-        entries = [*_colour_entries("width", _width_labels()), *_published_entry(lines)]
-        _legend(figure, entries, f"$\\lambda = 10^{{-3}}$, $\\gamma = 100$; {_seed_note(x.seeds for x in lines)}")
+        entries = [*colour_entries("width", width_labels()), *published_entry(lines, "loss")]
+        legend(figure, entries, f"$\\lambda = 10^{{-3}}$, $\\gamma = 100$; {seed_note(x.seeds for x in lines)}")
     return figure
 
 
 def distance_width(seeds: Sequence[int] | None = None) -> Figure:
     """Distances to the teacher and to the diffusion for four widths, both penalties."""
-    entries = _colour_entries("width", _width_labels())
-    return _distances(_width_lines(seeds), entries, r"$\lambda = 10^{-3}$, $\gamma = 100$", penalties=True)
+    entries = colour_entries("width", width_labels())
+    lines = width_lines(paper.FIGURES["width"], seeds)
+    return _distances(lines, entries, r"$\lambda = 10^{-3}$, $\gamma = 100$", penalties=True)
 
 
 def distance_lambda(seeds: Sequence[int] | None = None) -> Figure:
     """Distances for lambda from 1e-1 to 1e-4 at width 1024, both penalties."""
-    runs = paper.FIGURES["lambda"]
-    values = sorted({run.lmbda for run in runs}, reverse=True)
-    tints = dict(zip(values, colours("lambda", len(values)), strict=True))
-    lines = [Line(run, seeds_at_hand(run, seeds), tints[run.lmbda], _PENALTIES[run.experiment]) for run in runs]
-    entries = _colour_entries("lambda", [f"$\\lambda = {_power(value)}$" for value in values])
+    lines, entries = lambda_lines(paper.FIGURES["lambda"], seeds)
     return _distances(lines, entries, r"$M = 1024$, $\gamma = 100$", penalties=True)
 
 
@@ -409,7 +416,7 @@ def distance_gamma(seeds: Sequence[int] | None = None) -> Figure:
     runs = paper.FIGURES["gamma"]
     tints = colours("gamma", len(runs))
     lines = [Line(run, seeds_at_hand(run, seeds), tint) for run, tint in zip(runs, tints, strict=True)]
-    entries = _colour_entries("gamma", [f"$\\gamma = {run.gamma:g}$" for run in runs])
+    entries = colour_entries("gamma", [f"$\\gamma = {run.gamma:g}$" for run in runs])
     return _distances(lines, entries, r"unbiased, $M = 1024$, $\lambda = 10^{-4}$", penalties=False)
 
 
@@ -428,11 +435,11 @@ def two_timescale(seeds: Sequence[int] | None = None) -> Figure:
             for axes, quantity in zip(grid[:, column], _QUANTITIES, strict=True):
                 run_panel(axes, lines, quantity, log_epochs=True)
                 axes.set_ylabel("" if column else _QUANTITIES[quantity])
-            grid[0, column].set_title(f"$\\lambda = {_power(lmbda)}$")
+            grid[0, column].set_title(f"$\\lambda = {power(lmbda)}$")
         names = {paper.TWO_TIMESCALE: "two-timescale", paper.UNBIASED: "VarPro"}
         styles = [(name, {"color": "0.2", **_ALGORITHMS[experiment]}) for experiment, name in names.items()]
-        note = f"unbiased, $\\gamma = 100$; {_seed_note(line.seeds for line in drawn)}"
-        _legend(figure, [*_colour_entries("width", _width_labels()), *styles], note)
+        note = f"unbiased, $\\gamma = 100$; {seed_note(line.seeds for line in drawn)}"
+        legend(figure, [*colour_entries("width", width_labels()), *styles], note)
     return figure
 
 
@@ -447,15 +454,22 @@ def _compared(run: paper.Run, seeds: Sequence[int] | None, colour: tuple) -> Lin
     return Line(run, common or own, colour, _ALGORITHMS[run.experiment], published=False)
 
 
-def _width_lines(seeds: Sequence[int] | None) -> list[Line]:
+def width_lines(runs: Sequence[paper.Run], seeds: Sequence[int] | None) -> list[Line]:
+    """A line for each of ``runs``, coloured by width, solid or dashed by penalty."""
     tints = dict(zip(paper.WIDTHS, colours("width", len(paper.WIDTHS)), strict=True))
-    return [
-        Line(run, seeds_at_hand(run, seeds), tints[run.width], _PENALTIES[run.experiment])
-        for run in paper.FIGURES["width"]
-    ]
+    return [Line(run, seeds_at_hand(run, seeds), tints[run.width], penalty_look(run)) for run in runs]
 
 
-def _width_labels() -> list[str]:
+def lambda_lines(runs: Sequence[paper.Run], seeds: Sequence[int] | None) -> tuple[list[Line], list[tuple[str, dict]]]:
+    """A line for each of ``runs``, coloured by lambda, solid or dashed by penalty; and the entries of the legend."""
+    values = sorted({run.lmbda for run in runs}, reverse=True)
+    tints = dict(zip(values, colours("lambda", len(values)), strict=True))
+    lines = [Line(run, seeds_at_hand(run, seeds), tints[run.lmbda], penalty_look(run)) for run in runs]
+    return lines, colour_entries("lambda", [f"$\\lambda = {power(value)}$" for value in values])
+
+
+def width_labels() -> list[str]:
+    """Legend labels of the four widths."""
     return [f"$M = {width}$" for width in paper.WIDTHS]
 
 
@@ -466,9 +480,9 @@ def _distances(lines: Sequence[Line], entries: Sequence[tuple[str, dict]], fixed
         left, right = figure.subplots(1, 2)
         run_panel(left, lines, "distance_teacher", log_epochs=False)
         run_panel(right, lines, "distance_diffusion", log_epochs=True)
-        styles = _penalty_entries() if penalties else []
-        note = f"{fixed}; {_seed_note(line.seeds for line in lines)}"
-        _legend(figure, [*entries, *styles, *_published_entry(lines)], note)
+        styles = penalty_entries() if penalties else []
+        note = f"{fixed}; {seed_note(line.seeds for line in lines)}"
+        legend(figure, [*entries, *styles, *published_entry(lines)], note)
     return figure
 
 
@@ -490,40 +504,48 @@ def save(figure: Figure, name: str) -> Path:
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class Recipe:
+    """A figure and what it is drawn from."""
+
     draw: Callable[[Sequence[int] | None], Figure]
     runs: Sequence[paper.Run] = ()
     diffusions: Sequence[paper.Diffusion] = ()
+    section: str = "6.1"
 
 
 _DENSITY = ([paper.DENSITY_RUN], [paper.Diffusion(paper.DENSITY_RUN.gamma)])
 RECIPES = {
-    "density_evolution": _Recipe(density_evolution, *_DENSITY),
-    "gamma_densities": _Recipe(gamma_densities),
-    "risk_width": _Recipe(risk_width, paper.FIGURES["width"]),
-    "distance_width": _Recipe(distance_width, paper.FIGURES["width"]),
-    "distance_lambda": _Recipe(distance_lambda, paper.FIGURES["lambda"]),
-    "two_timescale": _Recipe(two_timescale, paper.FIGURES["two_timescale"]),
-    "distance_gamma": _Recipe(distance_gamma, paper.FIGURES["gamma"]),
+    "density_evolution": Recipe(density_evolution, *_DENSITY),
+    "gamma_densities": Recipe(gamma_densities),
+    "risk_width": Recipe(risk_width, paper.FIGURES["width"]),
+    "distance_width": Recipe(distance_width, paper.FIGURES["width"]),
+    "distance_lambda": Recipe(distance_lambda, paper.FIGURES["lambda"]),
+    "two_timescale": Recipe(two_timescale, paper.FIGURES["two_timescale"]),
+    "distance_gamma": Recipe(distance_gamma, paper.FIGURES["gamma"]),
 }
 
 
-def publish(name: str) -> Figure | None:
+def publish(name: str, recipes: Mapping[str, Recipe] = RECIPES) -> Figure | None:
     """Draw the figure ``name`` from the results at hand, write its PDF and return it; say in a line what is missing.
 
     What is there is drawn. None where nothing is.
     """
-    recipe, seeds = RECIPES[name], requested_seeds()
-    lack = missing(name, recipe.runs, seeds, recipe.diffusions)
-    if lack:
-        print(lack)
-    there = [run for run in recipe.runs if seeds_at_hand(run, seeds)]
-    there += [diffusion for diffusion in recipe.diffusions if diffusion.path.exists()]
-    if not there and (recipe.runs or recipe.diffusions):
+    recipe, seeds = recipes[name], requested_seeds()
+    if not _ready(name, recipe, seeds):
         return None
     figure = recipe.draw(seeds)
     save(figure, name)
     return figure
+
+
+def _ready(name: str, recipe: Recipe, seeds: Sequence[int] | None) -> bool:
+    """Whether there is anything to draw; prints what is missing."""
+    lack = missing(name, recipe.runs, seeds, recipe.diffusions, recipe.section)
+    if lack:
+        print(lack)
+    there = [run for run in recipe.runs if seeds_at_hand(run, seeds)]
+    there += [diffusion for diffusion in recipe.diffusions if diffusion.path.exists()]
+    return bool(there) or not (recipe.runs or recipe.diffusions)
 
 
 # --- animation ----------------------------------------------------------------------------------------------------
@@ -544,6 +566,11 @@ def frame_epochs(epochs: np.ndarray, frames: int = _FRAMES) -> np.ndarray:
     return np.unique(epochs[np.abs(epochs[:, None] - wanted).argmin(axis=0)])
 
 
+def clock(epoch: int) -> str:
+    """Epoch and time, always of the same width."""
+    return f"epoch {epoch:\u2007>5}, $t$ = {epoch * TIME_SCALE:.2f}"  # a space as wide as a digit
+
+
 def diffusion_animation(path: Path, seeds: Sequence[int] | None = None) -> Path:
     """Write a GIF: density of the diffusion (left) beside that of the learned features (right), teacher dashed."""
     run = paper.DENSITY_RUN
@@ -556,24 +583,29 @@ def diffusion_animation(path: Path, seeds: Sequence[int] | None = None) -> Path:
         left, right = figure.subplots(1, 2, sharey=True)
         lines = []
         for axes, densities, colour in zip((left, right), panels, colours("epoch", 3)[1:], strict=True):
-            axes.plot(_CIRCLE, teacher, label="teacher", **_TEACHER)
+            axes.plot(_CIRCLE, teacher, label="teacher", **TEACHER_LOOK)
             lines += axes.plot(densities.grid, densities.at(0), color=colour)
             angle_axis(axes)
             axes.set_ylim(0, 1.25 * teacher.max())
         left.set_title("ultra-fast diffusion")
-        right.set(title=f"features learned by VarPro ($M = {run.width}$, $\\lambda = {_power(run.lmbda)}$)", ylabel="")
+        right.set(title=f"features learned by VarPro ($M = {run.width}$, $\\lambda = {power(run.lmbda)}$)", ylabel="")
         left.legend(loc="upper left")
-        clock = figure.suptitle(" ")
+        title = figure.suptitle(" ")
         frames = []
         for epoch in frame_epochs(panels[0].epochs):
             for line, densities in zip(lines, panels, strict=True):
                 line.set_ydata(densities.at(epoch))
-            clock.set_text(f"epoch {epoch:\u2007>5}, $t$ = {epoch * TIME_SCALE:.2f}")  # a space as wide as a digit
+            title.set_text(clock(epoch))
             canvas.draw()
             figure.set_layout_engine("none")  # the layout of the first frame holds for all: nothing jumps
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+    return write_gif(path, frames)
+
+
+def write_gif(path: Path, frames: Sequence[Image.Image], colours: int = 32) -> Path:
+    """Write frames as an endless GIF whose first and last frame stay for a moment."""
     # one small palette for all frames, so that neighbours differ only where something moves
-    palette = frames[-1].quantize(32)
+    palette = frames[-1].quantize(colours)
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [_HOLD_MS, *[_FRAME_MS] * (len(frames) - 2), _HOLD_MS]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -595,10 +627,7 @@ class Animation:
 def publish_animation(name: str = "diffusion_animation") -> Animation | None:
     """Write ``figures/<name>.gif`` and return it for display; where a result is missing, say which, and return None."""
     seeds = requested_seeds()
-    runs, diffusions = _DENSITY
-    lack = missing(name, runs, seeds, diffusions)
-    if lack:
-        print(lack)
-    if not seeds_at_hand(paper.DENSITY_RUN, seeds) or not diffusions[0].path.exists():
+    ready = _ready(name, Recipe(density_evolution, *_DENSITY), seeds)
+    if not ready or not seeds_at_hand(paper.DENSITY_RUN, seeds) or not _DENSITY[1][0].path.exists():
         return None
     return Animation(diffusion_animation(folder() / f"{name}.gif", seeds))

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from varpro import results
 from varpro.circle import LinearRoute
+from varpro.cli import duration
 from varpro.ridge import DenseRoute
 from varpro.torus import TorusRoute
 
@@ -206,10 +207,3 @@ def _estimate(run: _Run, seconds_per_epoch: float) -> str:
         f"{seconds_per_epoch * 1e3:.3g} ms an epoch, about {duration(left)} to go; "
         f"the result will take {size / 1e6:.3g} MB"
     )
-
-
-def duration(seconds: float) -> str:
-    """A length of time for people: ``3 s``, ``2 min``, ``1.5 h``."""
-    if seconds < 90:
-        return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -82,6 +82,13 @@ def _stop(code: int, message: str) -> None:
     raise SystemExit(code)
 
 
+def duration(seconds: float) -> str:
+    """A length of time for people: ``3 s``, ``2 min``, ``1.5 h``."""
+    if seconds < 90:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 # --- values ------------------------------------------------------------------------------------------------------
 
 

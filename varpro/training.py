@@ -23,6 +23,7 @@ from varpro.torus import TorusRoute
 
 MEASUREMENTS = 1001  # epochs at which distances are taken (docs/definitions.md, 2)
 _SNAPSHOTS = 1000  # about this many snapshots by default
+_TIMED_SECONDS = 1.0  # of training, before its cost is estimated; what is shorter needs no estimate
 _CHECKPOINT_SECONDS = 30.0
 _CHECKPOINT_SHARE = 0.05  # of the running time, at most, goes into checkpoints
 
@@ -84,17 +85,19 @@ def train(
     events = np.union1d(plan.snapshot_epochs, measure_epochs)
     bar = tqdm(total=plan.epochs, initial=run.epoch, desc=label, unit="epoch", disable=not progress)
     saver = _Checkpoints(checkpoint, config)
-    timed = 0
     with bar:
         if run.epoch == 0:
             run.record()
+        start = None
         for event in events[events > run.epoch]:
-            begin, first = time.perf_counter(), run.epoch
+            first = run.epoch
             run.advance(int(event))
             bar.update(int(event) - first)
-            timed += 1
-            if timed == 2 and report is not None:  # the first stretch may have compiled
-                report(_estimate(run, (time.perf_counter() - begin) / (int(event) - first)))
+            if start is None:  # the first stretch may have compiled
+                start, timed_from = time.perf_counter(), run.epoch
+            elif report is not None and time.perf_counter() - start > _TIMED_SECONDS:
+                report(_estimate(run, (time.perf_counter() - start) / (run.epoch - timed_from)))
+                report = None
             saver.offer(run)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)

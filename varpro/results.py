@@ -1,4 +1,4 @@
-"""Result files: names, atomic writing, safe reading, provenance (docs/definitions.md, 5).
+"""Result files: names, atomic writing, safe reading, provenance (docs/definitions.md, 7).
 
 One ``.pt`` file per run holds plain tensors, numbers, strings, dicts and lists. It is read with
 ``torch.load(weights_only=True)``: nothing in it can execute code.

@@ -4,9 +4,9 @@
 # make bench       environment, then the benchmark tables
 #
 # All can be repeated at once: what exists is kept. Options: SEEDS=0-5  EPOCHS=32000  CORES=all
-# SECTION=6.1 or appendix-b
+# SECTION=6.1, appendix-b, resnets (digits) or resnets-cifar10
 PYTHON ?= python3
-SEEDS ?= 0
+SEEDS ?=
 EPOCHS ?=
 SECTION ?= 6.1
 CORES ?= all
@@ -20,13 +20,13 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 reproduce: plan
-	$(BIN)/snakemake --cores $(CORES) --config section=$(SECTION) seeds=$(SEEDS) $(if $(EPOCHS),epochs=$(EPOCHS))
+	$(BIN)/snakemake --cores $(CORES) --config section=$(SECTION) $(if $(SEEDS),seeds=$(SEEDS)) $(if $(EPOCHS),epochs=$(EPOCHS))
 	@cat figures/comparison_$(SECTION).md
 	@echo; echo "Figures, gif and executed notebooks are in figures/."
 
 plan: $(READY)
 	@case "$(EPOCHS)" in *[!0-9]*) echo "make: EPOCHS=$(EPOCHS) is not allowed: a whole number from 1 up"; exit 2;; esac
-	@$(if $(EPOCHS),VARPRO_EPOCHS=$(EPOCHS)) $(BIN)/python -m varpro.paper --plan --section $(SECTION) --seeds $(SEEDS)
+	@$(if $(EPOCHS),VARPRO_EPOCHS=$(EPOCHS)) $(BIN)/python -m varpro.paper --plan --section $(SECTION) $(if $(SEEDS),--seeds $(SEEDS))
 
 test: $(READY)
 	$(BIN)/ruff check .

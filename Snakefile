@@ -22,14 +22,14 @@ except ValueError as error:
     raise WorkflowError(str(error)) from None
 
 # A shell directive is evaluated when the job runs, params when the rule is defined: what a loop sets goes into params.
-try:
-    SEEDS = paper.parse_seeds(str(config.get("seeds", "0")))
-except ValueError as error:
-    raise WorkflowError(str(error)) from None
 NAME = str(config.get("section", "6.1"))
 if NAME not in paper.SECTIONS:
     raise WorkflowError(f"section {NAME!r} is not allowed: {', '.join(paper.SECTIONS)}")
 SECTION = paper.SECTIONS[NAME]
+try:
+    SEEDS = paper.parse_seeds(str(config.get("seeds", SECTION.seeds)))
+except ValueError as error:
+    raise WorkflowError(str(error)) from None
 
 
 def here(path):

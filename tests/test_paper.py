@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import load_script
+from conftest import load_script, pretend_resnet
 from tolerances import PUBLISHED, PUBLISHED_TORUS
 
 from varpro import paper, results
@@ -33,6 +33,7 @@ def test_the_grid_holds_each_run_once():
         paper.TWO_TIMESCALE: 12,
         paper.TORUS_BIASED: 7,
         paper.TORUS_UNBIASED: 8,
+        paper.RESNET: 15 + 8,
     }
     assert len({run.path(0) for run in runs}) == len(runs) == len({run.label for run in runs})
 
@@ -52,6 +53,33 @@ def test_paths_are_those_that_the_scripts_write(run, tmp_path, monkeypatch):
     assert run.path(1).exists()
     assert abs(run.path(0).stat().st_size / 1e6 - run.megabytes * 6 / 1000) < 0.1  # 6 snapshots, not 1000
     assert all(path.exists() for path in run.inputs)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        paper.ResNetRun("sgdm", 256, "digits", epochs=1, final_epochs=0),
+        paper.ResNetRun("shampoo", 1500, "digits", "gupta", epochs=1, final_epochs=0),
+    ],
+)
+def test_paths_of_resnets_are_those_that_the_script_writes(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+    load_script("VarPro_resnet/Experiment.py").main(run.arguments([0]))
+    contents = results.load(run.path(0))
+    assert len(contents["accuracy"]) == run.passes + 1
+    assert abs(run.path(0).stat().st_size / 1e6 - run.megabytes) < 0.2
+
+
+def test_accuracy_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+    run = paper.ResNetRun("sgdm", 64)
+    pretend_resnet(run, [0, 1])  # final and best accuracy are .992 and .982
+    table = paper.accuracy_table([run], [0, 1, 2])
+    assert (
+        table.splitlines()[-1] == "| sgdm, batch size 64, cifar10 | 2 | 0.987 ± 0.005 | 0.987 ± 0.005 | 0.905 | 0.907 |"
+    )
+    assert "| 0.905 | 0.907 |" in paper.accuracy_table([run], [2])
+    assert paper.accuracy_table([paper.DIGITS_RUNS[0]], [0]).count("\n") == 3  # nothing ours, nothing published
 
 
 def test_path_and_command_of_a_diffusion(tmp_path, monkeypatch):

@@ -1,7 +1,8 @@
 """The paper's grid as data: which run belongs to which figure, what it costs, and the published numbers beside it.
 
 ``python -m varpro.paper`` prints our numbers beside the published ones, with ``--plan`` what is still to be computed.
-``$VARPRO_EPOCHS`` shortens every shallow run, for a quick look or a test; published numbers are for 32000 epochs.
+``$VARPRO_EPOCHS`` shortens every run, for a quick look or a test; published numbers are for 32000 epochs, those of the
+ResNets for 100 passes over the data and 10 more.
 """
 
 import csv
@@ -17,14 +18,15 @@ import numpy as np
 from varpro import cli, results
 
 
-def _epochs() -> int:
-    text = os.environ.get("VARPRO_EPOCHS", "32000")
+def _length(usual: int) -> int:
+    """``$VARPRO_EPOCHS``, or ``usual`` where it is not set."""
+    text = os.environ.get("VARPRO_EPOCHS", str(usual))
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError(f"$VARPRO_EPOCHS (make: EPOCHS) is {text!r}: allowed are whole numbers from 1 up")
     return int(text)
 
 
-EPOCHS = _epochs()
+EPOCHS = _length(32000)
 SEEDS = range(6)  # the published curves are means over these; the two-timescale comparison has seed 0 alone
 WIDTHS = (32, 128, 512, 1024)
 WIDEST = WIDTHS[-1]
@@ -111,6 +113,86 @@ class Run:
         return " ".join(["python", f"{self.experiment}/Experiment.py", *self.arguments(seeds)])
 
 
+RESNET = "VarPro_resnet"
+OPTIMIZERS = {"varprom": "VarPro", "sgdm": "SGD", "shampoo": "Shampoo"}  # and their panels in the published figure
+# Images a second on one of two cores that are both at work (benchmarks/RESULTS.md).
+_RESNET_COST = {"varprom": 150.0, "sgdm": 150.0, "shampoo": 140.0}
+_TEST_COST = 0.3  # of a training image, for a test image
+_IMAGES = {"cifar10": (50000, 10000), "digits": (1500, 297)}
+_FINAL_DEFAULT = 10  # passes at half the rate; in file names and commands where it is another
+
+
+@dataclass(frozen=True, order=True)
+class ResNetRun:
+    """One configuration of the ResNet experiment; with a seed it is one result file."""
+
+    optimizer: str
+    batch_size: int
+    dataset: str = "cifar10"
+    variant: str = ""  # of Shampoo, where it is not the published one
+    epochs: int = _length(100)  # passes over the data ...
+    final_epochs: int = _FINAL_DEFAULT  # ... and those after them at half the rate
+
+    experiment = RESNET
+
+    def path(self, seed: int) -> Path:
+        """The result file of this run with ``seed``, whether it exists or not."""
+        stated = {"dataset": self.dataset, "optimizer": self.optimizer, "batch_size": self.batch_size}
+        stated |= {"lambda": 1e-3, "epochs": self.epochs}
+        stated |= {"final_epochs": self.final_epochs} if self.final_epochs != _FINAL_DEFAULT else {}
+        stated |= {"shampoo_variant": self.variant} if self.variant else {}
+        return results.directory(RESNET) / results.file_name(stated | {"seed": seed})
+
+    @property
+    def parameters(self) -> str:
+        """The configuration for people."""
+        variant = f" ({self.variant})" if self.variant else ""
+        return f"{self.optimizer}{variant}, batch size {self.batch_size}, {self.dataset}"
+
+    @property
+    def label(self) -> str:
+        """A name for jobs and log files."""
+        variant = f"_{self.variant}" if self.variant else ""
+        return f"{RESNET}_{self.dataset}_{self.optimizer}{variant}_batch_size={self.batch_size}"
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files of other runs that this run reads: none."""
+        return []
+
+    @property
+    def passes(self) -> int:
+        """Passes over the data in all."""
+        return self.epochs + self.final_epochs
+
+    @property
+    def seconds(self) -> float:
+        """About how long one seed takes on one of two cores."""
+        train, test = _IMAGES[self.dataset]
+        return self.passes * (train + _TEST_COST * test) / _RESNET_COST[self.optimizer]
+
+    @property
+    def megabytes(self) -> float:
+        """About how large one result file is: the network in float32, losses in float64."""
+        return 1.2 + self.passes * _IMAGES[self.dataset][0] / self.batch_size * 8 / 1e6
+
+    def arguments(self, seeds: Sequence[int]) -> list[str]:
+        """The options that make this run, for ``VarPro_resnet/Experiment.py``."""
+        return [
+            *("--dataset", self.dataset),
+            *("--optimizer", self.optimizer),
+            *(("--shampoo_variant", self.variant) if self.variant else ()),
+            *("--batch_size", str(self.batch_size)),
+            *("--epochs", str(self.epochs)),
+            *(("--final_epochs", str(self.final_epochs)) if self.final_epochs != _FINAL_DEFAULT else ()),
+            *("--seed", *map(str, seeds)),
+        ]
+
+    def command(self, seeds: Sequence[int]) -> str:
+        """The command line that makes this run, from the top of the repository."""
+        return " ".join(["python", f"{RESNET}/Experiment.py", *self.arguments(seeds)])
+
+
 @dataclass(frozen=True, order=True)
 class Diffusion:
     """One solution of the ultra-fast diffusion."""
@@ -159,17 +241,29 @@ TORUS_FIGURES: dict[str, list[Run]] = {
 }
 TORUS_DENSITY_RUN = Run(TORUS_UNBIASED)  # the learned features of the animation
 
+CIFAR_BATCHES = (64, 128, 256, 512, 1024)
+CIFAR_RUNS = [ResNetRun(optimizer, batch) for optimizer in OPTIMIZERS for batch in CIFAR_BATCHES]
+DIGITS_BATCHES = (64, 256)
+_DIGITS_LENGTH = {"epochs": _length(10), "final_epochs": 2}
+DIGITS_RUNS = [
+    ResNetRun(optimizer, batch, "digits", variant, **_DIGITS_LENGTH)
+    for optimizer, variant in (*((name, "") for name in OPTIMIZERS), ("shampoo", "gupta"))
+    for batch in DIGITS_BATCHES
+]
+
 
 @dataclass(frozen=True)
 class Section:
     """A part of the paper: its runs, and the files that each of its notebooks writes to ``figures/``."""
 
     title: str
-    figures: Mapping[str, Sequence[Run]]
+    figures: Mapping[str, Sequence[Run | ResNetRun]]
     files: Mapping[str, Sequence[str]]
     diffusions: Sequence[Diffusion] = ()
-    seeds: str = "0"  # what is run where no seeds are asked for
-    runs: list[Run] = field(init=False)
+    seeds: str = "0"  # where none are asked for
+    epochs: int = EPOCHS
+    full_epochs: int = 32000
+    runs: list[Run | ResNetRun] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", sorted({run for runs in self.figures.values() for run in runs}))
@@ -207,6 +301,21 @@ SECTIONS = {
                 "convolution_animation.gif",
             ],
         },
+    ),
+    "resnets": Section(
+        "Section 6.2 on scikit-learn's digits",
+        {"digits": DIGITS_RUNS},
+        {"Results_resnets": ["resnet_loss_digits.pdf", "resnet_accuracy_digits.pdf"]},
+        seeds="0-2",
+        epochs=DIGITS_RUNS[0].epochs,
+        full_epochs=10,
+    ),
+    "resnets-cifar10": Section(
+        "Section 6.2, ResNet-20 on CIFAR-10",
+        {"cifar10": CIFAR_RUNS},
+        {"Results_resnets": ["resnet_loss_cifar10.pdf", "resnet_accuracy_cifar10.pdf"]},
+        epochs=CIFAR_RUNS[0].epochs,
+        full_epochs=100,
     ),
 }
 
@@ -265,6 +374,14 @@ def published_curve(run: Run, quantity: str) -> Curve | None:
     return published("relu1d_width_distance_evolution").get((panel, quantity, series, style))
 
 
+def published_accuracy(run: ResNetRun) -> Curve | None:
+    """The published test accuracy of ``run`` after 0, 1, ..., 110 passes; None where there is none."""
+    if run != ResNetRun(run.optimizer, run.batch_size, epochs=run.epochs):
+        return None
+    key = (OPTIMIZERS[run.optimizer], "accuracy", f"bs={run.batch_size}", "solid")
+    return published("resnet_accuracy").get(key)
+
+
 def mean_curve(run: Run, seeds: Iterable[int], quantity: str) -> tuple[np.ndarray, np.ndarray]:
     """(epochs, mean over the seeds) of ``loss``, ``distance_teacher`` or ``distance_diffusion`` of a run.
 
@@ -308,13 +425,16 @@ def comparisons(section: Section, seeds: Sequence[int]) -> list[Comparison]:
 
 def _published_of(section: Section) -> list[tuple[Run, str, Curve]]:
     quantities = ("distance_teacher", "distance_diffusion", "loss")
-    curves = [(run, quantity, published_curve(run, quantity)) for run in section.runs for quantity in quantities]
+    runs = [run for run in section.runs if isinstance(run, Run)]
+    curves = [(run, quantity, published_curve(run, quantity)) for run in runs for quantity in quantities]
     return [(run, quantity, curve) for run, quantity, curve in curves if curve is not None]
 
 
 def comparison_table(name: str, seeds: Sequence[int]) -> str:
     """Our numbers of a section beside the published ones, as a Markdown table with a sentence on how to read it."""
     section = SECTIONS[name]
+    if all(isinstance(run, ResNetRun) for run in section.runs):
+        return accuracy_table(section.runs, seeds)
     listed = ", ".join(map(str, seeds))
     same = list(seeds) == list(SEEDS)
     note = "" if same else " The published curves are means over seeds 0 to 5: expect seed noise."
@@ -334,12 +454,38 @@ def comparison_table(name: str, seeds: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
+def accuracy_table(runs: Sequence[ResNetRun], seeds: Sequence[int]) -> str:
+    """Final and best test accuracy of the runs at hand, mean and spread over seeds, as a Markdown table."""
+    lines = [
+        "Test accuracy, mean over seeds and the largest deviation from it; published: single runs without a seed.",
+        "",
+        "| run | seeds | final | best | published final | published best |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for run in runs:
+        curves = [results.load(run.path(seed))["accuracy"].numpy() for seed in seeds if run.path(seed).exists()]
+        curve = published_accuracy(run)
+        theirs = ["", ""] if curve is None else [f"{curve.y[-1]:.3f}", f"{curve.y.max():.3f}"]
+        ours = [_spread([values[-1] for values in curves]), _spread([values.max() for values in curves])]
+        if curves or curve is not None:
+            lines.append(f"| {' | '.join([run.parameters, str(len(curves)), *ours, *theirs])} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    mean = float(np.mean(values))
+    return f"{mean:.3f} ± {max(abs(value - mean) for value in values):.3f}" if len(values) > 1 else f"{mean:.3f}"
+
+
 def make_command(name: str, seeds: Sequence[int] = ()) -> str:
     """The command that makes a whole section."""
     parts = ["make reproduce"]
     parts += [f"SECTION={name}"] if name != "6.1" else []
     parts += [f"SEEDS={','.join(map(str, seeds))}"] if seeds else []
-    parts += [f"EPOCHS={EPOCHS}"] if EPOCHS != 32000 else []
+    section = SECTIONS[name]
+    parts += [f"EPOCHS={section.epochs}"] if section.epochs != section.full_epochs else []
     return " ".join(parts)
 
 
@@ -356,7 +502,7 @@ def plan(name: str, seeds: Sequence[int]) -> str:
         return f"{head}, all at hand; notebooks take a minute."
     return (
         f"{head}, {len(lacking)} of them to be computed: about {cli.duration(seconds)} on two cores "
-        f"(not measured on a GPU), {size:.2g} MB of results; then about a minute for notebooks."
+        f"(not measured on a GPU), {size / 1e3:.2g} GB of results; then about a minute for notebooks."
     )
 
 
@@ -365,12 +511,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the comparison table or the plan, and keep the table in a file where one is named."""
     parser = cli.parser("Our numbers beside the published ones, or what is still to be computed.")
     parser.add_argument("--section", choices=SECTIONS, default="6.1", help="part of the paper")
-    parser.add_argument("--seeds", default="0", metavar="LIST", help="seeds to average over, like 0 or 0-5")
+    parser.add_argument(
+        "--seeds", metavar="LIST", help="seeds to average over, like 0 or 0-5 (default: 0; for resnets 0-2)"
+    )
     parser.add_argument("--plan", action="store_true", help="print what making the section will cost, and nothing else")
     parser.add_argument("--output", type=Path, metavar="FILE", help="also write the table here")
     options = parser.parse_args(argv)
     try:
-        seeds = parse_seeds(options.seeds)
+        seeds = parse_seeds(options.seeds or SECTIONS[options.section].seeds)
     except ValueError as error:
         parser.error(str(error))
     if options.plan:

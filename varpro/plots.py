@@ -54,6 +54,7 @@ _COLOUR_MAPS = {
     "width": ("viridis", 0.88, 0.0),
     "lambda": ("plasma", 0.82, 0.05),
     "gamma": ("magma", 0.8, 0.1),
+    "batch size": ("viridis", 0.88, 0.0),
     "epoch": ("viridis", 0.88, 0.0),
 }
 TEACHER_LOOK = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.1}
@@ -511,6 +512,7 @@ class Recipe:
     runs: Sequence[paper.Run] = ()
     diffusions: Sequence[paper.Diffusion] = ()
     section: str = "6.1"
+    without_runs: bool = False  # whether published curves alone are worth a figure
 
 
 _DENSITY = ([paper.DENSITY_RUN], [paper.Diffusion(paper.DENSITY_RUN.gamma)])
@@ -545,7 +547,7 @@ def _ready(name: str, recipe: Recipe, seeds: Sequence[int] | None) -> bool:
         print(lack)
     there = [run for run in recipe.runs if seeds_at_hand(run, seeds)]
     there += [diffusion for diffusion in recipe.diffusions if diffusion.path.exists()]
-    return bool(there) or not (recipe.runs or recipe.diffusions)
+    return bool(there) or recipe.without_runs or not (recipe.runs or recipe.diffusions)
 
 
 # --- animation ----------------------------------------------------------------------------------------------------

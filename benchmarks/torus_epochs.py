@@ -43,7 +43,7 @@ class PlainTorusLoop:
 
     def _solve(self, features: torch.Tensor) -> torch.Tensor:
         samples, width = features.shape
-        matrix = features.T @ features / (samples * width) + LMBDA * torch.eye(width)
+        matrix = features.T @ features / (samples * width) + LMBDA * torch.eye(width, device=features.device)
         return torch.linalg.solve(matrix, features.T @ self.targets / samples + LMBDA * CENTRE)
 
 

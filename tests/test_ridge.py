@@ -88,6 +88,33 @@ def test_a_matrix_that_is_not_positive_definite_is_refused():
         ridge.solve(features, torch.ones(30, 1), 1e-12, 0.0)
 
 
+def test_a_solve_that_fails_during_training_is_an_error():
+    """It is found at the end of the stretch, without a look in every epoch."""
+    problem = random_problem(30, 20)
+    data = torch.from_numpy(problem.inputs).float(), torch.from_numpy(problem.targets).float()[:, None]
+    model = ridge.DenseRoute(ReLUCircle(), *data, 1e-12, 0.0, 2**-10, "ridge")
+    weights = torch.ones(20, 2) / 2**0.5  # all features alike: the matrix has rank 1
+    with pytest.raises(FloatingPointError, match=r"20 x 20 system.*float32.*1e-12.*float64"):
+        model.advance(weights, torch.zeros(20, 1), 5)
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32_holds_within_a_call_only(tf32, monkeypatch):
+    seen, problem = [], random_problem(30, 5)
+    usual = torch.backends.cuda.matmul.fp32_precision
+    data = torch.from_numpy(problem.inputs), torch.from_numpy(problem.targets)[:, None]
+    model = ridge.DenseRoute(ReLUCircle(), *data, 1e-2, 0.0, 2**-10, "ridge", tf32=tf32)
+    monkeypatch.setattr(model, "_weight_gradient", lambda w, *_: seen.append(_allowed()) or torch.zeros_like(w))
+    weights = torch.from_numpy(problem.weights)
+    model.advance(weights, model.project(weights), 2)
+    assert seen == [tf32, tf32]
+    assert torch.backends.cuda.matmul.fp32_precision == usual
+
+
+def _allowed() -> bool:
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 @pytest.mark.parametrize("centre", [0.0, 1.0])
 def test_weight_gradient_is_that_of_the_reduced_risk(centre):
     """Envelope theorem: with u optimal, no derivative of u is needed."""

@@ -10,7 +10,9 @@ from tolerances import EXACT, SOLVE
 
 from varpro import cli, ridge, training
 from varpro.circle import LinearRoute
-from varpro.features import ReLUCircle
+from varpro.features import LAPLACE, RadialTorus, ReLUCircle
+from varpro.teachers import torus_problem
+from varpro.torus import TorusRoute
 
 PROBLEM = random_problem(80, 12)
 
@@ -120,6 +122,33 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(make_route, tmp_path, mo
     for name in ("weights", "outer", "loss", "snapshot_epochs"):
         torch.testing.assert_close(getattr(resumed, name), getattr(whole, name), rtol=0, atol=EXACT)
     torch.testing.assert_close(resumed.measured["d"], whole.measured["d"], rtol=0, atol=EXACT)
+
+
+def test_the_effort_of_inner_solves_adds_up_over_sittings(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "_CHECKPOINT_SHARE", 1e9)
+    problem = torus_problem(RadialTorus(LAPLACE), 0, 300, 16, 64, 100.0)
+    path, plan, sittings = tmp_path / "run.checkpoint", training.schedule(40, 4), []
+
+    def sit(stop=None):
+        route = TorusRoute("laplace", problem.inputs.numpy(), problem.targets[:, 0].numpy(), 1e-2, 1.0, 2**-10)
+        sittings.append(route)
+
+        def measure(place, _):
+            if place == stop:
+                raise Interrupted
+            return {"place": place}
+
+        return training.train(route, problem.student, plan, measure, checkpoint=path, config={})
+
+    with pytest.raises(Interrupted):
+        sit(stop=20)
+    effort = sit().effort
+    assert effort["solves"] >= 40
+    assert sittings[1].effort().solves < 40  # the second one alone did not do them all
+    assert 0 < effort["residual"] <= 1e-6
+    record = training.train(linear_route(), torch.from_numpy(PROBLEM.weights), training.schedule(3))
+    assert record.effort == {}  # no iterations there
 
 
 def test_a_checkpoint_of_another_run_is_not_used(tmp_path, monkeypatch):

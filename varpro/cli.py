@@ -18,6 +18,7 @@ from varpro.diffusion import MAX_GAMMA
 from varpro.results import ResultError
 
 FAST_ROUTES = {"linear": ("float64",), "cg": ("float32", "float64")}  # their precisions, the default one first
+_FAST_DEVICES = {"linear": ("cpu",), "cg": ("cpu", "cuda")}
 
 
 _NO_MEMORY = "not enough memory for a problem of this size; fewer neurons, samples or epochs would fit"
@@ -49,13 +50,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def command(main: Callable) -> Callable:
-    """Wrap a script's ``main(argv=None)``: expected failures become one line and an exit code (2 input, 1 numerics)."""
+    """Wrap a script's ``main(argv=None, **keywords)``: expected failures become one line and an exit code (2 input, 1
+    numerics)."""
 
     @functools.wraps(main)
-    def guarded(argv: Sequence[str] | None = None) -> None:
+    def guarded(argv: Sequence[str] | None = None, **keywords) -> None:
         program = Path(sys.argv[0]).name
         try:
-            main(argv)
+            main(argv, **keywords)
         except (UsageError, ResultError) as error:
             _stop(2, f"{program}: error: {error}")
         except FloatingPointError as error:
@@ -139,6 +141,14 @@ def torus_concentration(text: str) -> float:
     return math.inf if value < 0 else value
 
 
+def momentum(text: str) -> float:
+    """Parser of a momentum: a number from 0 to below 1."""
+    value = _number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number from 0 to below 1")
+    return value
+
+
 def _number(text: str) -> float:
     try:
         return float(text)
@@ -153,6 +163,31 @@ def _label(text: str) -> str:
 
 
 # --- groups of options -------------------------------------------------------------------------------------------
+
+
+def add_seeds(group) -> None:
+    """The seeds of the runs."""
+    group.add_argument(
+        "--seed",
+        type=whole(0, 2**32 - 1),
+        nargs="+",
+        default=[0],
+        metavar="S",
+        help="random seeds, one run and one file each",
+    )
+
+
+def add_lambda(group, default: float) -> None:
+    """The strength of the penalty, under both of its names."""
+    group.add_argument(
+        "--lambda",
+        "--lmbda",
+        dest="lmbda",
+        type=positive,
+        default=default,
+        metavar="L",
+        help="regularisation strength",
+    )
 
 
 def _add_gamma(group, default: float, kind: Callable[[str], float] = concentration) -> None:
@@ -180,23 +215,8 @@ def add_problem(
 ) -> None:
     """The learning problem; the keywords are the experiment's defaults, ``gamma_kind`` is the parser of gamma."""
     group = to.add_argument_group("problem")
-    group.add_argument(
-        "--seed",
-        type=whole(0, 2**32 - 1),
-        nargs="+",
-        default=[0],
-        metavar="S",
-        help="random seeds, one run and one file each",
-    )
-    group.add_argument(
-        "--lambda",
-        "--lmbda",
-        dest="lmbda",
-        type=positive,
-        default=lmbda,
-        metavar="L",
-        help="regularisation strength",
-    )
+    add_seeds(group)
+    add_lambda(group, lmbda)
     group.add_argument(
         "--student_width",
         type=whole(1),
@@ -270,11 +290,21 @@ def add_run(to: argparse.ArgumentParser, *, solvers: Sequence[str]) -> None:
         default="auto",
         help=f"route of the inner solve; auto is {solvers[0]} where it applies",
     )
-    group.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to compute")
+    group.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="where to compute; auto is CUDA where there is a device for dense, and the CPU for the others",
+    )
     group.add_argument(
         "--dtype",
         choices=["float32", "float64"],
-        help="precision (default: float64 for linear, float32 for dense)",
+        help="precision (default: float64 for linear, float32 for cg and dense)",
+    )
+    group.add_argument(
+        "--tf32",
+        action="store_true",
+        help="let float32 matrix products of dense on CUDA use TF32, which keeps 10 bits of every factor",
     )
     add_output(to)
 
@@ -317,26 +347,38 @@ def parse(of: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.N
     return options
 
 
+def resolve_device(options: argparse.Namespace) -> str:
+    """``cpu`` or ``cuda`` for ``--device``; raises UsageError where there is no such device."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is available here; allowed: auto, cpu")
+    if options.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return options.device
+
+
 def resolve_route(options: argparse.Namespace, fast: str, applies: bool) -> tuple[str, str, str]:
     """(solver, device, dtype) for the options of :func:`add_run`; raises UsageError on combinations that cannot be.
 
-    ``fast`` is the experiment's own route, which runs on the CPU and ``applies`` to data with one output; ``auto``
-    takes it wherever it can.
+    ``fast`` is the experiment's own route, and ``applies`` says whether it takes the data; ``--solver auto`` is that
+    route wherever it can be.
     """
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no CUDA device is available here; allowed: auto, cpu")
-    dtypes = FAST_ROUTES[fast]
-    suits = applies and options.device != "cuda" and options.dtype in (None, *dtypes)
+    solver, device, dtype = _resolve(options, fast, applies)
+    if options.tf32 and (solver, device, dtype) != ("dense", "cuda", "float32"):
+        raise UsageError("--tf32: has no effect here; it goes with --solver dense --device cuda --dtype float32")
+    return solver, device, dtype
+
+
+def _resolve(options: argparse.Namespace, fast: str, applies: bool) -> tuple[str, str, str]:
+    available = resolve_device(options)
+    dtypes, device = FAST_ROUTES[fast], "cuda" if options.device == "cuda" else "cpu"
+    suits = applies and device in _FAST_DEVICES[fast] and options.dtype in (None, *dtypes)
     solver = (fast if suits else "dense") if options.solver == "auto" else options.solver
     if solver == fast:
         if not applies:
             raise UsageError(f"--solver {fast}: takes targets with one output; allowed for this data: dense")
-        if options.device == "cuda":
+        if device not in _FAST_DEVICES[fast]:
             raise UsageError(f"--solver {fast}: runs on the CPU; use --device cpu, or --solver dense --device cuda")
         if not suits:
             raise UsageError(f"--solver {fast}: computes in {dtypes[0]}; use --dtype {dtypes[0]}, or --solver dense")
-        return fast, "cpu", options.dtype or dtypes[0]
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return solver, device, options.dtype or "float32"
+        return fast, device, options.dtype or dtypes[0]
+    return solver, available, options.dtype or "float32"

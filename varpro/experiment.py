@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from varpro import cli, results, teachers
+from varpro.captured import CapturedRoute
 from varpro.circle import LinearRoute, compiled
 from varpro.diffusion import solve_diffusion
 from varpro.distances import CircleMeasure, TorusMeasure
@@ -62,7 +63,8 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
     for seed in options.seed:
         problem = _problem(options, choices.features, seed, tensors)
         fast = _FAST[choices.features.domain]
-        solver, device, dtype = cli.resolve_route(options, fast, applies=problem.targets.shape[1] == 1)
+        applies = problem.targets.shape[1] == 1 or options.device == "cuda"  # one output on the CPU, any number on CUDA
+        solver, device, dtype = cli.resolve_route(options, fast, applies)
         plan = schedule(options.epochs, options.saving_step)
         config = {
             "experiment": folder.name,
@@ -85,6 +87,8 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
         }
         if "activation" in options:
             config["activation"] = options.activation
+        if options.tf32:
+            config["tf32"] = True
         path = _output(options, folder) / results.file_name(_parameters(options, choices, config), options.name)
         results.prepare(path)
         if not options.force and results.complete(path, config):
@@ -146,6 +150,8 @@ def _contents(run: Run, training: Training) -> dict:
             contents["accuracy"] = run.route.accuracy()._asdict()
         for warning in caught:
             print(f"warning: {warning.message}", file=sys.stderr, flush=True)
+    if training.effort:
+        contents["accuracy"] = training.effort
     if run.config["outer_update"] == "gradient":
         # eta_u / eta_w = (lam M) / (M time_scale)
         contents["rate_ratio"] = run.config["lambda"] / run.config["time_scale"]
@@ -211,7 +217,7 @@ def diffusion_file(
 ) -> dict:
     """The diffusion solution of these parameters, from its file in ``folder``, which is made where it is missing.
 
-    Contents: docs/definitions.md, 5; ``density (S, grid_size)`` is float32.
+    Contents: docs/definitions.md, 7; ``density (S, grid_size)`` is float32.
     """
     # a saving step other than that of the default schedule belongs into the name
     step = int(snapshot_epochs[1] - snapshot_epochs[0])
@@ -259,7 +265,7 @@ def _parameters(options: argparse.Namespace, choices: Choices, config: dict) -> 
     if config["solver"] != fast:
         stated |= {"solver": config["solver"]}
     if (config["solver"], config["dtype"]) != (fast, cli.FAST_ROUTES[fast][0]):
-        stated |= {"dtype": config["dtype"]}
+        stated |= {"dtype": "tf32" if "tf32" in config else config["dtype"]}
     return stated | {"seed": config["seed"]}
 
 
@@ -304,9 +310,12 @@ def _route(choices: Choices, problem: teachers.Problem, config: dict) -> Route:
         if not compiled(choices.outer_update):
             print("compiling the linear-time route, once per machine: about 40 s", flush=True)
         return LinearRoute(problem.inputs.numpy(), problem.targets[:, 0].numpy(), *shared)
-    if config["solver"] == "cg":
+    if config["solver"] == "cg" and config["device"] == "cpu":
         kernel = choices.features.kernel.name
         data = (problem.inputs.numpy(), problem.targets[:, 0].numpy())
         return TorusRoute(kernel, *data, *shared[:3], config["dtype"])
     place = {"dtype": getattr(torch, config["dtype"]), "device": config["device"]}
-    return DenseRoute(choices.features, problem.inputs.to(**place), problem.targets.to(**place), *shared)
+    inputs, targets = problem.inputs.to(**place), problem.targets.to(config["device"])
+    if config["solver"] == "cg":
+        return CapturedRoute(choices.features, inputs, targets, *shared[:3])
+    return DenseRoute(choices.features, inputs, targets.to(inputs), *shared, tf32="tf32" in config)

@@ -6,9 +6,23 @@ Writing u = c + delta turns every penalty centre into the centred problem with t
 close to c nothing cancels, and a student equal to its teacher gets u = 1 to the last bit.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from varpro.features import FeatureMap
+
+
+@contextmanager
+def matrix_products(*, tf32: bool) -> Iterator[None]:
+    """Whether products of float32 matrices on CUDA may round their factors to TF32 (10 bits) meanwhile."""
+    matmul = torch.backends.cuda.matmul
+    usual, matmul.fp32_precision = matmul.fp32_precision, "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = usual
 
 
 def predict(features: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
@@ -23,20 +37,33 @@ def solve(features: torch.Tensor, targets: torch.Tensor, lmbda: float, centre: f
     Dual, for M > N: (phi phi^T / (N M) + lam I) a = (y - phi c / M) / N, delta = phi^T a.
     Raises FloatingPointError where the matrix is not positive definite in this precision.
     """
+    outer, failed = solve_unchecked(features, targets, lmbda, centre)
+    if failed.item():
+        raise _not_definite(features, lmbda)
+    return outer
+
+
+def solve_unchecked(
+    features: torch.Tensor, targets: torch.Tensor, lmbda: float, centre: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :func:`solve` returns, and a scalar on the device that is not zero where it would raise: nothing waits."""
     samples, width = features.shape
     residual = (targets - centre * features.mean(dim=1, keepdim=True)) / samples
     dual = width > samples
     gram = features @ features.T if dual else features.T @ features
     gram.div_(samples * width).diagonal().add_(lmbda)
     factor, failed = torch.linalg.cholesky_ex(gram)
-    if failed.item():
-        raise FloatingPointError(
-            f"inner solve: the {len(gram)} x {len(gram)} system is not positive definite in "
-            f"{str(gram.dtype).removeprefix('torch.')} at lambda {lmbda:g}; use float64 or a larger lambda"
-        )
     if dual:
-        return centre + features.T @ torch.cholesky_solve(residual, factor)
-    return centre + torch.cholesky_solve(features.T @ residual, factor)
+        return centre + features.T @ torch.cholesky_solve(residual, factor), failed
+    return centre + torch.cholesky_solve(features.T @ residual, factor), failed
+
+
+def _not_definite(features: torch.Tensor, lmbda: float) -> FloatingPointError:
+    size = min(features.shape)
+    return FloatingPointError(
+        f"inner solve: the {size} x {size} system is not positive definite in "
+        f"{str(features.dtype).removeprefix('torch.')} at lambda {lmbda:g}; use float64 or a larger lambda"
+    )
 
 
 def loss(
@@ -51,7 +78,8 @@ class DenseRoute:
     """Training by dense matrices, any feature map, any number k of outputs: the ``dense`` solver.
 
     ``inputs (N, d)`` and ``targets (N, k)`` fix dtype and device. The other arguments are those of
-    :class:`varpro.circle.LinearRoute`, and so is the meaning of its methods, on tensors.
+    :class:`varpro.circle.LinearRoute`, and so is the meaning of its methods, on tensors. With ``tf32`` products of
+    float32 matrices on CUDA may take that format.
     """
 
     name = "dense"
@@ -65,10 +93,12 @@ class DenseRoute:
         centre: float,
         time_scale: float,
         outer_update: str,
+        *,
+        tf32: bool = False,
     ) -> None:
         self.feature_map, self.inputs, self.targets = feature_map, inputs, targets
         self.lmbda, self.centre, self.time_scale = lmbda, centre, time_scale
-        self.outer_update = outer_update
+        self.outer_update, self.tf32 = outer_update, tf32
 
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy in the dtype and on the device of the data."""
@@ -76,22 +106,32 @@ class DenseRoute:
 
     def project(self, weights: torch.Tensor) -> torch.Tensor:
         """Optimal outer weights (M, k) for ``weights (M, d)``."""
-        return solve(self.feature_map.features(weights, self.inputs), self.targets, self.lmbda, self.centre)
+        with matrix_products(tf32=self.tf32):
+            return solve(self.feature_map.features(weights, self.inputs), self.targets, self.lmbda, self.centre)
 
     def advance(self, weights: torch.Tensor, outer: torch.Tensor, epochs: int) -> torch.Tensor:
-        """Train ``weights (M, d)`` and ``outer (M, k)`` in place; returns the losses (epochs,), float64, on the CPU."""
+        """Train ``weights (M, d)`` and ``outer (M, k)`` in place; returns the losses (epochs,), float64, on the CPU.
+
+        The host waits for the device at the end only; there FloatingPointError is raised where an inner solve failed.
+        """
         losses = torch.empty(epochs, dtype=torch.float64, device=weights.device)
-        features = self.feature_map.features(weights, self.inputs)
-        for epoch in range(epochs):
-            losses[epoch] = loss(features, self.targets, outer, self.lmbda, self.centre)
-            residual = predict(features, outer) - self.targets
-            descent = self._weight_gradient(weights, outer, features, residual)
-            if self.outer_update == "gradient":
-                outer.sub_(self._outer_gradient(outer, features, residual))
-            weights.copy_(self.feature_map.project(weights - self.time_scale * descent))
+        failures = torch.zeros(epochs, dtype=torch.bool, device=weights.device)
+        with matrix_products(tf32=self.tf32):
             features = self.feature_map.features(weights, self.inputs)
-            if self.outer_update == "ridge":
-                outer.copy_(solve(features, self.targets, self.lmbda, self.centre))
+            for epoch in range(epochs):
+                losses[epoch] = loss(features, self.targets, outer, self.lmbda, self.centre)
+                residual = predict(features, outer) - self.targets
+                descent = self._weight_gradient(weights, outer, features, residual)
+                if self.outer_update == "gradient":
+                    outer.sub_(self._outer_gradient(outer, features, residual))
+                weights.copy_(self.feature_map.project(weights - self.time_scale * descent))
+                features = self.feature_map.features(weights, self.inputs)
+                if self.outer_update == "ridge":
+                    solution, failed = solve_unchecked(features, self.targets, self.lmbda, self.centre)
+                    outer.copy_(solution)
+                    failures[epoch] = failed
+        if failures.any():
+            raise _not_definite(features, self.lmbda)
         return losses.cpu()
 
     def _weight_gradient(self, weights, outer, features, residual):

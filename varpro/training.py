@@ -1,6 +1,7 @@
 """The training loop: snapshots, measurements, progress, checkpoint and resume; the route does the epochs.
 
-A route is :class:`varpro.circle.LinearRoute`, :class:`varpro.torus.TorusRoute` or :class:`varpro.ridge.DenseRoute`.
+A route is :class:`varpro.circle.LinearRoute`, :class:`varpro.torus.TorusRoute`, :class:`varpro.captured.CapturedRoute`
+or :class:`varpro.ridge.DenseRoute`.
 State number e is the pair of weights and outer weights after e epochs; for VarPro its outer weights are optimal for its
 weights, and loss[e] is the risk of state e.
 """
@@ -16,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from varpro import results
+from varpro.captured import CapturedRoute
 from varpro.circle import LinearRoute
 from varpro.cli import duration
 from varpro.ridge import DenseRoute
@@ -27,7 +29,7 @@ _TIMED_SECONDS = 1.0  # of training, before its cost is estimated; what is short
 _CHECKPOINT_SECONDS = 30.0
 _CHECKPOINT_SHARE = 0.05  # of the running time, at most, goes into checkpoints
 
-Route = LinearRoute | DenseRoute | TorusRoute
+Route = LinearRoute | DenseRoute | TorusRoute | CapturedRoute
 Measure = Callable[[int, np.ndarray], Mapping[str, float]]
 
 
@@ -56,6 +58,7 @@ class Training:
     outer: torch.Tensor
     loss: torch.Tensor
     measured: dict[str, torch.Tensor] = field(default_factory=dict)
+    effort: dict[str, float] = field(default_factory=dict)  # of iterative inner solves: largest residual, and counts
     elapsed: float = 0.0  # seconds of training, measurements included, over all sittings
 
 
@@ -113,6 +116,7 @@ class _Run:
         self.weights = route.own(weights)
         self.outer = route.project(self.weights)
         self.epoch, self.elapsed = 0, 0.0
+        self.effort_before: dict[str, float] = {}  # in earlier sittings
         outer_shape = tuple(self.outer.shape) if self.outer.ndim > 1 and self.outer.shape[1] > 1 else (len(weights),)
         snapshots = len(plan.snapshot_epochs)
         self.kept_weights = torch.empty((snapshots, *weights.shape), dtype=torch.float32)
@@ -162,6 +166,7 @@ class _Run:
             whole[: len(saved[name])] = saved[name]
         if isinstance(self.route, LinearRoute):
             self.route.achieved[:] = np.maximum(self.route.achieved, saved["achieved"])
+        self.effort_before = saved["effort"]
         for name, values in saved["measured"].items():
             self._measurements(name)[: len(values)] = values
 
@@ -173,6 +178,7 @@ class _Run:
             "epoch": self.epoch,
             "elapsed": self.elapsed,
             "achieved": list(map(float, getattr(self.route, "achieved", ()))),
+            "effort": self.effort(),
             "state_weights": torch.as_tensor(self.weights),
             "state_outer": torch.as_tensor(self.outer),
             "weights": self.kept_weights[:kept],
@@ -181,10 +187,20 @@ class _Run:
             "measured": {name: values[:taken] for name, values in self.measured.items()},
         }
 
+    def effort(self) -> dict[str, float]:
+        """What the inner solves took and how exact they were, over all sittings; {} where a route keeps no account."""
+        if not hasattr(self.route, "effort"):
+            return {}
+        before = self.effort_before
+        return {
+            name: max(value, before.get(name, 0)) if name == "residual" else value + before.get(name, 0)
+            for name, value in self.route.effort()._asdict().items()
+        }
+
     def finish(self, inverse: np.ndarray) -> Training:
         measured = {name: values[torch.from_numpy(inverse)] for name, values in self.measured.items()}
         epochs = torch.from_numpy(self.plan.snapshot_epochs)
-        return Training(epochs, self.kept_weights, self.kept_outer, self.loss, measured, self.elapsed)
+        return Training(epochs, self.kept_weights, self.kept_outer, self.loss, measured, self.effort(), self.elapsed)
 
 
 class _Checkpoints:

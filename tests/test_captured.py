@@ -1,0 +1,499 @@
+"""The route of captured graphs on the CPU: trajectories, the promised residual, failures taken back, no host reads."""
+
+import numpy as np
+import pytest
+import torch
+from problems import random_problem
+from test_torus import FOLLOWS, RESIDUAL, drawn, relative_residual, system, wrap
+from tolerances import EXACT, FLOAT32, TRAJECTORY
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from varpro import captured, cli, experiment, results
+from varpro.captured import CapturedRoute
+from varpro.features import RADIAL_KERNELS, RadialKernel, RadialTorus, ReLUCircle, wrap_torus
+from varpro.ridge import DenseRoute
+from varpro.teachers import torus_problem
+from varpro.torus import KERNELS, TorusRoute
+from varpro.training import _Run, schedule, train
+
+LMBDA, TIME_SCALE = 1e-3, 2**-10
+kernels = pytest.mark.parametrize("kernel", KERNELS)
+centres = pytest.mark.parametrize("centre", [0.0, 1.0])
+precisions = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Arrays are small here, and threads would only wait for each other."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(usual)
+
+
+def route(kernel, inputs, targets, centre=1.0, time_scale=TIME_SCALE, dtype="float64"):
+    inputs, targets = torch.from_numpy(inputs).to(getattr(torch, dtype)), torch.from_numpy(targets)
+    feature_map = RadialTorus(RADIAL_KERNELS[kernel])
+    return CapturedRoute(feature_map, inputs, targets.reshape(len(inputs), -1), LMBDA, centre, time_scale)
+
+
+def dense(of):
+    """The dense float64 route of the same problem."""
+    problem = of.problem
+    constants = problem.lmbda, problem.centre, problem.time_scale
+    return DenseRoute(problem.feature_map, problem.inputs.double(), problem.targets, *constants, "ridge")
+
+
+def follow(model, other, weights, epochs, within):
+    """Both routes from ``weights``: losses relative to their size, weights absolutely."""
+    ends = []
+    for one in (model, other):
+        w = torch.from_numpy(weights).clone()
+        u = one.project(w)
+        ends.append((one.advance(w, u, epochs).numpy(), w.numpy(), u))
+    (losses, w, u), (expected, dense_w, dense_u) = ends
+    assert np.max(np.abs(wrap(dense_w - weights))) > 1e-3  # something happened
+    np.testing.assert_allclose(losses, expected, rtol=within)
+    assert np.max(np.abs(wrap(w - dense_w))) < within
+    return u, dense_u
+
+
+# --- trajectories ------------------------------------------------------------------------------------------------
+
+
+@kernels
+@centres
+def test_trajectory_against_the_dense_route(kernel, centre):
+    """With the inner solves carried further than promised only the arithmetic of the epochs is left to differ."""
+    inputs, targets, weights = drawn(kernel)
+    model = route(kernel, inputs, targets, centre)
+    model._tolerance = 1e-13
+    follow(model, dense(model), weights, 200, TRAJECTORY)
+    assert model.effort().epochs == 200
+
+
+@kernels
+def test_float32_features_follow_float64(kernel):
+    inputs, targets, weights = drawn(kernel, 1000, 64)
+    model = route(kernel, inputs, targets, dtype="float32")
+    follow(model, dense(model), weights, 50, FLOAT32)
+
+
+def test_the_two_cg_routes_agree():
+    inputs, targets, weights = drawn("laplace")
+    model = route("laplace", inputs, targets)
+    other = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64")
+    w, other_w = torch.from_numpy(weights.copy()), weights.copy()
+    losses = model.advance(w, model.project(w), 80)
+    other_losses = other.advance(other_w, other.project(other_w), 80)
+    np.testing.assert_allclose(losses.numpy(), other_losses, rtol=FOLLOWS)
+    assert np.max(np.abs(wrap(w.numpy() - other_w))) < FOLLOWS
+
+
+def test_many_outputs():
+    inputs, targets, weights = drawn("laplace")
+    targets = np.stack([targets, np.sin(inputs[:, 0]), np.zeros(len(inputs))], axis=1)
+    model = route("laplace", inputs, targets, centre=0.0)
+    outer, expected = follow(model, dense(model), weights, 30, FOLLOWS)
+    assert outer.shape == (30, 3)
+    assert torch.equal(outer[:, 2], torch.zeros(30, dtype=torch.float64))
+    torch.testing.assert_close(outer, expected, rtol=0, atol=1e-6)
+
+
+def test_other_feature_maps_train_as_they_are():
+    """A radial kernel without passes of its own, and features that are not radial at all."""
+    gauss = RadialKernel("gauss", value=lambda r: torch.exp(-r.square()), slope=lambda r: -2 * torch.exp(-r.square()))
+    inputs, targets, weights = drawn("laplace")
+    data = torch.from_numpy(inputs), torch.from_numpy(targets)[:, None]
+    model = CapturedRoute(RadialTorus(gauss), *data, 1e-2, 1.0, TIME_SCALE)
+    follow(model, dense(model), weights, 30, FOLLOWS)
+    problem = random_problem(200, 10)
+    data = torch.from_numpy(problem.inputs), torch.from_numpy(problem.targets)[:, None]
+    model = CapturedRoute(ReLUCircle(), *data, 1e-2, 1.0, TIME_SCALE)
+    follow(model, dense(model), problem.weights, 30, FOLLOWS)
+
+
+def test_translation_on_the_torus():
+    inputs, targets, weights = drawn("laplace")
+    shift = np.array([1.25, -3.5])
+    runs = []
+    for x, start in ((inputs, weights), (inputs + shift, weights + shift)):
+        model, w = route("laplace", x, targets), torch.from_numpy(start.copy())
+        runs.append((model.advance(w, model.project(w), 20).numpy(), w.numpy()))
+    np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=FOLLOWS)
+    assert np.max(np.abs(wrap(runs[0][1] + shift - runs[1][1]))) < FOLLOWS
+
+
+@precisions
+@kernels
+def test_passes_in_place_are_those_of_the_feature_map(kernel, dtype):
+    """Features and derivatives, with neurons at samples, on the seam and outside the fundamental square."""
+    inputs, targets, weights = drawn(kernel)
+    weights[:5] = [[-2, -2], [2, 1.5], [1.999, -1.999], inputs[10], inputs[11] + 4]
+    inputs, weights = inputs.astype(np.float32).astype(np.float64), weights.astype(np.float32).astype(np.float64)
+    model = route(kernel, inputs, targets, dtype=dtype)
+    passes = captured._passes(model.problem.feature_map, model.problem.inputs, len(weights))
+    assert type(passes) is captured._RadialPasses
+    weights = torch.from_numpy(weights)
+    generator = torch.Generator().manual_seed(0)
+    residual = torch.randn(len(inputs), 2, dtype=torch.float64, generator=generator).to(model.problem.inputs)
+    outer = torch.randn(len(weights), 2, dtype=torch.float64, generator=generator)
+    passes.fill(weights)
+    x, feature_map = model.problem.inputs.double(), model.problem.feature_map
+    expected = feature_map.features(weights, x)
+    within = {"float32": 2e-6, "float64": 1e-14}[dtype]  # rounding of w - x and of g
+    assert (passes.features - expected).abs().max() < within * expected.max()
+    found = passes.pull_back(weights, residual, outer)
+    expected = feature_map.pull_back(weights, x, expected, residual.double() @ outer.T)
+    assert (found - expected).abs().max() < 10 * within * expected.abs().max()
+
+
+# --- the inner solve ---------------------------------------------------------------------------------------------
+
+
+@precisions
+@kernels
+def test_every_epoch_meets_the_residual(kernel, dtype):
+    inputs, targets, weights = drawn(kernel, 500, 40)
+    model, weights = route(kernel, inputs, targets, dtype=dtype), torch.from_numpy(weights)
+    outer = model.project(weights)
+    for _ in range(40):
+        model.advance(weights, outer, 1)
+        assert relative_residual(kernel, inputs, targets, weights.numpy(), outer[:, 0].numpy()) < RESIDUAL[dtype]
+    assert 0 < model.effort().residual < RESIDUAL[dtype]
+
+
+@precisions
+@centres
+@pytest.mark.parametrize(("samples", "width"), [(300, 30), (1, 1), (129, 5), (40, 90)])
+def test_project_is_the_dense_solution(samples, width, centre, dtype):
+    inputs, targets, weights = drawn("laplace", samples, width)
+    outer = route("laplace", inputs, targets, centre, dtype=dtype).project(torch.from_numpy(weights))[:, 0].numpy()
+    matrix, right = system("laplace", inputs, targets, weights, centre)
+    assert np.linalg.norm(right - matrix @ outer) < RESIDUAL[dtype] * np.linalg.norm(right)
+
+
+def test_epochs_with_too_few_steps_are_taken_back_and_made_again():
+    """However badly the steps were planned, the run is the same within what the residual allows."""
+    inputs, targets, weights = drawn("laplace")
+    model = route("laplace", inputs, targets)
+    reference = dense(model)
+    w, dense_w = torch.from_numpy(weights.copy()), torch.from_numpy(weights.copy())
+    u, dense_u = model.project(w), reference.project(dense_w)
+    for _ in range(5):
+        before = model.effort()
+        model._steps, model._stretch = 1, 8
+        losses, expected = model.advance(w, u, 8), reference.advance(dense_w, dense_u, 8)
+        np.testing.assert_allclose(losses, expected, rtol=FOLLOWS)
+        assert model.effort().repeated >= before.repeated + 8  # the first epoch missed, and all eight were in vain
+        assert model.effort().epochs == before.epochs + 8
+    assert wrap_torus(w - dense_w).abs().max() < FOLLOWS
+    assert model.effort().residual < RESIDUAL["float64"]
+
+
+def test_the_epochs_before_a_failure_are_kept(monkeypatch):
+    """Failures in the midst of stretches: training goes on from the very state before each."""
+    inputs, targets, weights = drawn("laplace")
+    model = route("laplace", inputs, targets)
+    attempt, failures = model._attempt, []
+
+    def failing(length):
+        record, good = attempt(length)
+        if length >= 4 and len(failures) < 3:
+            failures.append(good := 2)
+            record[good, captured._AFTER] = 1e-9
+        return record, good
+
+    monkeypatch.setattr(model, "_attempt", failing)
+    follow(model, dense(model), weights, 60, FOLLOWS)
+    assert len(failures) == 3
+    assert model.effort().epochs == 60
+
+
+def test_a_useless_preconditioner_is_replaced():
+    inputs, targets, weights = drawn("laplace")
+    model, w = route("laplace", inputs, targets), torch.from_numpy(weights.copy())
+    outer = model.project(w)
+    model.advance(w, outer, 1)
+    before = model.effort().factorisations
+    model._epoch.inverse.copy_(torch.diag(torch.logspace(0, 12, 30, dtype=torch.float64)))
+    model.advance(w, outer, 3)
+    assert model.effort().factorisations > before
+    assert relative_residual("laplace", inputs, targets, w.numpy(), outer[:, 0].numpy()) < RESIDUAL["float64"]
+
+
+def test_a_new_preconditioner_where_neurons_move():
+    inputs, targets, weights = drawn("laplace", 500, 40)
+    made = []
+    for time_scale in (1e-12, 2**-6):
+        model, w = route("laplace", inputs, targets, time_scale=time_scale), torch.from_numpy(weights.copy())
+        model.advance(w, model.project(w), 60)
+        made.append(model.effort().factorisations)
+    assert made[0] == 1
+    assert made[1] > 1
+
+
+def test_a_student_that_fits_exactly_stays():
+    """u = 1 has no residual to begin with: nothing may be divided by zero."""
+    inputs, _, weights = drawn("laplace")
+    w = torch.from_numpy(weights.copy())
+    targets = RadialTorus(RADIAL_KERNELS["laplace"]).features(w, torch.from_numpy(inputs)).mean(dim=1)
+    model = route("laplace", inputs, targets.numpy())
+    outer = model.project(w)
+    losses = model.advance(w, outer, 40)
+    assert losses.abs().max() < EXACT
+    torch.testing.assert_close(outer, torch.ones_like(outer), rtol=0, atol=TRAJECTORY)
+
+
+# --- states ------------------------------------------------------------------------------------------------------
+
+
+def test_one_route_takes_up_other_states():
+    inputs, targets, weights = drawn("laplace")
+    model = route("laplace", inputs, targets)
+    for width in (30, 29, 30, 8):
+        w = torch.from_numpy(weights[:width].copy())
+        outer = model.project(w)
+        assert relative_residual("laplace", inputs, targets, w.numpy(), outer[:, 0].numpy()) < RESIDUAL["float64"]
+        other = torch.from_numpy(weights[-width:].copy())
+        expected = dense(model)
+        other_outer = expected.project(other)
+        losses = model.advance(other.clone(), other_outer.clone(), 5)
+        np.testing.assert_allclose(losses, expected.advance(other, other_outer, 5), rtol=FOLLOWS)
+
+
+def test_the_division_into_calls_is_immaterial():
+    inputs, targets, weights = drawn("laplace")
+    ends = []
+    for parts in ([40], [1, 9, 30]):
+        model, w = route("laplace", inputs, targets), torch.from_numpy(weights.copy())
+        outer = model.project(w)
+        losses = torch.cat([model.advance(w, outer, epochs) for epochs in parts])
+        ends.append((losses, w))
+    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=FOLLOWS, atol=0)
+    assert wrap_torus(ends[0][1] - ends[1][1]).abs().max() < FOLLOWS
+
+
+def test_own_copies_in_float64():
+    tensor = torch.ones(3, 2)
+    inputs, targets, _ = drawn("laplace")
+    owned = route("laplace", inputs, targets, dtype="float32").own(tensor)
+    owned.fill_(2)
+    assert owned.dtype == torch.float64
+    assert torch.equal(tensor, torch.ones(3, 2))
+
+
+def test_training_goes_as_on_the_other_routes(tmp_path):
+    """Snapshots, losses and resumption: a run interrupted half-way ends as one that was not."""
+    inputs, targets, weights = drawn("laplace")
+    plan, start, checkpoint = schedule(24, 6), torch.from_numpy(weights), tmp_path / "state"
+    whole = train(route("laplace", inputs, targets), start, plan)
+    other = train(TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64"), start, plan)
+    run = _Run(route("laplace", inputs, targets), start, plan, None, np.unique(plan.distance_epochs))
+    run.record()
+    run.advance(6)
+    run.advance(12)
+    results.save(checkpoint, run.checkpoint({"seed": 0}))
+    resumed = train(route("laplace", inputs, targets), start, plan, checkpoint=checkpoint, config={"seed": 0})
+    for found in (resumed, other):
+        torch.testing.assert_close(found.loss, whole.loss, rtol=FOLLOWS, atol=0)
+        torch.testing.assert_close(found.weights, whole.weights)
+        torch.testing.assert_close(found.outer, whole.outer)
+    assert whole.outer.shape == (5, 30)
+
+
+# --- failures ----------------------------------------------------------------------------------------------------
+
+
+def test_a_diverging_run_ends_with_nan():
+    inputs, targets, weights = drawn("laplace")
+    w = torch.from_numpy(weights)
+    model = route("laplace", inputs, targets, time_scale=float("inf"))
+    assert model.advance(w, model.project(w), 40).isnan().all()
+
+
+def test_what_cannot_be_solved_is_an_error():
+    inputs, targets, weights = drawn("laplace")
+    weights[0, 0] = np.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        route("laplace", inputs, targets).project(torch.from_numpy(weights))
+
+
+def test_an_epoch_that_cannot_be_solved_is_an_error(monkeypatch):
+    inputs, targets, weights = drawn("laplace")
+    model, w = route("laplace", inputs, targets), torch.from_numpy(weights)
+    outer = model.project(w)
+    monkeypatch.setattr(model, "_renew", lambda: None)
+    model._epoch.inverse.copy_(torch.diag(torch.logspace(0, 12, 30, dtype=torch.float64)))
+    with pytest.raises(FloatingPointError, match=r"residual stays at .* in float64 at lambda 0\.001"):
+        model.advance(w, outer, 1)
+
+
+# --- nothing waits for the device --------------------------------------------------------------------------------
+
+_READS = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique2", "_unique2"}
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that hand a value to the host, and raises at the first one more than allowed."""
+
+    def __init__(self, allowed: int) -> None:
+        super().__init__()
+        self.left = allowed
+
+    def __torch_dispatch__(self, operation, kinds, arguments=(), keywords=None):
+        places = arguments[1] if operation.overloadpacket.__name__ in ("index", "index_put_") else ()
+        by_mask = any(place is not None and place.dtype == torch.bool for place in places)
+        if by_mask or operation.overloadpacket.__name__ in _READS:
+            self.left -= 1
+            if self.left < 0:
+                raise AssertionError(f"{operation} hands a value to the host")
+        return operation(*arguments, **(keywords or {}))
+
+
+def test_the_counter_of_host_reads_counts():
+    numbers = torch.arange(3.0)
+    for read in (numbers.sum().item, numbers.nonzero, lambda: bool(numbers[0]), lambda: numbers[numbers > 1].sum()):
+        with pytest.raises(AssertionError, match="host"), HostReads(0):
+            read()
+    with HostReads(1):
+        numbers.sum().item()
+
+
+@precisions
+@kernels
+def test_an_epoch_hands_nothing_to_the_host(kernel, dtype):
+    inputs, targets, weights = drawn(kernel)
+    model, w = route(kernel, inputs, targets, dtype=dtype), torch.from_numpy(weights)
+    model.project(w)
+    epoch = model._epoch
+    with HostReads(0):
+        epoch.begin()
+        for _ in range(3):
+            epoch.step()
+        epoch.end()
+
+
+@pytest.mark.parametrize("feature_map", [*(RadialTorus(kernel) for kernel in RADIAL_KERNELS.values()), ReLUCircle()])
+def test_an_epoch_runs_without_any_values(feature_map):
+    """On the meta device there is nothing to read or to send: what runs there cannot depend on values on the host."""
+    meta = {"device": "meta"}
+    inputs, targets = torch.zeros(50, 2, dtype=torch.float32, **meta), torch.zeros(50, 1, dtype=torch.float64, **meta)
+    epoch = captured._Epoch(captured._Problem(feature_map, inputs, targets, LMBDA, 1.0, TIME_SCALE), 8)
+    places = [tensor for tensor in vars(epoch).values() if isinstance(tensor, torch.Tensor)]
+    epoch.begin()
+    epoch.step()
+    epoch.end()
+    assert all(any(tensor is place for place in places) for tensor in vars(epoch).values() if torch.is_tensor(tensor))
+
+
+@pytest.mark.parametrize("outer_update", ["ridge", "gradient"])
+def test_the_dense_route_reads_once_a_call(outer_update):
+    problem = random_problem(60, 6)
+    data = torch.from_numpy(problem.inputs), torch.from_numpy(problem.targets)[:, None]
+    model = DenseRoute(ReLUCircle(), *data, 1e-2, 1.0, TIME_SCALE, outer_update)
+    weights = torch.from_numpy(problem.weights)
+    outer = model.project(weights)
+    for epochs in (1, 20):
+        with HostReads(1):
+            model.advance(weights, outer, epochs)
+
+
+# --- graphs ------------------------------------------------------------------------------------------------------
+
+
+def test_where_capture_fails_epochs_run_as_they_are(monkeypatch):
+    def refuse(action, device):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    monkeypatch.setattr(captured, "_captured", refuse)
+    actions = (lambda: None, lambda: None)
+    with pytest.warns(RuntimeWarning, match="without a captured graph.*capturing$"):
+        assert captured._replayed(actions, torch.device("cuda")) == list(actions)
+
+
+def test_the_runs_before_a_capture_leave_no_trace(monkeypatch):
+    inputs, targets, weights = drawn("laplace")
+    ends = []
+
+    def warmed(actions, device):
+        for action in actions:
+            for _ in range(3):
+                action()
+        return list(actions)
+
+    for replayed in (captured._replayed, warmed):
+        monkeypatch.setattr(captured, "_replayed", replayed)
+        model, w = route("laplace", inputs, targets), torch.from_numpy(weights.copy())
+        outer = model.project(w)
+        ends.append((model.advance(w, outer, 20), w, outer))
+    for first, second in zip(*ends, strict=True):
+        assert torch.equal(first, second)
+
+
+# --- options -----------------------------------------------------------------------------------------------------
+
+
+def options(*arguments):
+    parser = cli.parser("")
+    cli.add_run(parser, solvers=("cg", "dense"))
+    return cli.parse(parser, arguments)
+
+
+@pytest.mark.parametrize(
+    ("fast", "arguments", "expected"),
+    [
+        ("cg", ["--device", "cuda"], ("cg", "cuda", "float32")),
+        ("cg", ["--device", "cuda", "--solver", "cg", "--dtype", "float64"], ("cg", "cuda", "float64")),
+        ("cg", ["--device", "cuda", "--solver", "dense"], ("dense", "cuda", "float32")),
+        ("cg", [], ("cg", "cpu", "float32")),
+        ("linear", ["--device", "cuda"], ("dense", "cuda", "float32")),
+        ("linear", ["--device", "cuda", "--tf32"], ("dense", "cuda", "float32")),
+    ],
+)
+def test_which_route_the_options_mean(fast, arguments, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert cli.resolve_route(options(*arguments), fast, applies=True) == expected
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--device", "cuda"], ["--device", "cuda", "--solver", "dense", "--dtype", "float64"]]
+)
+def test_tf32_is_refused_where_it_means_nothing(arguments, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(cli.UsageError, match="--tf32: has no effect here"):
+        cli.resolve_route(options("--tf32", *arguments), "cg", applies=True)
+
+
+@pytest.mark.parametrize(
+    ("solver", "device", "kind"),
+    [("cg", "meta", CapturedRoute), ("cg", "cpu", TorusRoute), ("dense", "meta", DenseRoute)],
+)
+def test_the_experiment_makes_the_route(solver, device, kind):
+    """The meta device stands for CUDA: any device other than the CPU."""
+    feature_map = RadialTorus(RADIAL_KERNELS["cos"])
+    problem = torus_problem(feature_map, 0, 50, 8, 16, 100.0)
+    config = {"solver": solver, "device": device, "dtype": "float32", "lambda": LMBDA, "time_scale": TIME_SCALE}
+    made = experiment._route(experiment.Choices(feature_map, 0.0, "ridge"), problem, config)
+    assert type(made) is kind
+    if kind is CapturedRoute:
+        assert (made.problem.inputs.dtype, made.problem.targets.dtype) == (torch.float32, torch.float64)
+        assert made.problem.inputs.device.type == device
+    if kind is DenseRoute:
+        assert (made.inputs.dtype, made.targets.dtype, made.tf32) == (torch.float32, torch.float32, False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@precisions
+@kernels
+def test_on_cuda_the_run_is_that_of_the_cpu(kernel, dtype, recwarn):
+    inputs, targets, weights = drawn(kernel, 1000, 64)
+    reference = route(kernel, inputs, targets)
+    problem = reference.problem
+    data = problem.inputs.to("cuda", getattr(torch, dtype)), problem.targets.cuda()
+    model = CapturedRoute(problem.feature_map, *data, LMBDA, 1.0, TIME_SCALE)
+    w, cuda_w = torch.from_numpy(weights.copy()), torch.from_numpy(weights.copy()).cuda()
+    losses, cuda_losses = (one.advance(v, one.project(v), 50) for one, v in ((reference, w), (model, cuda_w)))
+    assert not recwarn.list  # captured
+    np.testing.assert_allclose(cuda_losses, losses, rtol={"float32": FLOAT32, "float64": FOLLOWS}[dtype])
+    assert wrap_torus(cuda_w.cpu() - w).abs().max() < {"float32": FLOAT32, "float64": FOLLOWS}[dtype]

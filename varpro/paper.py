@@ -116,7 +116,7 @@ class Run:
 RESNET = "VarPro_resnet"
 OPTIMIZERS = {"varprom": "VarPro", "sgdm": "SGD", "shampoo": "Shampoo"}  # and their panels in the published figure
 # Images a second on one of two cores that are both at work (benchmarks/RESULTS.md).
-_RESNET_COST = {"varprom": 150.0, "sgdm": 150.0, "shampoo": 140.0}
+_RESNET_COST = {"varprom": 280.0, "sgdm": 300.0, "shampoo": 270.0}
 _TEST_COST = 0.3  # of a training image, for a test image
 _IMAGES = {"cifar10": (50000, 10000), "digits": (1500, 297)}
 _FINAL_DEFAULT = 10  # passes at half the rate; in file names and commands where it is another

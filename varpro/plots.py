@@ -604,10 +604,10 @@ def diffusion_animation(path: Path, seeds: Sequence[int] | None = None) -> Path:
     return write_gif(path, frames)
 
 
-def write_gif(path: Path, frames: Sequence[Image.Image], colours: int = 32) -> Path:
-    """Write frames as an endless GIF whose first and last frame stay for a moment."""
+def write_gif(path: Path, frames: Sequence[Image.Image], palette: Image.Image | None = None) -> Path:
+    """Write frames as an endless GIF whose first and last frame stay; ``palette`` is an image in mode P."""
     # one small palette for all frames, so that neighbours differ only where something moves
-    palette = frames[-1].quantize(colours)
+    palette = palette or frames[-1].quantize(32)
     frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [_HOLD_MS, *[_FRAME_MS] * (len(frames) - 2), _HOLD_MS]
     path.parent.mkdir(parents=True, exist_ok=True)

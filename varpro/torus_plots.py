@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -19,12 +20,12 @@ from varpro.teachers import torus_problem
 
 SMOOTHING = 0.08  # scale of the Gaussian that stands for a neuron in a density; the torus is 4 wide
 _SECTION = "appendix-b"
-_CELLS = 96  # of a density image along each coordinate
+_CELLS = 80  # of a density image along each coordinate
 _SIGNAL_CELLS = 64
 _DENSITY_MAP = "viridis"
 _HALF = 2.0  # the torus is [-2, 2)^2
 _MODES = ((-1.0, 0.0), (1.0, 1.0))  # of the teacher
-_FRAMES = 100
+_FRAMES = 75
 
 
 def smoothed_density(points: np.ndarray, grid: np.ndarray, scale: float = SMOOTHING) -> np.ndarray:
@@ -194,12 +195,12 @@ def learned_density_animation(path: Path, seeds: Sequence[int] | None = None) ->
     weights = np.stack([content["weights"].numpy() for content in contents], axis=1)  # (S, seeds, M, 2)
     target = np.mean([smoothed_density(content["teacher_weights"].numpy(), grid) for content in contents], axis=0)
     with plots.style():
-        figure = Figure(figsize=(7.2, 3.9), dpi=100)
+        figure = Figure(figsize=(6.4, 3.5), dpi=90)
         canvas = FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, sharey=True)
         image = density_image(left, smoothed_density(weights[0].reshape(-1, 2), grid), target.max())
         figure.colorbar(density_image(right, target, target.max()), ax=[left, right], label="density", shrink=0.85)
-        left.set_title(f"features learned by VarPro ($M = {run.width}$, $\\lambda = {plots.power(run.lmbda)}$)")
+        left.set_title(f"learned features, $M = {run.width}$")
         right.set(title="teacher", ylabel="")
         title = figure.suptitle(" ")
         frames = []
@@ -212,7 +213,16 @@ def learned_density_animation(path: Path, seeds: Sequence[int] | None = None) ->
             canvas.draw()
             figure.set_layout_engine("none")  # the layout of the first frame holds for all: nothing jumps
             frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
-    return plots.write_gif(path, frames, colours=64)
+    return plots.write_gif(path, frames, _palette())
+
+
+def _palette() -> Image.Image:
+    """The colours of a density, and greys for letters and lines."""
+    tints = matplotlib.colormaps[_DENSITY_MAP](np.linspace(0, 1, 40))[:, :3]
+    greys = np.repeat(np.linspace(0, 1, 8)[:, None], 3, axis=1)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette((255 * np.concatenate([tints, greys])).round().astype(np.uint8).tobytes())
+    return palette
 
 
 def publish_animation(name: str = "convolution_animation") -> plots.Animation | None:

@@ -70,7 +70,7 @@ for run in SECTION.runs:
         log: f"logs/{run.label}.log"
         message: f"{run.experiment}, {run.parameters}, seeds {SEEDS}"
         params: command=with_python(run.command(SEEDS))
-        shell: "{params.command} > {log} 2>&1"
+        shell: "NUMBA_NUM_THREADS={threads} {params.command} > {log} 2>&1"
 
 
 for notebook, figures in SECTION.files.items():

@@ -14,6 +14,7 @@ with features 0. Sums over samples are formed in a fixed number of chunks, so th
 """
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +25,8 @@ import torch
 from numba import get_num_threads, njit, prange, set_num_threads, types
 from numba.extending import overload
 from scipy.linalg import blas, lapack
+
+from varpro.threads import Sharing, one_blas_thread
 
 KERNELS = ("laplace", "cos")
 _BLOCK = 128  # samples per block; 1024 float32 neurons of a block fill 512 kB
@@ -609,6 +612,7 @@ class TorusRoute:
         self._tolerance = _TOLERANCE[dtype]
         self._workspace: Workspace | None = None
         self._width = 0
+        self._sharing = Sharing()
 
     @staticmethod
     def own(tensor: torch.Tensor) -> np.ndarray:
@@ -631,8 +635,11 @@ class TorusRoute:
         ws, losses, epoch = self._workspace, np.full(epochs, np.nan), 0
         problem = (self.lmbda, self.centre, self.time_scale, self._tolerance, self._price())
         while epoch < epochs:
-            with self._threads():
-                epoch, ending = _epochs(self.samples, ws, self._width, self.laplace, *problem, losses, epoch)
+            threads, count = self._sharing.plan(self._most_threads(), epochs - epoch)
+            begin, first, part = time.perf_counter(), epoch, losses[: epoch + count]
+            with _threads(threads):
+                epoch, ending = _epochs(self.samples, ws, self._width, self.laplace, *problem, part, epoch)
+            self._sharing.note(threads, epoch - first, time.perf_counter() - begin)
             if ending != _MET:
                 self._renew()
             if ending == _MISSED:
@@ -667,15 +674,9 @@ class TorusRoute:
         self._renew()
         self._solve()
 
-    @contextmanager
-    def _threads(self) -> Iterator[None]:
-        """One thread where there is little to do; results do not depend on it."""
-        usual = get_num_threads()
-        set_num_threads(1 if self.samples.count * self._width <= _SERIAL else usual)
-        try:
-            yield
-        finally:
-            set_num_threads(usual)
+    def _most_threads(self) -> int:
+        """One where there is little to do, else as many as numba has."""
+        return 1 if self.samples.count * self._width <= _SERIAL else get_num_threads()
 
     def _evaluate(self) -> float:
         """Features, residual and slope at the state; returns |b|."""
@@ -691,6 +692,7 @@ class TorusRoute:
             gram = syrk(scale, block.astype(dtype, copy=False).T, beta=1.0, c=gram, trans=1, overwrite_c=1)
         return gram
 
+    @one_blas_thread()
     def _renew(self) -> None:
         """The inverse of A at the features at hand, as the preconditioner."""
         ws = self._workspace
@@ -700,6 +702,7 @@ class TorusRoute:
         ws.counts[_FACTORISATIONS] += 1
         ws.counts[_AGE:] = 0
 
+    @one_blas_thread()
     def _solve(self) -> None:
         """u <- argmin_u L with a fresh preconditioner at hand; exactly, where conjugate gradients do not do."""
         if self._corrected():
@@ -724,6 +727,17 @@ class TorusRoute:
         steps, met = _conjugate_gradients(self.samples, ws, self._width, self.lmbda, self._evaluate(), self._tolerance)
         _count(ws, steps, self._price())
         return met
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compiled loops in ``count`` threads meanwhile; results do not depend on it."""
+    usual = get_num_threads()
+    set_num_threads(count)
+    try:
+        yield
+    finally:
+        set_num_threads(usual)
 
 
 def _factored(gram: np.ndarray, lmbda: float) -> np.ndarray:

@@ -1,0 +1,61 @@
+"""How many threads a compiled loop takes, on a machine that others may be using too.
+
+Threads that share short loops wait for each other many times in an epoch. Where another process has one of the cores,
+every such wait can last until the scheduler comes round, and two threads are then far slower than one.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from threadpoolctl import ThreadpoolController
+
+_TRIAL = 4  # units
+_TRIAL_SHARE = 0.02  # of the time, at most, goes into trying again what was slower
+
+
+class Sharing:
+    """Chooses between one thread and several by trial, for work whose results do not depend on it.
+
+    The work is counted in units. Ask :meth:`plan`, do what it says, and :meth:`note` how long that took.
+    """
+
+    def __init__(self) -> None:
+        self._cost: dict[int, float] = {}  # seconds per unit, when last done, by number of threads
+        self._warm = False  # the very first unit may compile
+        self._since = 0.0  # seconds since the slower choice was tried
+
+    def plan(self, threads: int, units: int) -> tuple[int, int]:
+        """How many threads to take, of 1 or ``threads``, and for how many of the next ``units``."""
+        if threads == 1:
+            return 1, units
+        if not self._warm:
+            return 1, 1
+        for choice in (1, threads):
+            if choice not in self._cost:
+                return choice, min(units, _TRIAL)
+        best, other = sorted((1, threads), key=self._cost.get)
+        if self._since > _TRIAL * self._cost[other] / _TRIAL_SHARE:
+            return other, min(units, _TRIAL)
+        return best, units
+
+    def note(self, threads: int, units: int, seconds: float) -> None:
+        """``units`` were done by ``threads`` in ``seconds``."""
+        if not self._warm:
+            self._warm = True
+            return
+        trial = threads not in self._cost or threads != min(self._cost, key=self._cost.get)
+        self._since = 0.0 if trial else self._since + seconds
+        self._cost[threads] = seconds / units
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Matrix products and factorisations in one thread: always the same bits, and no waiting for a busy core."""
+    with _controller().limit(limits=1, user_api="blas"):
+        yield
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()

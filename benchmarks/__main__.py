@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from benchmarks import circle_epochs, start_up
+from benchmarks import circle_epochs, gpu_epochs, resnet_images, start_up, torus_epochs
 from benchmarks.measure import machine
 from varpro import plots
 
@@ -13,10 +13,12 @@ FOLDER = Path(__file__).parent
 
 
 def main() -> None:
-    """About five minutes on two cores."""
+    """About a quarter of an hour on two calm cores."""
     print(machine(), flush=True)
     epochs, points = circle_epochs.routes()
     wide, wide_points = circle_epochs.wide()
+    torus, gpu = torus_epochs.table(), gpu_epochs.table()
+    images = resnet_images.table()
     stages = start_up.stages()
     text = f"""# Benchmarks
 
@@ -39,6 +41,23 @@ machine's rate of multiply-adds; the gap is how far the route is above it (`benc
 VarPro epochs of the linear route, N = {circle_epochs.SAMPLES}.
 
 {wide}
+
+## Time per epoch on the torus
+
+The plain loop is PyTorch in float32 with autograd and an LU solve on all cores; the cg route solves every epoch to a
+relative residual of 1e-6 (`benchmarks/torus_epochs.py`: Laplace kernel, lambda 1e-3, unbiased).
+
+{torus}
+
+On a GPU, captured graphs (`benchmarks/gpu_epochs.py`): {gpu}
+
+## Images per second of the ResNet
+
+Batch size 128, random images of the shape of CIFAR-10, both loops on all that the machine has. The plain loop has a
+DataLoader with two workers and per-sample transforms (`benchmarks/resnet_plain.py`). Ratios are medians over
+turns.
+
+{images}
 
 ## A short run from start to end
 

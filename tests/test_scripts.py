@@ -15,6 +15,7 @@ from problems import random_problem
 from tolerances import EXACT
 
 from varpro import paper, results
+from VarPro_resnet.Experiment import parser as resnet_parser
 
 BIASED, UNBIASED, TWO_TIMESCALE = (
     f"{name}/Experiment.py" for name in (paper.BIASED, paper.UNBIASED, paper.TWO_TIMESCALE)
@@ -299,14 +300,14 @@ def test_make_diffusion_refuses(arguments, tmp_path, capsys):
 
 
 def readme_commands() -> list[tuple[str, list[str]]]:
-    """(script, arguments) of every ``python ...`` line; ``Experiment.py`` alone is that of the folder named last."""
+    """(script, arguments) of every ``python ...`` line; a script not at the top is in the folder named last."""
     commands, folder = [], None
     for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
         named = re.search(r"located in the directory `([^`]+)`", line)
         folder = named.group(1) if named else folder
         if line.startswith("python ") and not line.startswith("python -m"):
             _, script, *arguments = shlex.split(line)
-            commands.append((f"{folder}/{script}" if script == "Experiment.py" else script, arguments))
+            commands.append((script if (ROOT / script).exists() else f"{folder}/{script}", arguments))
     return commands
 
 
@@ -315,7 +316,9 @@ def test_every_command_of_the_readme_is_one_the_scripts_take():
     assert len(commands) == len(set(map(str, commands))) + 5  # five experiments list one run as width and as lambda
     for script, arguments in commands:
         module = load_script(script)
-        module.parser().parse_args(arguments)
+        resnet = script.startswith("VarPro_resnet/CIFAR10_")
+        parser = resnet_parser(**module.CHOICES) if resnet else module.parser()
+        parser.parse_args(arguments)
 
 
 @pytest.mark.parametrize("script", [*CIRCLE, "make_diffusion.py"])
@@ -331,7 +334,7 @@ def test_the_readme_lists_every_run_of_the_grid_that_the_user_asked_for():
     listed = set()
     for script, arguments in readme_commands():
         experiment = script.partition("/")[0]
-        if "--lambda" in arguments:
+        if "--student_width" in arguments and "--lambda" in arguments:
             options = load_script(script).parser().parse_args(arguments)
             listed.add(paper.Run(experiment, options.lmbda, options.student_width, options.gamma, options.epochs))
     assert len(listed) == 22 + 12  # circle and torus

@@ -37,7 +37,7 @@ RESNET = {
     "digits": 1e-12,  # mean and standard deviation of 1.5 million pixels, summed in another order
 }
 
-RESNET = {
+RESNET_TRAINING = {
     "gradient": 1e-6,  # relative; central differences across the kinks of ReLU, about 1e-7
     "trajectory": 1e-9,  # relative, 9 steps in float64 against literal ones; batch-norm magnifies round-off
     "statistics": 1e-12,  # one mean and one variance in another order

@@ -243,7 +243,7 @@ TORUS_DENSITY_RUN = Run(TORUS_UNBIASED)  # the learned features of the animation
 
 CIFAR_BATCHES = (64, 128, 256, 512, 1024)
 CIFAR_RUNS = [ResNetRun(optimizer, batch) for optimizer in OPTIMIZERS for batch in CIFAR_BATCHES]
-DIGITS_BATCHES = (64, 256)
+DIGITS_BATCHES = (64, 128)
 _DIGITS_LENGTH = {"epochs": _length(10), "final_epochs": 2}
 DIGITS_RUNS = [
     ResNetRun(optimizer, batch, "digits", variant, **_DIGITS_LENGTH)

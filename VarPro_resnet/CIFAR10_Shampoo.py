@@ -1,0 +1,15 @@
+"""ResNet-20 on CIFAR-10 by Shampoo in every parameter.
+
+Section 6.2 of the paper; Experiment.py says what is computed. Results go to results/ beside this script.
+
+    python CIFAR10_Shampoo.py --lmbda 1e-3 --batch_size 64 --time_scale 1e-2 --momentum 0.9 --epochs 100
+
+for --batch_size 64, 128, 256, 512, 1024.
+"""
+
+from VarPro_resnet.Experiment import main
+
+CHOICES = {"optimizer": "shampoo", "dataset": "cifar10", "description": __doc__}
+
+if __name__ == "__main__":
+    main(**CHOICES)

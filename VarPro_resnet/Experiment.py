@@ -1,0 +1,62 @@
+"""ResNet-20 on CIFAR-10 by stochastic VarPro, by SGD with momentum, or by Shampoo.
+
+Square loss of one-hot targets and a ridge penalty on the outer weights u, penalty centre 0 (paper, Section 6.2).
+Without --dataset cifar10, scikit-learn's handwritten digits stand in for CIFAR-10: they need no download. Results go to
+results/ beside this script, one file per seed.
+
+    python Experiment.py --optimizer varprom --batch_size 64 --epochs 20
+    python CIFAR10_VarProM.py --lmbda 1e-3 --batch_size 64 --time_scale 1e-3 --momentum 0.9 --epochs 100
+    python CIFAR10_SGDM.py --lmbda 1e-3 --batch_size 64 --time_scale 1e-3 --momentum 0.9 --epochs 100
+    python CIFAR10_Shampoo.py --lmbda 1e-3 --batch_size 64 --time_scale 1e-2 --momentum 0.9 --epochs 100
+"""
+
+from torch.optim import SGD
+
+from varpro import cli
+from VarPro_resnet import runs
+from VarPro_resnet.resnet import WIDTH
+from VarPro_resnet.runs import Numbers
+from VarPro_resnet.shampoo import Shampoo
+from VarPro_resnet.training import Descent, VarProM
+
+OPTIMIZERS = {  # with the numbers of the published curves
+    "varprom": Numbers(time_scale=1e-3, momentum=0.5),
+    "sgdm": Numbers(time_scale=1e-3, momentum=0.9),
+    "shampoo": Numbers(time_scale=1e-2, momentum=0.0),
+}
+
+
+def step(network, options):
+    """The training step of the chosen optimizer."""
+    rate = WIDTH * options.time_scale  # eta = M * time_scale
+    shared = {"lmbda": options.lmbda, "mixed_precision": options.mixed_precision}
+    if options.optimizer == "varprom":
+        # u is an average of the ridge solutions of the mini-batches; the features take plain gradient steps
+        return VarProM(network, SGD(network.features.parameters(), rate), averaging=options.momentum, **shared)
+    if options.optimizer == "sgdm":
+        descent = SGD(network.parameters(), rate, options.momentum)
+    else:
+        variant, every = options.shampoo_variant, options.update_every
+        descent = Shampoo(network.parameters(), rate, options.momentum, 1e-4, every, variant)
+    return Descent(network, descent, **shared)
+
+
+def parser(optimizer=None, dataset="digits", description=__doc__):
+    """The options of this experiment with its numbers; ``optimizer`` names one where the user has no choice."""
+    options = cli.parser(description)
+    runs.add_problem(options, dataset=dataset, lmbda=1e-3)
+    runs.add_optimizer(options, OPTIMIZERS, optimizer)
+    runs.add_training(options, batch_size=64, epochs=100, final_epochs=10)
+    runs.add_run(options)
+    return options
+
+
+@cli.command
+def main(argv=None, *, optimizer=None, dataset="digits", description=__doc__):
+    options = runs.parse(parser(optimizer, dataset, description), argv, OPTIMIZERS, optimizer)
+    for run in runs.runs(options):
+        runs.perform(run, step(run.network, options), resume=options.resume, progress=options.progress)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""What the ResNet scripts share around the training itself: options, which file a run belongs to, what is written."""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from varpro import cli, results
+from VarPro_resnet import cifar
+from VarPro_resnet.resnet import ResNet20
+from VarPro_resnet.shampoo import VARIANTS
+from VarPro_resnet.training import Descent, Plan, Record, train
+
+_SHAMPOO = ("shampoo_variant", "update_every")
+_MOMENTUM = "of the steps, from 0 to below 1; for varprom the weight of the old outer weights in the new ones"
+_NAMED = ("time_scale", "momentum", "final_epochs", *_SHAMPOO, "mixed_precision", "tf32", "dtype")
+# ... are in the file name where they are not the default
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The defaults of an optimizer, those of the published curves."""
+
+    time_scale: float
+    momentum: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of one optimizer, ready to train."""
+
+    config: dict
+    path: Path
+    images: cifar.Images  # on the device of the network
+    plan: Plan
+    network: ResNet20
+
+
+# --- options -----------------------------------------------------------------------------------------------------
+
+
+def add_problem(to: argparse.ArgumentParser, *, dataset: str, lmbda: float) -> None:
+    """The learning problem; the keywords are the script's defaults."""
+    group = to.add_argument_group("problem")
+    group.add_argument(
+        "--dataset",
+        choices=cifar.DATASETS,
+        default=dataset,
+        help="cifar10 is downloaded once; digits comes with scikit-learn, 1500 + 297 images; synthetic is noise of the "
+        "size of cifar10, to measure speed",
+    )
+    group.add_argument(
+        "--data-dir",
+        "--data_dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of the downloaded data (default: data/ in the repository)",
+    )
+    cli.add_seeds(group)
+    cli.add_lambda(group, lmbda)
+
+
+def add_optimizer(to: argparse.ArgumentParser, optimizers: Mapping[str, Numbers], optimizer: str | None) -> None:
+    """The optimizer and its numbers. Where ``optimizer`` names one of ``optimizers``, the user has no choice of it."""
+    group = to.add_argument_group("optimizer")
+    if optimizer is None:
+        group.add_argument("--optimizer", choices=list(optimizers), default=next(iter(optimizers)), help="what trains")
+    _add_number(
+        group,
+        "time_scale",
+        optimizers,
+        optimizer,
+        type=cli.pace,
+        metavar="H",
+        help="learning rate of the features, per neuron: eta = 64 * time_scale",
+    )
+    _add_number(
+        group,
+        "momentum",
+        optimizers,
+        optimizer,
+        type=cli.momentum,
+        metavar="M",
+        help=_MOMENTUM if optimizer is None else _MOMENTUM.split("; ")[optimizer == "varprom"],
+    )
+    if optimizer in (None, "shampoo"):
+        group.add_argument(
+            "--shampoo_variant",
+            choices=VARIANTS,
+            default=VARIANTS[0],
+            help="Shampoo of the published curves, or of Gupta, Koren, Singer 2018",
+        )
+        group.add_argument(
+            "--update_every",
+            type=cli.whole(1),
+            default=1,
+            metavar="K",
+            help="new roots of the preconditioners of Shampoo in every K-th step",
+        )
+
+
+def _add_number(group, name: str, optimizers: Mapping[str, Numbers], optimizer: str | None, **keywords) -> None:
+    """A number with a default per optimizer, which :func:`parse` fills in where none is fixed."""
+    defaults = {key: getattr(numbers, name) for key, numbers in optimizers.items()}
+    if optimizer is None:
+        each = ", ".join(f"{value:g} for {key}" for key, value in defaults.items())
+        keywords["help"] += f" (default: {each})"
+    group.add_argument(f"--{name}", default=defaults.get(optimizer), **keywords)
+
+
+def add_training(to: argparse.ArgumentParser, *, batch_size: int, epochs: int, final_epochs: int) -> None:
+    """Length of the training; the keywords are the script's defaults."""
+    group = to.add_argument_group("training")
+    group.add_argument(
+        "--batch_size", type=cli.whole(1), default=batch_size, metavar="B", help="number of images in a step"
+    )
+    group.add_argument("--epochs", type=cli.whole(1), default=epochs, metavar="E", help="passes over the data")
+    group.add_argument(
+        "--final_epochs",
+        type=cli.whole(0),
+        default=final_epochs,
+        metavar="F",
+        help="passes after these, at half the rate",
+    )
+
+
+def add_run(to: argparse.ArgumentParser) -> None:
+    """How and where to run, and where the file goes."""
+    group = to.add_argument_group("run")
+    group.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on from the checkpoint of a run that was interrupted (default: yes)",
+    )
+    group.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="where to compute; auto is CUDA where there is a device",
+    )
+    group.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="precision")
+    group.add_argument(
+        "--mixed_precision",
+        action="store_true",
+        help="compute the features in bfloat16; loss and ridge solve stay in full precision",
+    )
+    group.add_argument(
+        "--tf32", action="store_true", help="let float32 products on CUDA use TF32, which keeps 10 bits of every factor"
+    )
+    cli.add_output(to)
+
+
+def parse(
+    of: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    optimizers: Mapping[str, Numbers],
+    optimizer: str | None,
+) -> argparse.Namespace:
+    """Parsed options with the numbers of the chosen optimizer filled in.
+
+    Raises UsageError on options that do not go together.
+    """
+    options = cli.parse(of, argv)
+    if optimizer is not None:
+        options.optimizer = optimizer
+    for name, value in vars(optimizers[options.optimizer]).items():
+        options.defaults[name] = value
+        if name not in options.given:
+            setattr(options, name, value)
+    if options.optimizer != "shampoo":
+        for name in sorted(options.given & set(_SHAMPOO)):
+            raise cli.UsageError(f"--{name}: has no effect here; it goes with --optimizer shampoo")
+    options.device = cli.resolve_device(options)
+    if options.mixed_precision and options.dtype != "float32":
+        raise cli.UsageError("--mixed_precision: has no effect here; it goes with --dtype float32")
+    if options.tf32 and (options.device, options.dtype) != ("cuda", "float32"):
+        raise cli.UsageError("--tf32: has no effect here; it goes with --device cuda --dtype float32")
+    return options
+
+
+# --- runs --------------------------------------------------------------------------------------------------------
+
+
+def runs(options: argparse.Namespace) -> Iterator[Run]:
+    """The runs that ``options`` ask for and that do not exist yet; the others are reported and skipped.
+
+    Raises UsageError or ResultError, each a line for the user, before a run with wrong options starts.
+    """
+    images = None
+    for seed in options.seed:
+        config = _config(options, seed)
+        path = (options.output or results.directory("VarPro_resnet")) / _file_name(options, config)
+        results.prepare(path)
+        if not options.force and results.complete(path, config):
+            print(f"{_label(config)}: kept {path}", flush=True)
+            continue
+        if images is None:  # one that has its results needs no data
+            images = _images(options)
+        plan = Plan(len(images.train), options.batch_size, options.epochs, options.final_epochs)
+        yield Run(config | {"device": options.device}, path, images, plan, _network(options, seed, images.classes))
+
+
+def perform(run: Run, step: Descent, *, resume: bool, progress: bool) -> None:
+    """Train and save one run; an interrupted one goes on from its checkpoint."""
+    config, label = run.config, _label(run.config)
+    checkpoint = run.path.with_suffix(".checkpoint")
+    record = train(
+        step,
+        run.images,
+        run.plan,
+        seed=config["seed"],
+        memory_format=memory_format(config["device"], config["mixed_precision"] or config["tf32"]),
+        tf32=config["tf32"],
+        checkpoint=checkpoint,
+        config=config,
+        resume=resume,
+        progress=progress,
+        label=label,
+        report=lambda line: print(f"{label}: {line}", flush=True),
+    )
+    results.save(run.path, _contents(run, record))
+    checkpoint.unlink(missing_ok=True)
+    print(
+        f"{label}: {run.plan.passes} passes in {cli.duration(record.elapsed)}, loss "
+        f"{record.loss[-run.plan.steps_per_pass :].mean():.5g}, test accuracy {record.accuracy[-1]:.4f}\n"
+        f"{label}: wrote {run.path}",
+        flush=True,
+    )
+
+
+def memory_format(device: str, reduced: bool) -> torch.memory_format:
+    """The layout of images that is fast: the one that the convolutions of CPUs and, at ``reduced`` precision, of tensor
+    cores compute in; those of CUDA in float32 are made for the usual one."""
+    return torch.channels_last if device == "cpu" or reduced else torch.contiguous_format
+
+
+def _contents(run: Run, record: Record) -> dict:
+    return {
+        "config": run.config,
+        "loss": record.loss,
+        "accuracy": record.accuracy,
+        "learning_rate": record.learning_rate,
+        "network": run.network.state_dict(),
+        "elapsed_time": record.elapsed,
+        "images_per_second": run.plan.passes * run.plan.images / record.elapsed,  # tests included in the time
+        "provenance": results.provenance(run.config["device"])
+        | {"torchvision": metadata.version("torchvision"), "threads": str(torch.get_num_threads())},
+    }
+
+
+def _config(options: argparse.Namespace, seed: int) -> dict:
+    config = {
+        "experiment": "VarPro_resnet",
+        "dataset": options.dataset,
+        "optimizer": options.optimizer,
+        "batch_size": options.batch_size,
+        "lambda": options.lmbda,
+        "time_scale": options.time_scale,
+        "momentum": options.momentum,
+        "epochs": options.epochs,
+        "final_epochs": options.final_epochs,
+        "dtype": options.dtype,
+        "mixed_precision": options.mixed_precision,
+        "tf32": options.tf32,
+        "seed": seed,
+        "name": options.name,
+    }
+    if options.optimizer == "shampoo":
+        config |= {name: getattr(options, name) for name in _SHAMPOO}
+    return config
+
+
+def _file_name(options: argparse.Namespace, config: dict) -> str:
+    """States the paper's parameters always, the others where they are not the default."""
+    stated = {key: config[key] for key in ("dataset", "optimizer", "batch_size", "lambda", "epochs")}
+    stated |= {key: config[key] for key in _NAMED if key in config and config[key] != options.defaults[key]}
+    return results.file_name(stated | {"seed": config["seed"]}, options.name)
+
+
+def _label(config: dict) -> str:
+    return f"{config['optimizer']} seed {config['seed']}"
+
+
+def _images(options: argparse.Namespace) -> cifar.Images:
+    images = cifar.load(options.dataset, options.data_dir or results.ROOT / "data")
+    if options.batch_size > len(images.train):
+        raise cli.UsageError(f"--batch_size {options.batch_size}: {options.dataset} has {len(images.train)} images")
+    return images.to(options.device)
+
+
+def _network(options: argparse.Namespace, seed: int, classes: int) -> ResNet20:
+    """Initialised on the CPU from ``seed``, the same on every device."""
+    torch.manual_seed(seed)
+    return ResNet20(classes).to(options.device, getattr(torch, options.dtype))

@@ -1,0 +1,426 @@
+"""Stochastic training of a ResNet: steps on mini-batches, passes over the data, tests, checkpoint and resume.
+
+The loss of a mini-batch of B images with one-hot targets y (B, k), for features phi (B, M), M = 64, and outer weights u
+(M, k), is that of the paper's Section 6.2:
+
+    L = (1 / (2 lam)) mean_{i,k} (phi u / M - y)^2 + (1/2) mean_{j,k} u^2
+
+A pass shows every image once, in a new order and newly augmented; its last mini-batch may be smaller.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from varpro import results, ridge
+from varpro.cli import duration
+from VarPro_resnet import cifar
+from VarPro_resnet.resnet import ResNet20
+
+_CENTRE = 0.0  # c of the penalty (u - c)^2 / 2
+_TEST_BATCH = 500  # images
+_TIMED_STEPS, _TIMED_SECONDS = 2, 1.0  # at least, before the cost of a run is estimated
+_CHECKPOINT_SECONDS = 60.0
+
+Report = Callable[[str], None]
+
+
+class Descent:
+    """A step of ``optimizer`` along the gradient of L, in whichever parameters of ``network`` it was given.
+
+    With ``mixed_precision`` the features are computed in bfloat16 where that is safe, and everything after them in the
+    precision of the parameters.
+    """
+
+    def __init__(
+        self,
+        network: ResNet20,
+        optimizer: torch.optim.Optimizer,
+        lmbda: float,
+        *,
+        mixed_precision: bool = False,
+    ) -> None:
+        self.network, self.optimizer, self.lmbda = network, optimizer, lmbda
+        self.mixed_precision = mixed_precision
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+
+    def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """One step on ``images (B, 3, 32, 32)`` and ``targets (B, k)``; returns their loss before it, a scalar.
+
+        The features are computed once, and nothing here waits for the device.
+        """
+        features = self._features(images)
+        self._before_loss(features.detach(), targets)
+        loss = ridge.loss(features, targets, self.network.outer, self.lmbda, _CENTRE)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def slow_down(self, factor: float) -> float:
+        """Take steps of ``factor`` times the first rate from now on; returns the rate."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = factor * rate
+        return factor * self._rates[0]
+
+    def check(self) -> None:
+        """Raise FloatingPointError where a step since the beginning has failed in a way that its loss may not show."""
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed_precision):
+            features = self.network.features(images)
+        return features.to(images.dtype)
+
+    def _before_loss(self, features: torch.Tensor, targets: torch.Tensor) -> None:
+        """What happens between the features (B, M) and their loss."""
+
+
+class VarProM(Descent):
+    """Descent in the features only; u is a running average of the optimal outer weights of the mini-batches.
+
+    With ``averaging`` m, every step does u <- m u + (1 - m) argmin_u L and then descends along dL/dtheta with this u
+    held fixed. For m = 0 that is the gradient of the reduced loss min_u L (envelope theorem), for m > 0 it is not.
+    """
+
+    def __init__(
+        self,
+        network: ResNet20,
+        optimizer: torch.optim.Optimizer,
+        lmbda: float,
+        averaging: float,
+        *,
+        mixed_precision: bool = False,
+    ) -> None:
+        super().__init__(network, optimizer, lmbda, mixed_precision=mixed_precision)
+        self.averaging = averaging
+        network.readout.requires_grad_(False)
+        self._failed = torch.zeros((), dtype=torch.bool, device=network.outer.device)
+
+    def check(self) -> None:
+        """Raise FloatingPointError where a ridge system was not positive definite."""
+        if self._failed.item():
+            raise FloatingPointError(
+                f"inner solve: a system was not positive definite at lambda {self.lmbda:g}; use a larger lambda"
+            )
+
+    @torch.no_grad()
+    def _before_loss(self, features: torch.Tensor, targets: torch.Tensor) -> None:
+        # float64, whatever the features are: the condition number of the system grows like 1 / lam (2e3 at 1e-3, where
+        # float32 is 3e-5 off in u), and at a size of 64 x 64 or less nothing is saved by less
+        solution, failed = ridge.solve_unchecked(features.double(), targets.double(), self.lmbda, _CENTRE)
+        outer = self.network.outer
+        outer.lerp_(solution.to(outer.dtype), 1 - self.averaging)  # u <- m u + (1 - m) u_new
+        self._failed |= failed != 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is: ``epochs`` passes over the data and ``final_epochs`` more at half the rate."""
+
+    images: int
+    batch_size: int
+    epochs: int
+    final_epochs: int
+
+    @property
+    def passes(self) -> int:
+        """In all."""
+        return self.epochs + self.final_epochs
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Mini-batches of a pass, a smaller last one included."""
+        return math.ceil(self.images / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """In all."""
+        return self.passes * self.steps_per_pass
+
+    def factor(self, number: int) -> float:
+        """On the learning rate in pass ``number``, counted from 0."""
+        return 1.0 if number < self.epochs else 0.5
+
+
+@dataclass
+class Record:
+    """What is kept of a run beside the final network, on the CPU."""
+
+    loss: torch.Tensor  # (steps,) float64, of every mini-batch before its step, at the u used
+    accuracy: torch.Tensor  # (passes + 1,) float64, share of the test images, before training and after every pass
+    learning_rate: torch.Tensor  # (passes,) float64
+    elapsed: float = 0.0  # seconds of training and tests, over all sittings
+
+
+@contextmanager
+def arithmetic(*, tf32: bool) -> Iterator[None]:
+    """Whether float32 products and convolutions on CUDA may round their factors to TF32 (10 bits) meanwhile.
+
+    PyTorch's default lets convolutions do so.
+    """
+    convolutions = torch.backends.cudnn.conv
+    usual, convolutions.fp32_precision = convolutions.fp32_precision, "tf32" if tf32 else "ieee"
+    try:
+        with ridge.matrix_products(tf32=tf32):
+            yield
+    finally:
+        convolutions.fp32_precision = usual
+
+
+def accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
+    """Share of ``images (N, 3, 32, 32)`` that the network in evaluation mode gives the right of the ``labels (N,)``."""
+    training = network.training
+    network.eval()
+    with torch.no_grad():
+        batches = zip(images.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True)
+        right = sum((network(batch).argmax(dim=1) == answers).sum() for batch, answers in batches)
+    network.train(training)
+    return right.item() / len(labels)
+
+
+def train(
+    step: Descent,
+    images: cifar.Images,
+    plan: Plan,
+    *,
+    seed: int,
+    memory_format: torch.memory_format = torch.channels_last,
+    tf32: bool = False,
+    checkpoint: Path | None = None,
+    config: Mapping[str, object] | None = None,
+    resume: bool = True,
+    progress: bool = False,
+    label: str = "training",
+    report: Report | None = None,
+) -> Record:
+    """Train ``step.network`` through ``plan`` on ``images``, which are where the network is.
+
+    Order and augmentation of the images come from a generator on the CPU with ``seed``, the same on every device. With
+    ``checkpoint`` the state is kept there about once a minute, and a later call with the same ``config`` goes on from
+    it if ``resume``, on the CPU to the same last bit; the file is left for the caller to remove. ``report`` receives
+    lines for the user, with the cost of the run unless ``progress`` shows it. Raises FloatingPointError with the pass
+    and the step where the loss stops being finite, at the end of that pass.
+    """
+    run = _Run(step, images, plan, seed, memory_format, label)
+    files = _Checkpoints(checkpoint, config, report)
+    if resume:
+        files.restore(run)
+    watch = _Watch(run, None if progress else report)
+    bar = tqdm(total=plan.steps, initial=run.step, desc=label, unit="step", disable=not progress)
+    with bar, arithmetic(tf32=tf32):
+        run.begin()
+        while run.step < plan.steps:
+            for _ in run.steps_of_pass():
+                bar.update()
+                watch.look()
+                files.offer(run)
+            if progress:
+                bar.set_postfix(loss=f"{run.last_loss:.4g}", accuracy=f"{run.last_accuracy:.3f}")
+    return run.record()
+
+
+class _Run:
+    """The state of a training and its record so far."""
+
+    def __init__(
+        self,
+        step: Descent,
+        images: cifar.Images,
+        plan: Plan,
+        seed: int,
+        memory_format: torch.memory_format,
+        label: str,
+    ) -> None:
+        self.take_step, self.images, self.plan, self.label = step, images, plan, label
+        self.network = step.network.train().to(memory_format=memory_format)
+        weights = self.network.outer
+        self.dtype, self.memory_format = weights.dtype, memory_format
+        self.test = cifar.normalise(images.test, images.mean, images.std, self.dtype, memory_format)
+        self.targets = nn.functional.one_hot(images.train_labels, images.classes).to(self.dtype)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.pass_start = self.generator.get_state()
+        self.step, self.tests = 0, 0
+        self.losses = torch.full((plan.steps,), math.nan, dtype=torch.float64, device=weights.device)
+        self.accuracies = torch.full((plan.passes + 1,), math.nan, dtype=torch.float64)
+        self.rates = torch.full((plan.passes,), math.nan, dtype=torch.float64)
+        self.testing = 0.0  # seconds in the tests, over all sittings
+        self.elapsed = 0.0  # seconds before this sitting
+        self.began = time.perf_counter()
+
+    @property
+    def last_loss(self) -> float:
+        """Mean over the last pass."""
+        return self.losses[self.step - self.plan.steps_per_pass : self.step].mean().item()
+
+    @property
+    def last_accuracy(self) -> float:
+        return self.accuracies[self.tests - 1].item()
+
+    def begin(self) -> None:
+        """Test the network before its first step."""
+        if self.tests == 0:
+            self._test()
+
+    def steps_of_pass(self) -> Iterator[None]:
+        """The steps that are left of the pass at hand, and the test after them, which comes before the last yield."""
+        number, done = divmod(self.step, self.plan.steps_per_pass)
+        self.rates[number] = self.take_step.slow_down(self.plan.factor(number))
+        self.generator.set_state(self.pass_start)
+        draws = cifar.draw(len(self.images.train), self.generator, self.images.flips)
+        images = cifar.augment(
+            self.images.train,
+            draws,
+            self.images.mean,
+            self.images.std,
+            dtype=self.dtype,
+            memory_format=self.memory_format,
+        )
+        targets = self.targets[draws.order.to(self.targets.device)]
+        batches = list(zip(images.split(self.plan.batch_size), targets.split(self.plan.batch_size), strict=True))
+        for place in range(done, len(batches)):
+            self._step(*batches[place])
+            if place == len(batches) - 1:
+                self._end_pass()
+            yield
+
+    def _step(self, images: torch.Tensor, targets: torch.Tensor) -> None:
+        try:
+            self.losses[self.step] = self.take_step(images, targets)
+        except FloatingPointError as error:
+            self._check_losses()
+            raise FloatingPointError(f"{self._place(self.step)}: {error}; try a smaller --time_scale") from None
+        self.step += 1
+
+    def _end_pass(self) -> None:
+        self._check_losses()
+        self.take_step.check()
+        self._test()
+        self.pass_start = self.generator.get_state()
+
+    def _check_losses(self) -> None:
+        bad = torch.nonzero(~torch.isfinite(self.losses[: self.step]))
+        if len(bad):
+            raise FloatingPointError(f"{self._place(int(bad[0]))}: the loss is not finite; try a smaller --time_scale")
+
+    def _place(self, step: int) -> str:
+        number, within = divmod(step, self.plan.steps_per_pass)
+        return f"{self.label}: pass {number + 1}, step {within + 1}"
+
+    def _test(self) -> None:
+        _wait(self.losses.device)
+        begin = time.perf_counter()
+        self.accuracies[self.tests] = accuracy(self.network, self.test, self.images.test_labels)
+        self.tests += 1
+        self.testing += time.perf_counter() - begin
+
+    def seconds(self) -> float:
+        return self.elapsed + time.perf_counter() - self.began
+
+    def state(self) -> dict[str, Any]:
+        """All that a later sitting needs to go on to the last bit."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.take_step.optimizer.state_dict(),
+            "pass_start": self.pass_start,  # state of the generator when the pass at hand began
+            "step": self.step,
+            "loss": self.losses[: self.step],
+            "accuracy": self.accuracies[: self.tests],
+            "learning_rate": self.rates[: self.tests],
+            "testing": self.testing,
+            "elapsed": self.seconds(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
+        self.network.load_state_dict(state["network"])
+        self.take_step.optimizer.load_state_dict(state["optimizer"])
+        self.pass_start, self.step, self.elapsed = state["pass_start"], state["step"], state["elapsed"]
+        self.losses[: self.step] = state["loss"]
+        self.tests, self.testing = len(state["accuracy"]), state["testing"]
+        self.accuracies[: self.tests] = state["accuracy"]
+        self.rates[: self.tests] = state["learning_rate"]
+
+    def record(self) -> Record:
+        return Record(self.losses.cpu(), self.accuracies, self.rates, self.seconds())
+
+
+class _Checkpoints:
+    """The file from which a killed run goes on, written about once a minute; no file for ``path`` None."""
+
+    def __init__(self, path: Path | None, config: Mapping[str, object] | None, report: Report | None) -> None:
+        self.path, self.config, self.report = path, config, report
+        self.due = time.perf_counter() + _CHECKPOINT_SECONDS
+
+    def restore(self, run: _Run) -> None:
+        """Let ``run`` go on from the file, if it holds a state of the same configuration."""
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            saved = results.load(self.path)
+        except results.ResultError as error:
+            self._say(f"starts anew: {error}")
+            return
+        found = saved.get("config") or {}
+        differing = [key for key in self.config if found.get(key) != self.config[key]]
+        if differing:
+            key = differing[0]
+            self._say(f"starts anew: {self.path} has {key} = {found.get(key)}, not {self.config[key]}")
+            return
+        run.restore(saved)
+        self._say(f"goes on after step {run.step} of {run.plan.steps}")
+
+    def offer(self, run: _Run) -> None:
+        """Write the state of ``run`` if it is time."""
+        if self.path is None or time.perf_counter() < self.due:
+            return
+        results.save(self.path, {"config": self.config, **run.state()})
+        self.due = time.perf_counter() + _CHECKPOINT_SECONDS
+
+    def _say(self, line: str) -> None:
+        if self.report is not None:
+            self.report(line)
+
+
+class _Watch:
+    """Says once, after the first steps, what the run will cost."""
+
+    def __init__(self, run: _Run, report: Report | None) -> None:
+        self.run, self.report = run, report
+        self.first: int | None = None  # steps done when the clock started
+
+    def look(self) -> None:
+        """To be called after every step. The first one is not timed: it may choose algorithms."""
+        if self.report is None:
+            return
+        if self.first is None:
+            self.first, self.started = self.run.step, self._training_seconds()
+        elif self.run.step >= self.first + _TIMED_STEPS:
+            spent = self._training_seconds() - self.started
+            if spent >= _TIMED_SECONDS:
+                self.report(self._estimate(spent / (self.run.step - self.first)))
+                self.report = None
+
+    def _training_seconds(self) -> float:
+        _wait(self.run.losses.device)
+        return self.run.seconds() - self.run.testing
+
+    def _estimate(self, seconds_per_step: float) -> str:
+        run, plan = self.run, self.run.plan
+        tests = run.testing / run.tests * (plan.passes + 1 - run.tests)
+        left = seconds_per_step * (plan.steps - run.step) + tests
+        size = sum(tensor.nbytes for tensor in run.network.state_dict().values()) + 8 * plan.steps
+        rate = plan.images / (plan.steps_per_pass * seconds_per_step)
+        return f"{rate:.0f} images/s, about {duration(left)} to go; the result will take {size / 1e6:.2g} MB"
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

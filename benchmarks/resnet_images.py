@@ -1,0 +1,99 @@
+"""Images per second in the training of ResNet-20, against the plain loop of ``benchmarks/resnet_plain.py``.
+
+Random images of the shape of CIFAR-10. The loops take turns, each turn after a few steps that are not timed, in which
+the loading workers of the plain loop come to their usual pace and then to rest; their work is part of its time. About
+ten minutes on two calm cores; on busy ones the threads of a loop wait for each other, and OMP_NUM_THREADS=1 is faster.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks import measure
+from benchmarks.resnet_plain import PlainLoop
+from VarPro_resnet.cifar import Images, synthetic
+from VarPro_resnet.Experiment import OPTIMIZERS, parser, step
+from VarPro_resnet.resnet import ResNet20
+from VarPro_resnet.runs import memory_format, parse
+from VarPro_resnet.training import Plan, train
+
+BATCH, LMBDA = 128, 1e-3
+WARM_UP = 5  # steps
+RUN = 110 * 50_000  # images that a run of the paper is trained on
+
+Steps = Callable[[int], None]
+
+
+def _ours(optimizer: str, *arguments: str) -> Steps:
+    """The package's loop: a pass over as many images as there are to be steps."""
+    options = parse(parser(optimizer), ["--batch_size", str(BATCH), *arguments], OPTIMIZERS, optimizer)
+    network = ResNet20().to(options.device)
+    take = step(network, options)
+    sets: dict[int, Images] = {}
+
+    def steps(count: int) -> None:
+        if count not in sets:
+            sets[count] = synthetic(count * BATCH, 1).to(options.device)
+        layout = memory_format(options.device, options.mixed_precision)
+        train(take, sets[count], Plan(count * BATCH, BATCH, 1, 0), seed=0, memory_format=layout)
+
+    return steps
+
+
+def _plain(optimizer: str, images: Images) -> Steps:
+    numbers = OPTIMIZERS[optimizer]
+    return PlainLoop(optimizer, images, BATCH, LMBDA, numbers.time_scale, numbers.momentum).steps
+
+
+def _seconds(steps: Steps, count: int) -> float:
+    """Seconds per image over ``count`` steps, after some that are not timed."""
+    steps(WARM_UP)
+    _wait()
+    begin = time.perf_counter()
+    steps(count)
+    _wait()
+    return (time.perf_counter() - begin) / (count * BATCH)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def table(rounds: int = 5, count: int = 20) -> str:
+    """Images per second of the two loops, the median of their ratio over the turns, and the time of a paper's run."""
+    images = synthetic(50_000, 1)
+    variants = {"": [], "mixed precision": ["--mixed_precision"]}
+    rows = []
+    for optimizer in OPTIMIZERS:
+        loops = {"plain": _plain(optimizer, images)}
+        loops |= {name: _ours(optimizer, *arguments) for name, arguments in variants.items()}
+        seconds = [{name: _seconds(loop, count) for name, loop in loops.items()} for _ in range(rounds)]
+        median = {name: statistics.median(turn[name] for turn in seconds) for name in loops}
+        for name in variants:
+            ratio = statistics.median(turn["plain"] / turn[name] for turn in seconds)
+            rows.append(
+                [
+                    " ".join([optimizer, name]).strip(),
+                    f"{1 / median['plain']:.0f}",
+                    f"{1 / median[name]:.0f}",
+                    f"{ratio:.2f}",
+                    f"{median['plain'] * RUN / 3600:.2f} h",
+                    f"{median[name] * RUN / 3600:.2f} h",
+                ]
+            )
+            print(" ".join(rows[-1]), flush=True)
+        del loops  # and the workers with it
+    header = [f"batch {BATCH}", "plain, images/s", "ours, images/s", "ratio", "plain, 110 passes", "ours, 110 passes"]
+    return measure.table(header, rows)
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--rounds", type=int, default=5, help="turns of each loop")
+    options.add_argument("--steps", type=int, default=20, help="timed steps in a turn")
+    print(measure.machine())
+    print(table(*vars(options.parse_args()).values()))

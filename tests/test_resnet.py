@@ -1,0 +1,538 @@
+"""Training of ResNets: steps against literal ones and finite differences, resuming to the last bit, and the scripts."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, load_script
+from tolerances import RESNET_TRAINING, SOLVE
+
+from varpro import results, ridge
+from VarPro_resnet import cifar, runs, training
+from VarPro_resnet.Experiment import OPTIMIZERS, main, parser, step
+from VarPro_resnet.resnet import WIDTH, ResNet20
+from VarPro_resnet.shampoo import Shampoo
+from VarPro_resnet.training import Plan, VarProM, train
+
+LMBDA, CLASSES = 1e-3, 3
+PLAN = Plan(images=40, batch_size=16, epochs=2, final_epochs=1)  # mini-batches of 16, 16 and 8
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Beside other work on the machine, many threads are slow on little images, and it does not change the numbers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def colours(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noisy images, each class with more of one colour."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    images = torch.randint(0, 180, (count, 3, 32, 32), generator=generator)
+    images[torch.arange(count), labels] += 70
+    return images.to(torch.uint8), labels
+
+
+def tiny_images(train: int = PLAN.images) -> cifar.Images:
+    return cifar.Images(*colours(train, 0), *colours(24, 1), (0.4,) * 3, (0.2,) * 3, True, CLASSES, "tiny")
+
+
+def network(seed: int = 0, dtype: torch.dtype = torch.float64) -> ResNet20:
+    torch.manual_seed(seed)
+    return ResNet20(CLASSES).to(dtype)
+
+
+def batch(count: int, side: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Small random images and one-hot targets; the network takes any size."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, side, side, generator=generator, dtype=torch.float64)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    return images, torch.nn.functional.one_hot(labels, CLASSES).double()
+
+
+def varprom(of: ResNet20, averaging: float, rate: float = 0.0) -> VarProM:
+    return VarProM(of, torch.optim.SGD(of.features.parameters(), rate), LMBDA, averaging)
+
+
+def chosen_step(of: ResNet20, optimizer: str, *arguments: str) -> training.Descent:
+    return step(of, runs.parse(parser(optimizer), list(arguments), OPTIMIZERS, optimizer))
+
+
+def flat(tensors) -> torch.Tensor:
+    return torch.cat([tensor.detach().flatten().double() for tensor in tensors])
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+# --- one step ----------------------------------------------------------------------------------------------------
+
+
+def slope(risk, of: ResNet20, direction: list[torch.Tensor], size: float = 1e-6) -> float:
+    """Derivative of ``risk()`` when the parameters of the features move along ``direction``."""
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for parameter, part in zip(of.features.parameters(), direction, strict=True):
+                parameter.add_(part, alpha=sign * size)
+            values.append(risk().item())
+            for parameter, part in zip(of.features.parameters(), direction, strict=True):
+                parameter.sub_(part, alpha=sign * size)
+    return (values[0] - values[1]) / (2 * size)
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.5])
+def test_gradient_is_that_at_fixed_outer_weights_and_of_the_reduced_loss_where_they_are_exact(averaging):
+    of = network()
+    images, targets = batch(12)
+    take = varprom(of, averaging)
+    take(images, targets)
+    gradient = [parameter.grad for parameter in of.features.parameters()]
+
+    def fixed():
+        return ridge.loss(of.features(images), targets, of.outer, LMBDA, 0.0)
+
+    def reduced():
+        features = of.features(images)
+        return ridge.loss(features, targets, ridge.solve(features, targets, LMBDA, 0.0), LMBDA, 0.0)
+
+    scale = flat(gradient).norm().item()
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(2):
+        noise = [torch.randn(part.shape, generator=generator, dtype=part.dtype) for part in gradient]
+        length = flat(noise).norm()
+        direction = [part / scale + other / length for part, other in zip(gradient, noise, strict=True)]
+        predicted = sum((part * other).sum() for part, other in zip(gradient, direction, strict=True)).item()
+        assert slope(fixed, of, direction) == pytest.approx(predicted, abs=RESNET_TRAINING["gradient"] * scale)
+        if averaging == 0:
+            assert slope(reduced, of, direction) == pytest.approx(predicted, abs=RESNET_TRAINING["gradient"] * scale)
+        else:
+            assert abs(slope(reduced, of, direction) - predicted) > 0.05 * scale
+
+
+def test_batch_norm_sees_every_batch_once():
+    of = network()
+    before = copy.deepcopy(of)
+    images, targets = batch(10)
+    take = varprom(of, 0.5)
+    take(images, targets)
+    norm, maps = of.features.bn, before.features.conv(images).detach()
+    torch.testing.assert_close(
+        norm.running_mean, 0.1 * maps.mean(dim=(0, 2, 3)), rtol=0, atol=RESNET_TRAINING["statistics"]
+    )
+    variance = maps.var(dim=(0, 2, 3), correction=1)
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * variance, rtol=0, atol=RESNET_TRAINING["statistics"])
+    take(images, targets)
+    counts = [value for name, value in of.state_dict().items() if name.endswith("num_batches_tracked")]
+    assert len(counts) == 21
+    assert all(count == 2 for count in counts)
+
+
+def test_outer_weights_are_a_running_average():
+    """With features that stay, u after n steps on one batch is m^n u_0 + (1 - m^n) u*."""
+    of = network()
+    images, targets = batch(10)
+    start = of.outer.detach().clone()
+    solution = ridge.solve(of.features(images).detach(), targets, LMBDA, 0.0)
+    take = varprom(of, 0.75)
+    for _ in range(3):
+        take(images, targets)
+    expected = 0.75**3 * start + (1 - 0.75**3) * solution
+    torch.testing.assert_close(of.outer, expected, rtol=SOLVE, atol=SOLVE)
+
+
+def test_primal_and_dual_steps_are_equal():
+    """A batch three times over has the same means, and the larger system."""
+    images, targets = batch(30)
+    found = []
+    for copies in (1, 3):
+        of = network()
+        loss = varprom(of, 0.0)(images.repeat(copies, 1, 1, 1), targets.repeat(copies, 1))
+        found.append((loss[None], flat([of.outer]), flat(part.grad for part in of.features.parameters())))
+    for dual, primal in zip(*found, strict=True):
+        assert relative(primal, dual) < RESNET_TRAINING["trajectory"]
+
+
+def test_float32_features_have_float64_outer_weights_rounded_once():
+    of = network(dtype=torch.float32)
+    images, targets = (tensor.float() for tensor in batch(20))
+    features = of.features(images).detach()
+    varprom(of, 0.0)(images, targets)
+    expected = ridge.solve(features.double(), targets.double(), LMBDA, 0.0).float()
+    torch.testing.assert_close(of.outer, expected, rtol=torch.finfo(torch.float32).eps, atol=0)
+
+
+@pytest.mark.parametrize("optimizer", ["varprom", "sgdm"])
+def test_mixed_precision_is_in_the_features_only(optimizer):
+    images, targets = (tensor.float() for tensor in batch(16))
+    losses = []
+    for arguments in ([], ["--mixed_precision"]):
+        of = network(dtype=torch.float32)
+        take = chosen_step(of, optimizer, *arguments)
+        loss = take(images, targets)
+        assert loss.dtype == torch.float32
+        assert all(parameter.dtype == torch.float32 for parameter in of.parameters())
+        losses.append(loss)
+    assert losses[1] != losses[0]
+    torch.testing.assert_close(losses[1], losses[0], rtol=RESNET_TRAINING["bfloat16"], atol=0)
+
+
+# --- a run -------------------------------------------------------------------------------------------------------
+
+
+def literal_run(
+    of: ResNet20, optimizer: str, images: cifar.Images, plan: Plan, seed: int, time_scale: float
+) -> list[float]:
+    """The training of docs/definitions.md as it is written down, with the published momenta."""
+    generator = torch.Generator().manual_seed(seed)
+    features, everything = list(of.features.parameters()), list(of.parameters())
+    outer = of.readout.weight.detach().T.clone()
+    buffers = None
+    shampoo = Shampoo(everything, lr=1.0)
+    losses = []
+    for number in range(plan.epochs + plan.final_epochs):
+        draws = cifar.draw(plan.images, generator, images.flips)
+        shown = cifar.augment(images.train, draws, images.mean, images.std, dtype=torch.float64)
+        labels = images.train_labels[draws.order]
+        slower = 1.0 if number < plan.epochs else 0.5
+        for first in range(0, plan.images, plan.batch_size):
+            x = shown[first : first + plan.batch_size]
+            y = torch.eye(CLASSES, dtype=torch.float64)[labels[first : first + plan.batch_size]]
+            phi = of.features(x)
+            if optimizer == "varprom":
+                # least squares of the stacked rows phi / (M sqrt(N)) and sqrt(lam / M) I, which are (N + M, M)
+                penalty = (LMBDA / WIDTH) ** 0.5 * torch.eye(WIDTH, dtype=torch.float64)
+                rows = torch.cat([phi.detach() / WIDTH / len(x) ** 0.5, penalty])
+                right = torch.cat([y / len(x) ** 0.5, torch.zeros(WIDTH, CLASSES, dtype=torch.float64)])
+                outer = 0.5 * outer + 0.5 * torch.linalg.lstsq(rows, right).solution
+                u, moved = outer, features
+            else:
+                u, moved = of.readout.weight.T, everything
+            loss = ((phi @ u / 64 - y) ** 2).sum() / (2 * LMBDA * y.numel()) + (u**2).sum() / (2 * u.numel())
+            gradients = torch.autograd.grad(loss, moved)
+            losses.append(loss.item())
+            if optimizer == "shampoo":
+                shampoo.param_groups[0]["lr"] = 64 * time_scale * slower
+                for parameter, gradient in zip(moved, gradients, strict=True):
+                    parameter.grad = gradient
+                shampoo.step()
+                continue
+            momentum = 0.9 if optimizer == "sgdm" else 0.0
+            if buffers is None:
+                buffers = [torch.zeros_like(gradient) for gradient in gradients]
+            buffers = [momentum * buffer + gradient for buffer, gradient in zip(buffers, gradients, strict=True)]
+            with torch.no_grad():
+                for parameter, buffer in zip(moved, buffers, strict=True):
+                    parameter.sub_(64 * time_scale * slower * buffer)
+    if optimizer == "varprom":
+        of.readout.weight.data.copy_(outer.T)
+    return losses
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_a_run_is_the_literal_one(optimizer):
+    """Order, augmentation, steps, half rate, and the last test with the network as it is then.
+
+    At a tenth of the published rates, where round-off does not grow by the million in a few steps on so few images.
+    """
+    images, plan = tiny_images(), Plan(PLAN.images, PLAN.batch_size, 1, 1)
+    ours, literal = network(), network()
+    torch.rand(7)  # what else is drawn in the process does not matter
+    time_scale = OPTIMIZERS[optimizer].time_scale / 10
+    record = train(chosen_step(ours, optimizer, "--time_scale", str(time_scale)), images, plan, seed=5)
+    losses = literal_run(literal, optimizer, images, plan, seed=5, time_scale=time_scale)
+    assert relative(record.loss, torch.tensor(losses, dtype=torch.float64)) < RESNET_TRAINING["trajectory"]
+    found, expected = ours.state_dict(), literal.state_dict()
+    for name in expected:
+        assert relative(found[name].double(), expected[name].double()) < RESNET_TRAINING["trajectory"], name
+    assert record.learning_rate.tolist() == [64 * time_scale, 32 * time_scale]
+    literal.eval()
+    answers = literal(cifar.normalise(images.test, images.mean, images.std, torch.float64)).argmax(dim=1)
+    assert record.accuracy[-1] == (answers == images.test_labels).double().mean()
+    assert record.accuracy.shape == (3,)
+
+
+def test_memory_format_and_seed():
+    """The layout in memory changes round-off at most; the seed changes the order."""
+    losses = {}
+    for seed, layout in ((0, torch.channels_last), (0, torch.contiguous_format), (1, torch.channels_last)):
+        step_ = chosen_step(network(), "varprom")
+        plan = Plan(PLAN.images, PLAN.batch_size, 1, 0)
+        losses[seed, layout] = train(step_, tiny_images(), plan, seed=seed, memory_format=layout).loss
+    same = relative(losses[0, torch.contiguous_format], losses[0, torch.channels_last])
+    assert same < RESNET_TRAINING["trajectory"]
+    assert relative(losses[1, torch.channels_last], losses[0, torch.channels_last]) > 1e-3
+
+
+class Killed(BaseException):
+    """What ends a process."""
+
+
+def killed_after(take: training.Descent, steps: int) -> training.Descent:
+    """``take`` that is killed on entering the step after ``steps`` of this sitting."""
+    original, calls = type(take).__call__, iter(range(steps))
+
+    class Mortal(type(take)):
+        def __call__(self, images, targets):
+            if next(calls, None) is None:
+                raise Killed
+            return original(self, images, targets)
+
+    take.__class__ = Mortal
+    return take
+
+
+@pytest.mark.parametrize("arguments", [["varprom"], ["sgdm"], ["shampoo", "--update_every", "2", "--momentum", "0.5"]])
+def test_a_run_killed_three_times_ends_with_the_same_bits(arguments, tmp_path, monkeypatch):
+    """Killed in the middle of the first pass, between two passes, and in the pass at half the rate."""
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+    images, config, lines = tiny_images(), {"optimizer": arguments[0]}, []
+    path = tmp_path / "run.checkpoint"
+
+    def sitting(steps: int | None, **keywords):
+        of = network(dtype=torch.float32)
+        take = chosen_step(of, *arguments)
+        take = take if steps is None else killed_after(take, steps)
+        return train(take, images, PLAN, seed=3, config=config, **keywords), of
+
+    whole, expected = sitting(None)
+    for steps, done in ((2, 2), (1, 3), (5, 8)):
+        with pytest.raises(Killed):
+            sitting(steps, checkpoint=path)
+        assert torch.load(path, weights_only=True)["step"] == done
+    record, found = sitting(None, checkpoint=path, report=lines.append)
+    assert lines[0] == "goes on after step 8 of 9"
+    for name in ("loss", "accuracy", "learning_rate"):
+        assert torch.equal(getattr(record, name), getattr(whole, name)), name
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in found.state_dict().items())
+    assert record.loss.isfinite().all()
+    assert record.learning_rate[2] == record.learning_rate[0] / 2
+
+
+@pytest.mark.parametrize("reason", ["another configuration", "not readable", "not wanted"])
+def test_a_checkpoint_that_is_of_no_use(reason, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+    path, plan, lines = tmp_path / "run.checkpoint", Plan(8, 8, 1, 0), []
+
+    def sitting(config, steps=2, **keywords):
+        take = killed_after(chosen_step(network(dtype=torch.float32), "varprom"), steps)
+        return train(take, tiny_images(8), plan, seed=0, checkpoint=path, config=config, **keywords)
+
+    sitting({"batch_size": 8})  # leaves its last checkpoint to the caller
+    if reason == "not readable":
+        path.write_bytes(b"half a file")
+    config = {"batch_size": 16 if reason == "another configuration" else 8}
+    with pytest.raises(Killed):  # on entering the first step: it did not go on from the file
+        sitting(config, steps=0, resume=reason != "not wanted", report=lines.append)
+    said = {
+        "another configuration": f"starts anew: {path} has batch_size = 8, not 16",
+        "not readable": f"starts anew: {path}: not a file of tensors",
+    }
+    assert lines == [] if reason == "not wanted" else lines[0].startswith(said[reason])
+
+
+def test_cost_is_said_once(monkeypatch):
+    monkeypatch.setattr(training, "_TIMED_SECONDS", 0.0)
+    lines = []
+    train(
+        chosen_step(network(dtype=torch.float32), "sgdm"), tiny_images(8), Plan(8, 2, 1, 0), seed=0, report=lines.append
+    )
+    (line,) = lines
+    assert "images/s, about" in line
+    assert line.endswith("to go; the result will take 1.1 MB")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "time_scale"), [("varprom", "3e-5"), ("sgdm", "3e-5"), ("shampoo", "3e-3")], ids=list(OPTIMIZERS)
+)
+def test_colours_are_learned(optimizer, time_scale):
+    """At rates for so few images, where batch-norm's running averages can follow."""
+    of = network(dtype=torch.float32)
+    record = train(chosen_step(of, optimizer, "--time_scale", time_scale), tiny_images(96), Plan(96, 24, 5, 1), seed=0)
+    assert record.accuracy[0] < 0.5
+    assert record.accuracy[-1] > 0.9
+    assert record.loss[-4:].mean() < 0.5 * record.loss[:4].mean()
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_the_first_loss_that_is_not_finite_is_reported(optimizer):
+    of = network(dtype=torch.float32)
+    take = chosen_step(of, optimizer)
+    original, calls = type(take).__call__, iter(range(4))
+
+    class Spoiled(type(take)):
+        def __call__(self, images, targets):
+            if next(calls) == 3:
+                of.features.conv.weight.data.fill_(torch.nan)
+            return original(self, images, targets)
+
+    take.__class__ = Spoiled
+    with pytest.raises(FloatingPointError, match=f"^{optimizer}: pass 2, step 2: .* not finite.*smaller --time_scale$"):
+        train(take, tiny_images(8), Plan(8, 4, 2, 0), seed=0, label=optimizer)
+
+
+def test_an_inner_system_that_is_not_definite_is_reported(monkeypatch):
+    solve = ridge.solve_unchecked
+    monkeypatch.setattr(ridge, "solve_unchecked", lambda *arguments: (solve(*arguments)[0], torch.tensor(1)))
+    with pytest.raises(FloatingPointError, match="inner solve: a system was not positive definite"):
+        train(chosen_step(network(dtype=torch.float32), "varprom"), tiny_images(8), Plan(8, 4, 1, 0), seed=0)
+
+
+def test_the_arithmetic_is_restored():
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    usual = convolutions.fp32_precision, products.fp32_precision
+    for tf32, name in ((False, "ieee"), (True, "tf32")):
+        with training.arithmetic(tf32=tf32):
+            assert (convolutions.fp32_precision, products.fp32_precision) == (name, name)
+    assert (convolutions.fp32_precision, products.fp32_precision) == usual
+
+
+# --- the scripts -------------------------------------------------------------------------------------------------
+
+
+TINY = ["--batch_size", "16", "--epochs", "1", "--final_epochs", "1", "--device", "cpu"]
+
+
+@pytest.fixture
+def tiny_data(monkeypatch):
+    monkeypatch.setattr(cifar, "load", lambda name, folder: tiny_images(20))
+
+
+def only_result(folder: Path) -> dict:
+    (path,) = folder.glob("*.pt")
+    return results.load(path)
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_a_run_writes_what_the_definitions_say(tmp_path, capsys):
+    main([*TINY, "--optimizer", "shampoo", "--shampoo_variant", "gupta", "--seed", "2", "--output", str(tmp_path)])
+    (path,) = tmp_path.iterdir()  # no checkpoint is left
+    assert path.name == (
+        "dataset=digits_optimizer=shampoo_batch_size=16_lambda=0.001_epochs=1_final_epochs=1_shampoo_variant=gupta_"
+        "seed=2.pt"
+    )
+    found = torch.load(path, weights_only=True)
+    assert found["loss"].shape == (4,)
+    assert found["loss"].dtype == torch.float64
+    assert found["accuracy"].shape == (3,)
+    assert found["learning_rate"].tolist() == [0.64, 0.32]
+    config = found["config"]
+    assert (config["optimizer"], config["time_scale"], config["momentum"]) == ("shampoo", 1e-2, 0.0)
+    assert (config["shampoo_variant"], config["device"]) == ("gupta", "cpu")
+    assert found["images_per_second"] == pytest.approx(2 * 20 / found["elapsed_time"])
+    assert "torchvision" in found["provenance"]
+    of = ResNet20(CLASSES)
+    of.load_state_dict(found["network"])
+    images = tiny_images(20)
+    test = cifar.normalise(images.test, images.mean, images.std)
+    assert training.accuracy(of, test, images.test_labels) == found["accuracy"][-1]
+    assert f"wrote {path}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_seeds_are_runs_of_their_own_and_results_are_kept(tmp_path, capsys, monkeypatch):
+    arguments = [*TINY, "--optimizer", "sgdm", "--output"]
+    main([*arguments, str(tmp_path / "both"), "--seed", "0", "1"])
+    main([*arguments, str(tmp_path / "one"), "--seed", "1"])
+    both, alone = sorted((tmp_path / "both").iterdir()), only_result(tmp_path / "one")
+    assert len(both) == 2
+    assert torch.equal(results.load(both[1])["loss"], alone["loss"])
+    assert not torch.equal(results.load(both[0])["loss"], alone["loss"])
+    before = both[1].stat().st_mtime_ns
+    capsys.readouterr()
+    monkeypatch.setattr(cifar, "load", None)  # what is kept needs no data
+    main([*arguments, str(tmp_path / "both"), "--seed", "1"])
+    assert capsys.readouterr().out == f"sgdm seed 1: kept {both[1]}\n"
+    assert both[1].stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_an_interrupted_command_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+    arguments = [*TINY, "--optimizer", "varprom", "--output"]
+    main([*arguments, str(tmp_path / "whole")])
+    taken = VarProM.__call__
+
+    def interrupted(self, images, targets, calls=iter(range(3))):  # noqa: B008
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return taken(self, images, targets)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VarProM, "__call__", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, str(tmp_path / "parts")])
+    assert stopped.value.code == 130
+    assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".checkpoint"]
+    capsys.readouterr()
+    main([*arguments, str(tmp_path / "parts")])
+    assert "varprom seed 0: goes on after step 3 of 4" in capsys.readouterr().out
+    assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".pt"]
+    whole, parts = only_result(tmp_path / "whole"), only_result(tmp_path / "parts")
+    assert torch.equal(whole["loss"], parts["loss"])
+    assert all(torch.equal(value, parts["network"][name]) for name, value in whole["network"].items())
+
+
+@pytest.mark.usefixtures("tiny_data")
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--optimizer", "adam"], 2, "invalid choice: 'adam'"),
+        (["--momentum", "1"], 2, "--momentum: '1' is not allowed: a number from 0 to below 1"),
+        (["--lmbda", "0"], 2, "'0' is not allowed: a finite number above 0"),
+        (["--epochs", "0"], 2, "--epochs: '0' is not allowed"),
+        (["--width", "3"], 2, "unrecognized arguments: --width 3"),
+        (["--optimizer", "sgdm", "--update_every", "2"], 2, "--update_every: has no effect here; it goes with"),
+        (["--mixed_precision", "--dtype", "float64"], 2, "--mixed_precision: has no effect here; it goes with"),
+        (["--tf32"], 2, "--tf32: has no effect here; it goes with --device cuda --dtype float32"),
+        (["--batch_size", "21"], 2, "--batch_size 21: digits has 20 images"),
+        (["--seed", "1", "1"], 2, "names a seed twice"),
+        (["--optimizer", "sgdm", "--time_scale", "1e6"], 1, ": the loss is not finite; try a smaller --time_scale"),
+    ],
+)
+def test_what_cannot_be_is_one_line(arguments, code, says, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*TINY, *arguments, "--output", str(tmp_path)])
+    assert stopped.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert not list(tmp_path.glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("script", "optimizer", "time_scale"),
+    [("VarProM", "varprom", "1e-3"), ("SGDM", "sgdm", "1e-3"), ("Shampoo", "shampoo", "1e-2")],
+)
+def test_the_commands_of_the_readme(script, optimizer, time_scale, monkeypatch):
+    """They choose the optimizer and CIFAR-10 and take the options as written; the rest has the published numbers."""
+    seen = []
+    monkeypatch.setattr(runs, "runs", lambda options: seen.append(options) or [])
+    command = f"--lmbda 1e-3 --batch_size 64 --time_scale {time_scale} --momentum 0.9 --epochs 100"
+    module = load_script(f"VarPro_resnet/CIFAR10_{script}.py")
+    module.main(command.split(), **module.CHOICES)
+    module.main([], **module.CHOICES)
+    for options, momentum in zip(seen, (0.9, OPTIMIZERS[optimizer].momentum), strict=True):
+        assert (options.optimizer, options.dataset) == (optimizer, "cifar10")
+        assert (options.lmbda, options.batch_size, options.time_scale) == (1e-3, 64, float(time_scale))
+        assert (options.momentum, options.epochs, options.final_epochs) == (momentum, 100, 10)
+    with pytest.raises(SystemExit):
+        module.main(["--optimizer", "sgdm"], **module.CHOICES)
+
+
+def test_a_script_runs_from_its_own_folder():
+    """There its neighbours come first among the modules that can be imported."""
+    folder = ROOT / "VarPro_resnet"
+    command = [sys.executable, "CIFAR10_VarProM.py", "--epochs", "none"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2
+    expected = (
+        "CIFAR10_VarProM.py: error: argument --epochs: 'none' is not allowed: a whole number from 1 to 1000000000\n"
+    )
+    assert ended.stderr == expected

@@ -205,9 +205,9 @@ def train(
 
     Order and augmentation of the images come from a generator on the CPU with ``seed``, the same on every device. With
     ``checkpoint`` the state is kept there about once a minute, and a later call with the same ``config`` goes on from
-    it if ``resume``, on the CPU to the same last bit; the file is left for the caller to remove. ``report`` receives
-    lines for the user, with the cost of the run unless ``progress`` shows it. Raises FloatingPointError with the pass
-    and the step where the loss stops being finite, at the end of that pass.
+    it if ``resume``, to the same last bit on the CPU with as many threads; the file is left for the caller to remove.
+    ``report`` receives lines for the user, with the cost of the run unless ``progress`` shows it. Raises
+    FloatingPointError with the pass and the step where the loss stops being finite, at the end of that pass.
     """
     run = _Run(step, images, plan, seed, memory_format, label)
     files = _Checkpoints(checkpoint, config, report)

@@ -1,8 +1,9 @@
 """Images per second in the training of ResNet-20, against the plain loop of ``benchmarks/resnet_plain.py``.
 
 Random images of the shape of CIFAR-10. The loops take turns, each turn after a few steps that are not timed, in which
-the loading workers of the plain loop come to their usual pace and then to rest; their work is part of its time. About
-ten minutes on two calm cores; on busy ones the threads of a loop wait for each other, and OMP_NUM_THREADS=1 is faster.
+the loading workers of the plain loop come to their usual pace and then to rest; their work is part of its time. A few
+minutes on two calm cores; on busy ones the threads of a loop wait for each other, and the table is of little use
+without OMP_NUM_THREADS=1.
 """
 
 import argparse

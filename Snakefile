@@ -61,6 +61,16 @@ for diffusion in SECTION.diffusions:
         shell: "{params.command} > {log} 2>&1"
 
 
+if any(paper.CIFAR_FILE in run.inputs for run in SECTION.runs):
+
+    rule cifar10:
+        output: update(here(paper.CIFAR_FILE))
+        log: "logs/cifar10.log"
+        message: "CIFAR-10"
+        params: python=sys.executable
+        shell: "{params.python} -m VarPro_resnet.cifar > {log} 2>&1"
+
+
 for run in SECTION.runs:
 
     rule:

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +18,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from varpro import cli, results
 from varpro.results import ResultError
 
 # torchvision and scikit-learn take seconds to import: each is imported where its images are loaded
 
 DATASETS = ("cifar10", "digits", "synthetic")
+FOLDER = results.ROOT / "data"  # of what is downloaded
 MIRROR = "VARPRO_CIFAR10_URL"  # environment variable: where to download the archive of CIFAR-10 from instead
 
 SIDE = 32  # pixels
@@ -265,3 +267,17 @@ def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Download CIFAR-10, so that runs which start together find it."""
+    parser = cli.parser("Download CIFAR-10 and check it; what is there is kept.")
+    parser.add_argument("--data-dir", "--data_dir", type=Path, default=FOLDER, metavar="DIR", help="where to")
+    folder = parser.parse_args(argv).data_dir
+    images = load("cifar10", folder)
+    print(f"{len(images.train)} + {len(images.test)} images in {folder}")
+
+
+if __name__ == "__main__":
+    main()

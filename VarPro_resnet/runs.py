@@ -286,7 +286,7 @@ def _label(config: dict) -> str:
 
 
 def _images(options: argparse.Namespace) -> cifar.Images:
-    images = cifar.load(options.dataset, options.data_dir or results.ROOT / "data")
+    images = cifar.load(options.dataset, options.data_dir or cifar.FOLDER)
     if options.batch_size > len(images.train):
         raise cli.UsageError(f"--batch_size {options.batch_size}: {options.dataset} has {len(images.train)} images")
     return images.to(options.device)

@@ -7,6 +7,7 @@ is computed or written.
 import argparse
 import functools
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -68,6 +69,9 @@ def command(main: Callable) -> Callable:
             _stop(2, f"{program}: error: {_NO_MEMORY}")
         except MemoryError:
             _stop(2, f"{program}: error: {_NO_MEMORY}")
+        except BrokenPipeError:  # the reader has seen enough, as in `... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails when Python flushes
+            raise SystemExit(1) from None
         except OSError as error:
             _stop(2, f"{program}: error: {error.filename or ''}: {error.strerror or error}")
         except KeyboardInterrupt:

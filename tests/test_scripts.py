@@ -340,3 +340,11 @@ def test_the_readme_lists_every_run_of_the_grid_that_the_user_asked_for():
     assert len(listed) == 22 + 12  # circle and torus
     grid = {run for section in paper.SECTIONS.values() for run in section.runs}
     assert {replace(run, epochs=paper.EPOCHS) for run in listed} <= grid
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = [sys.executable, "-m", "varpro.paper", "--section", "resnets-cifar10"]
+    program = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program.stdout.close()
+    assert program.stderr.read() == b""
+    assert program.wait() == 1

@@ -261,8 +261,13 @@ def run_panel(axes: Axes, lines: Sequence[Line], quantity: str, *, log_epochs: b
         axes.set(xscale="log", xlim=(first, last))
     else:
         axes.set(xlim=(0, last))
+    readable_logarithm(axes)
+
+
+def readable_logarithm(axes: Axes) -> None:
+    """Plain numbers beside a logarithmic vertical axis that spans too few powers of ten to be read by them."""
     low, high = axes.get_ylim()
-    if high < 100 * low:  # too few powers of ten to read the axis by
+    if high < 100 * low:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())

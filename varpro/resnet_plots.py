@@ -52,6 +52,7 @@ def losses(runs: Sequence[ResNetRun], seeds: Sequence[int] | None = None) -> Fig
     figure = _panels(runs, seeds, loss_panel, "training loss, mean over a pass", published=False)
     for axes in figure.axes:
         axes.set(yscale="log")
+        plots.readable_logarithm(axes)
     return figure
 
 

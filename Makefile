@@ -10,6 +10,8 @@ SEEDS ?=
 EPOCHS ?=
 SECTION ?= 6.1
 CORES ?= all
+# Threads that wait for each other let go of their core: on a busy machine ten times faster, on an idle one the same.
+export OMP_WAIT_POLICY ?= PASSIVE
 BIN := .venv/bin
 READY := .venv/.ready
 

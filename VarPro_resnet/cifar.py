@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from varpro import cli, results
 from varpro.results import ResultError
+from varpro.threads import one_torch_thread
 
 # torchvision and scikit-learn take seconds to import: each is imported where its images are loaded
 
@@ -236,6 +237,7 @@ def _cropped(images: torch.Tensor, offsets: torch.Tensor, flips: torch.Tensor) -
     return padded.reshape(count, channels, -1).gather(2, places).view(images.shape)
 
 
+@one_torch_thread()  # blocks are small
 def _normalised(
     blocks: Iterable[torch.Tensor],
     shape: tuple[int, ...],

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from varpro import cli, results
+from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
 from VarPro_resnet.shampoo import VARIANTS
@@ -208,6 +209,7 @@ def perform(run: Run, step: Descent, *, resume: bool, progress: bool) -> None:
     """Train and save one run; an interrupted one goes on from its checkpoint."""
     config, label = run.config, _label(run.config)
     checkpoint = run.path.with_suffix(".checkpoint")
+    keep_freed_memory()
     record = train(
         step,
         run.images,

@@ -17,11 +17,12 @@ single updates by up to a hundredth, float64 ones by a millionth (the rounding o
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
+
+from varpro.threads import one_torch_thread
 
 VARIANTS = ("torch_optimizer", "gupta")
 
@@ -75,7 +76,7 @@ class Shampoo(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with _one_thread():
+        with one_torch_thread():  # the matrices are too small to be shared out
             for group in self.param_groups:
                 self._step_group(group)
         return loss
@@ -226,20 +227,6 @@ def _copied(state: Any, device: torch.device) -> Any:
     if isinstance(state, (list, tuple)):
         return [_copied(value, device) for value in state]
     return state
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on the CPU in one thread: the matrices are too small to be shared out.
-
-    With two threads on two busy cores the same step takes ten times as long, all of it one thread waiting for another.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _check_options(options: dict[str, Any]) -> None:

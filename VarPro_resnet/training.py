@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from varpro import results, ridge
 from varpro.cli import duration
+from varpro.threads import one_torch_thread
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
 
@@ -115,7 +116,8 @@ class VarProM(Descent):
     def _before_loss(self, features: torch.Tensor, targets: torch.Tensor) -> None:
         # float64, whatever the features are: the condition number of the system grows like 1 / lam (2e3 at 1e-3, where
         # float32 is 3e-5 off in u), and at a size of 64 x 64 or less nothing is saved by less
-        solution, failed = ridge.solve_unchecked(features.double(), targets.double(), self.lmbda, _CENTRE)
+        with one_torch_thread():
+            solution, failed = ridge.solve_unchecked(features.double(), targets.double(), self.lmbda, _CENTRE)
         outer = self.network.outer
         outer.lerp_(solution.to(outer.dtype), 1 - self.averaging)  # u <- m u + (1 - m) u_new
         self._failed |= failed != 0

@@ -1,20 +1,24 @@
 """Images per second in the training of ResNet-20, against the plain loop of ``benchmarks/resnet_plain.py``.
 
-Random images of the shape of CIFAR-10. The loops take turns, each turn after a few steps that are not timed, in which
-the loading workers of the plain loop come to their usual pace and then to rest; their work is part of its time. A few
-minutes on two calm cores; on busy ones the threads of a loop wait for each other, and the table is of little use
-without OMP_NUM_THREADS=1.
+Random images of the shape of CIFAR-10. Each loop has a process of its own, as in use, and they take turns:
+a few steps that are not timed, in which the loading workers of the plain loop come to their usual pace, and then the
+timed ones; the workers' work is part of its time. A few minutes on two calm cores; on busy ones the threads of a loop
+wait for each other, and the table is of little use without OMP_NUM_THREADS=1.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 
 import torch
 
 from benchmarks import measure
 from benchmarks.resnet_plain import PlainLoop
+from varpro.threads import keep_freed_memory
 from VarPro_resnet.cifar import Images, synthetic
 from VarPro_resnet.Experiment import OPTIMIZERS, parser, step
 from VarPro_resnet.resnet import ResNet20
@@ -34,6 +38,7 @@ def _ours(optimizer: str, *arguments: str) -> Steps:
     network = ResNet20().to(options.device)
     take = step(network, options)
     sets: dict[int, Images] = {}
+    keep_freed_memory()
 
     def steps(count: int) -> None:
         if count not in sets:
@@ -44,9 +49,34 @@ def _ours(optimizer: str, *arguments: str) -> Steps:
     return steps
 
 
-def _plain(optimizer: str, images: Images) -> Steps:
+def _plain(optimizer: str) -> Steps:
     numbers = OPTIMIZERS[optimizer]
+    images = synthetic(50_000, 1)
     return PlainLoop(optimizer, images, BATCH, LMBDA, numbers.time_scale, numbers.momentum).steps
+
+
+def _serve(orders: Connection, make: Callable[..., Steps], arguments: tuple[str, ...]) -> None:
+    """Answer every number of steps with the seconds per image that they took, until told to do none."""
+    steps = make(*arguments)
+    while count := orders.recv():
+        orders.send(_seconds(steps, count))
+
+
+@contextmanager
+def _process(make: Callable[..., Steps], *arguments: str) -> Iterator[Callable[[int], float]]:
+    """A loop in a process of its own, as a function from a number of steps to seconds per image."""
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, make, arguments))
+    process.start()
+
+    def run(count: int) -> float:
+        here.send(count)
+        return here.recv()
+
+    yield run
+    here.send(0)
+    process.join()
 
 
 def _seconds(steps: Steps, count: int) -> float:
@@ -64,16 +94,22 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def _turns(optimizer: str, variants: dict[str, list[str]], rounds: int, count: int) -> list[dict[str, float]]:
+    """Seconds per image of the plain loop and of every variant of ours, ``rounds`` times."""
+    with ExitStack() as processes:
+        loops = {"plain": processes.enter_context(_process(_plain, optimizer))}
+        for name, arguments in variants.items():
+            loops[name] = processes.enter_context(_process(_ours, optimizer, *arguments))
+        return [{name: loop(count) for name, loop in loops.items()} for _ in range(rounds)]
+
+
 def table(rounds: int = 5, count: int = 20) -> str:
     """Images per second of the two loops, the median of their ratio over the turns, and the time of a paper's run."""
-    images = synthetic(50_000, 1)
     variants = {"": [], "mixed precision": ["--mixed_precision"]}
     rows = []
     for optimizer in OPTIMIZERS:
-        loops = {"plain": _plain(optimizer, images)}
-        loops |= {name: _ours(optimizer, *arguments) for name, arguments in variants.items()}
-        seconds = [{name: _seconds(loop, count) for name, loop in loops.items()} for _ in range(rounds)]
-        median = {name: statistics.median(turn[name] for turn in seconds) for name in loops}
+        seconds = _turns(optimizer, variants, rounds, count)
+        median = {name: statistics.median(turn[name] for turn in seconds) for name in seconds[0]}
         for name in variants:
             ratio = statistics.median(turn["plain"] / turn[name] for turn in seconds)
             rows.append(
@@ -87,7 +123,6 @@ def table(rounds: int = 5, count: int = 20) -> str:
                 ]
             )
             print(" ".join(rows[-1]), flush=True)
-        del loops  # and the workers with it
     header = [f"batch {BATCH}", "plain, images/s", "ours, images/s", "ratio", "plain, 110 passes", "ours, 110 passes"]
     return measure.table(header, rows)
 

@@ -1,8 +1,10 @@
 """Who shares the work: the choice between one thread and several, with made-up times."""
 
 import pytest
+import torch
+from threadpoolctl import threadpool_info
 
-from varpro.threads import Sharing
+from varpro.threads import Sharing, keep_freed_memory, one_blas_thread, one_torch_thread
 
 
 def run(sharing: Sharing, cost: dict[int, float], units: int, threads: int = 2) -> list[tuple[int, int]]:
@@ -40,3 +42,28 @@ def test_the_first_unit_is_not_timed():
 
 def test_a_single_thread_has_no_choice():
     assert run(Sharing(), {1: 1.0}, 100, threads=1) == [(1, 32), (1, 32), (1, 32), (1, 4)]
+
+
+def test_one_thread_meanwhile():
+    threads = torch.get_num_threads()
+    with one_torch_thread():
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads
+    with pytest.raises(KeyError), one_torch_thread():
+        raise KeyError
+    assert torch.get_num_threads() == threads
+
+
+def test_one_blas_thread_meanwhile():
+    def blas():
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = blas()
+    with one_blas_thread():
+        assert set(blas()) == {1}
+    assert blas() == before
+
+
+def test_memory_can_be_kept():
+    keep_freed_memory()
+    assert torch.zeros(1 << 20).sum() == 0

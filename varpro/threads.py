@@ -1,15 +1,18 @@
-"""How many threads a compiled loop takes, on a machine that others may be using too.
+"""Threads and memory of the process, on a machine that others may be using too.
 
 Threads that share short loops wait for each other many times in an epoch. Where another process has one of the cores,
 every such wait can last until the scheduler comes round, and two threads are then far slower than one.
 """
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import torch
 from threadpoolctl import ThreadpoolController
 
+_MALLOC = {-1: 2**31 - 1, -2: 2**28, -3: 2**30}  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, bytes
 _TRIAL = 4  # units
 _TRIAL_SHARE = 0.02  # of the time, at most, goes into trying again what was slower
 
@@ -54,6 +57,34 @@ def one_blas_thread() -> Iterator[None]:
     """Matrix products and factorisations in one thread: always the same bits, and no waiting for a busy core."""
     with _controller().limit(limits=1, user_api="blas"):
         yield
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Tensor operations on the CPU in one thread: for those too small to be shared out.
+
+    With two threads on two busy cores a Cholesky factor of size 64 takes two hundred times as long, all of it waiting.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed instead of giving it back to the system, from now on (glibc only).
+
+    A training step on the CPU frees and takes some hundred megabytes of activations; without this each page of them
+    is asked for and zeroed again, 5 % of the step of a ResNet-20.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    for parameter, size in _MALLOC.items():
+        mallopt(parameter, size)
 
 
 @cache

@@ -22,13 +22,13 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 reproduce: plan
-	$(BIN)/snakemake --cores $(CORES) --config section=$(SECTION) $(if $(SEEDS),seeds=$(SEEDS)) $(if $(EPOCHS),epochs=$(EPOCHS))
-	@cat figures/comparison_$(SECTION).md
+	$(BIN)/snakemake --cores $(CORES) --config section="$(SECTION)" $(if $(SEEDS),seeds="$(SEEDS)") $(if $(EPOCHS),epochs=$(EPOCHS))
+	@cat "figures/comparison_$(SECTION).md"
 	@echo; echo "Figures, gif and executed notebooks are in figures/."
 
 plan: $(READY)
-	@case "$(EPOCHS)" in *[!0-9]*) echo "make: EPOCHS=$(EPOCHS) is not allowed: a whole number from 1 up"; exit 2;; esac
-	@$(if $(EPOCHS),VARPRO_EPOCHS=$(EPOCHS)) $(BIN)/python -m varpro.paper --plan --section $(SECTION) $(if $(SEEDS),--seeds $(SEEDS))
+	@case "$(EPOCHS)" in 0*|*[!0-9]*) echo "make: EPOCHS=$(EPOCHS) is not allowed: a whole number from 1 up"; exit 2;; esac
+	@$(if $(EPOCHS),VARPRO_EPOCHS=$(EPOCHS)) $(BIN)/python -m varpro.paper --plan --section "$(SECTION)" $(if $(SEEDS),--seeds "$(SEEDS)")
 
 test: $(READY)
 	$(BIN)/ruff check .

@@ -83,6 +83,7 @@ def test_the_two_cg_routes_agree():
     inputs, targets, weights = drawn("laplace")
     model = route("laplace", inputs, targets)
     other = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64")
+    model._tolerance = other._tolerance = 1e-13
     w, other_w = torch.from_numpy(weights.copy()), weights.copy()
     losses = model.advance(w, model.project(w), 80)
     other_losses = other.advance(other_w, other.project(other_w), 80)
@@ -453,7 +454,7 @@ def options(*arguments):
 )
 def test_which_route_the_options_mean(fast, arguments, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert cli.resolve_route(options(*arguments), fast, applies=True) == expected
+    assert cli.resolve_route(options(*arguments), fast, obstacle="") == expected
 
 
 @pytest.mark.parametrize(
@@ -462,7 +463,7 @@ def test_which_route_the_options_mean(fast, arguments, expected, monkeypatch):
 def test_tf32_is_refused_where_it_means_nothing(arguments, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(cli.UsageError, match="--tf32: has no effect here"):
-        cli.resolve_route(options("--tf32", *arguments), "cg", applies=True)
+        cli.resolve_route(options("--tf32", *arguments), "cg", obstacle="")
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ def test_seeds(text, seeds):
     assert paper.parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "1,,2", "5-2"])
+@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "1,,2", "5-2", "4294967296", "0-1000"])
 def test_bad_seeds(text):
-    with pytest.raises(ValueError, match="allowed are numbers and ranges"):
+    with pytest.raises(ValueError, match="allowed are"):
         paper.parse_seeds(text)
 
 
@@ -51,7 +51,7 @@ def test_paths_are_those_that_the_scripts_write(run, tmp_path, monkeypatch):
     load_script(f"{run.experiment}/Experiment.py").main(run.arguments([0, 1]))
     assert run.path(0).exists()
     assert run.path(1).exists()
-    assert abs(run.path(0).stat().st_size / 1e6 - run.megabytes * 6 / 1000) < 0.1  # 6 snapshots, not 1000
+    assert abs(run.path(0).stat().st_size / 1e6 - run.megabytes) < 0.1
     assert all(path.exists() for path in run.inputs)
 
 

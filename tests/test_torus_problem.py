@@ -1,6 +1,7 @@
 """The torus of Appendix B: radial feature maps, seeded draws, distances, and the scripts."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,3 +160,50 @@ def test_a_run_writes_its_result(folder, extra, tmp_path):
     assert found["teacher_weights"].shape == ((2 if "--gamma" in extra else 32), 2)
     assert ("activation=cos" in path.name) == ("cos" in extra)
     assert found["weights"].abs().max() <= 2
+
+
+SCRIPT = "VarPro_convolution_2d_unbiased/Experiment.py"
+
+
+def result(folder: Path, *arguments: str) -> dict:
+    load_script(SCRIPT).main([*TINY, *arguments, "--output", str(folder)])
+    (path,) = folder.glob("*.pt")
+    return results.load(path)
+
+
+def test_a_kernel_that_a_reader_adds_runs_without_further_ado(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(RADIAL_KERNELS, BUMP.name, BUMP)
+    found = result(tmp_path, "--activation", BUMP.name)
+    assert (found["config"]["solver"], found["config"]["activation"]) == ("dense", "bump")
+    with pytest.raises(SystemExit):
+        load_script(SCRIPT).main([*TINY, "--activation", BUMP.name, "--solver", "cg", "--output", str(tmp_path / "no")])
+    assert "is compiled for the kernels laplace and cos; allowed here: dense" in capsys.readouterr().err
+
+
+def test_distances_are_those_of_the_states(tmp_path):
+    found = result(tmp_path)
+    teacher = TorusMeasure(found["teacher_weights"].numpy())
+    for epoch, weights in zip(found["snapshot_epochs"], found["weights"], strict=True):
+        place = int(np.searchsorted(found["distance_epochs"].numpy(), int(epoch)))
+        expected = TorusMeasure(weights.numpy()).energy_distance(teacher)
+        assert found["distance_teacher"][place].item() == pytest.approx(expected, rel=1e-5)  # states are float32
+    assert found["accuracy"]["residual"] <= 1e-6
+    assert found["accuracy"]["solves"] >= 5
+
+
+@pytest.mark.parametrize(("width", "solver"), [("512", "cg"), ("513", "dense")])
+def test_far_more_neurons_than_samples_take_the_dense_route(width, solver, tmp_path):
+    assert result(tmp_path, "--student_width", width)["config"]["solver"] == solver
+
+
+def test_inputs_any_number_of_periods_away_are_the_same_data(tmp_path):
+    inputs, student = uniform(64, 6), uniform(8, 7)
+    losses = []
+    for periods in (0, 1000000):
+        data = {"inputs": inputs + 4.0 * periods, "targets": torch.sin(inputs.sum(dim=1)), "student_weights": student}
+        folder = tmp_path / str(periods)
+        results.save(folder / "data" / "mine.pt", data)
+        load_script(SCRIPT).main(["--epochs", "6", "--data", f"{folder}/data/mine.pt", "--output", str(folder)])
+        (path,) = folder.glob("*.pt")
+        losses.append(results.load(path)["loss"])
+    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)

@@ -195,9 +195,7 @@ def add_lambda(group, default: float) -> None:
 
 
 def _add_gamma(group, default: float, kind: Callable[[str], float] = concentration) -> None:
-    infinity = (
-        "inf (or any negative number) is two Diracs" if kind is torus_concentration else "inf would be two Diracs"
-    )
+    infinity = "inf (or -1) is two Diracs" if kind is torus_concentration else "inf would be two Diracs"
     group.add_argument(
         "--gamma",
         type=kind,
@@ -298,12 +296,12 @@ def add_run(to: argparse.ArgumentParser, *, solvers: Sequence[str]) -> None:
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
-        help="where to compute; auto is CUDA where there is a device for dense, and the CPU for the others",
+        help=f"where to compute; auto is the CPU for {solvers[0]}, and for dense CUDA where there is a device",
     )
     group.add_argument(
         "--dtype",
         choices=["float32", "float64"],
-        help="precision (default: float64 for linear, float32 for cg and dense)",
+        help=f"precision (default: {FAST_ROUTES[solvers[0]][0]} for {solvers[0]}, float32 for dense)",
     )
     group.add_argument(
         "--tf32",
@@ -360,26 +358,26 @@ def resolve_device(options: argparse.Namespace) -> str:
     return options.device
 
 
-def resolve_route(options: argparse.Namespace, fast: str, applies: bool) -> tuple[str, str, str]:
+def resolve_route(options: argparse.Namespace, fast: str, obstacle: str, wide: bool = False) -> tuple[str, str, str]:
     """(solver, device, dtype) for the options of :func:`add_run`; raises UsageError on combinations that cannot be.
 
-    ``fast`` is the experiment's own route, and ``applies`` says whether it takes the data; ``--solver auto`` is that
-    route wherever it can be.
+    ``fast`` is the experiment's own route, and ``obstacle`` says what keeps it from the data, if anything does;
+    ``--solver auto`` is that route wherever it can be, unless a student is so ``wide`` that the dense one is faster.
     """
-    solver, device, dtype = _resolve(options, fast, applies)
+    solver, device, dtype = _resolve(options, fast, obstacle, wide)
     if options.tf32 and (solver, device, dtype) != ("dense", "cuda", "float32"):
         raise UsageError("--tf32: has no effect here; it goes with --solver dense --device cuda --dtype float32")
     return solver, device, dtype
 
 
-def _resolve(options: argparse.Namespace, fast: str, applies: bool) -> tuple[str, str, str]:
+def _resolve(options: argparse.Namespace, fast: str, obstacle: str, wide: bool) -> tuple[str, str, str]:
     available = resolve_device(options)
     dtypes, device = FAST_ROUTES[fast], "cuda" if options.device == "cuda" else "cpu"
-    suits = applies and device in _FAST_DEVICES[fast] and options.dtype in (None, *dtypes)
-    solver = (fast if suits else "dense") if options.solver == "auto" else options.solver
+    suits = not obstacle and device in _FAST_DEVICES[fast] and options.dtype in (None, *dtypes)
+    solver = (fast if suits and not wide else "dense") if options.solver == "auto" else options.solver
     if solver == fast:
-        if not applies:
-            raise UsageError(f"--solver {fast}: takes targets with one output; allowed for this data: dense")
+        if obstacle:
+            raise UsageError(f"--solver {fast}: {obstacle}; allowed here: dense")
         if device not in _FAST_DEVICES[fast]:
             raise UsageError(f"--solver {fast}: runs on the CPU; use --device cpu, or --solver dense --device cuda")
         if not suits:

@@ -6,23 +6,23 @@ import hashlib
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from varpro import cli, results, teachers
+from varpro import cli, results, teachers, torus
 from varpro.captured import CapturedRoute
 from varpro.circle import LinearRoute, compiled
 from varpro.diffusion import solve_diffusion
 from varpro.distances import CircleMeasure, TorusMeasure
 from varpro.features import FeatureMap
 from varpro.ridge import DenseRoute
-from varpro.torus import TorusRoute
 from varpro.training import Measure, Route, Schedule, Training, schedule, train
 
 _FAST = {"circle": "linear", "torus": "cg"}  # the route that a domain has to itself
+_WIDE = 8  # neurons per sample beyond which dense is faster than cg
 _FLOAT32_LAMBDA = 1e-5  # there dense float32 runs are 1e-4 off in the weights after 60 epochs
 _NAMED = (
     "teacher_width",
@@ -63,8 +63,10 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
     for seed in options.seed:
         problem = _problem(options, choices.features, seed, tensors)
         fast = _FAST[choices.features.domain]
-        applies = problem.targets.shape[1] == 1 or options.device == "cuda"  # one output on the CPU, any number on CUDA
-        solver, device, dtype = cli.resolve_route(options, fast, applies)
+        # far more neurons than samples: the dual system is small, and the inverse that cg keeps is not
+        wide = fast == "cg" and options.device != "cuda" and len(problem.student) > _WIDE * len(problem.inputs)
+        obstacle = _obstacle(choices, problem, options.device)
+        solver, device, dtype = cli.resolve_route(options, fast, obstacle, wide)
         plan = schedule(options.epochs, options.saving_step)
         config = {
             "experiment": folder.name,
@@ -97,6 +99,17 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
         _warn_of_precision(config)
         config["device"] = device
         yield Run(config, path, problem, _route(choices, problem, config), plan)
+
+
+def _obstacle(choices: Choices, problem: teachers.Problem, device: str) -> str:
+    """What keeps the domain's own route from this problem, for people; "" if nothing does."""
+    if device == "cuda":
+        return ""
+    if problem.targets.shape[1] > 1:
+        return "takes targets with one output"
+    if choices.features.domain == "torus" and choices.features.kernel.name not in torus.KERNELS:
+        return f"is compiled for the kernels {' and '.join(torus.KERNELS)}"
+    return ""
 
 
 def _warn_of_precision(config: dict) -> None:
@@ -297,6 +310,8 @@ def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tenso
         )
     except ValueError as error:
         raise cli.UsageError(f"--data {options.data}: {error}") from None
+    if features.domain == "torus":  # in float64, before whole periods cost digits
+        problem = replace(problem, inputs=features.project(problem.inputs))
     if "student_width" in options.given and len(problem.student) != options.student_width:
         raise cli.UsageError(
             f"--student_width {options.student_width}: the student in --data has {len(problem.student)} neurons"
@@ -311,9 +326,13 @@ def _route(choices: Choices, problem: teachers.Problem, config: dict) -> Route:
             print("compiling the linear-time route, once per machine: about 40 s", flush=True)
         return LinearRoute(problem.inputs.numpy(), problem.targets[:, 0].numpy(), *shared)
     if config["solver"] == "cg" and config["device"] == "cpu":
+        if not torus.compiled(config["dtype"]):
+            print("compiling the cg route, once per machine: about 20 s", flush=True)
+            torus.compile_apart(config["dtype"])
+        torus.warm_up(config["dtype"])  # not in the time of the training
         kernel = choices.features.kernel.name
         data = (problem.inputs.numpy(), problem.targets[:, 0].numpy())
-        return TorusRoute(kernel, *data, *shared[:3], config["dtype"])
+        return torus.TorusRoute(kernel, *data, *shared[:3], config["dtype"])
     place = {"dtype": getattr(torch, config["dtype"]), "device": config["device"]}
     inputs, targets = problem.inputs.to(**place), problem.targets.to(config["device"])
     if config["solver"] == "cg":

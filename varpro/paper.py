@@ -8,6 +8,7 @@ ResNets for 100 passes over the data and 10 more.
 import csv
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,7 +27,14 @@ def _length(usual: int) -> int:
     return int(text)
 
 
-EPOCHS = _length(32000)
+try:
+    EPOCHS = _length(32000)
+except ValueError as problem:
+    if __name__ == "__main__":
+        print(f"paper.py: error: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
+    raise
+_LAST_SEED, _MOST_SEEDS = 2**32 - 1, 1000
 SEEDS = range(6)  # the published curves are means over these; the two-timescale comparison has seed 0 alone
 WIDTHS = (32, 128, 512, 1024)
 WIDEST = WIDTHS[-1]
@@ -90,12 +98,13 @@ class Run:
     @property
     def seconds(self) -> float:
         """About how long one seed takes on one of two cores."""
-        return self.epochs * (_TORUS_COST if self.on_torus else _CIRCLE_COST)[self.width] / 1e3
+        slow = 2 if self.on_torus and math.isinf(self.gamma) else 1  # neurons that come together need more steps
+        return self.epochs * slow * (_TORUS_COST if self.on_torus else _CIRCLE_COST)[self.width] / 1e3
 
     @property
     def megabytes(self) -> float:
         """About how large one result file is: about 1000 snapshots of (w, u) in float32, losses in float64."""
-        return (1000 * self.width * 3 * 4 + self.epochs * 8) / 1e6
+        return ((min(self.epochs, 1000) + 1) * self.width * 3 * 4 + self.epochs * 8) / 1e6
 
     def arguments(self, seeds: Sequence[int]) -> list[str]:
         """The options that make this run, for the experiment's ``Experiment.py``."""
@@ -329,6 +338,8 @@ def parse_seeds(text: str) -> list[int]:
         last = last if dash else first
         if not (text.isascii() and first.isdigit() and last.isdigit() and int(first) <= int(last)):
             raise ValueError(f"seeds {text!r}: allowed are numbers and ranges like 0-5, separated by commas")
+        if int(last) > _LAST_SEED or int(last) - int(first) >= _MOST_SEEDS:
+            raise ValueError(f"seeds {text!r}: allowed are seeds up to {_LAST_SEED}, {_MOST_SEEDS} in a range")
         seeds.update(range(int(first), int(last) + 1))
     return sorted(seeds)
 

@@ -14,10 +14,14 @@ with features 0. Sums over samples are formed in a fixed number of chunks, so th
 """
 
 import math
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -580,6 +584,35 @@ def workspace(blocks: int, width: int, dtype: str) -> Workspace:
         counts=np.zeros(8),
         worst=np.zeros(2),
     )
+
+
+def compiled(dtype: str) -> bool:
+    """Whether the epochs with features in ``dtype`` are in numba's cache, newer than this file."""
+    source = Path(__file__)
+    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or source.parent)
+    for index in folder.rglob(f"{source.stem}._epochs-*.nbi"):  # lists the types, with one .nbc file for each set
+        if index.stat().st_mtime >= source.stat().st_mtime:
+            single = b"float32" in index.read_bytes()
+            double = len(list(index.parent.glob(f"{index.stem}.*.nbc"))) > single
+            if single if dtype == "float32" else double:
+                return True
+    return False
+
+
+def compile_apart(dtype: str) -> None:
+    """Fill numba's cache in a process of its own.
+
+    Code that was just compiled and code from the cache differ in the last bits of sums: so all processes load it.
+    """
+    subprocess.run([sys.executable, "-c", f"from varpro import torus; torus.warm_up({dtype!r})"], check=False)
+
+
+def warm_up(dtype: str) -> None:
+    """Load all that an epoch runs, or compile it."""
+    points = np.linspace(-1, 1, 8).reshape(4, 2)
+    route = TorusRoute("laplace", points, points[:, 0], 1.0, 0.0, 0.1, dtype)
+    weights = points[:2].copy()
+    route.advance(weights, route.project(weights), 2)
 
 
 class TorusRoute:

@@ -9,6 +9,7 @@ One job is one configuration with all its seeds, since importing torch takes lon
 whole files or none and keep what exists, so no job ever has to clean up after another.
 """
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -77,6 +78,7 @@ for run in SECTION.runs:
         name: run.label
         input: [here(path) for path in run.inputs]
         output: [update(here(run.path(seed))) for seed in SEEDS]
+        resources: mem_mb=run.memory, runtime=10 + math.ceil(2 * run.seconds * len(SEEDS) / 60)  # minutes
         log: f"logs/{run.label}.log"
         message: f"{run.experiment}, {run.parameters}, seeds {SEEDS}"
         params: command=with_python(run.command(SEEDS))

@@ -9,7 +9,7 @@ results/ beside this script, one file per seed.
     python CIFAR10_SGDM.py --lmbda 1e-3 --batch_size 64 --time_scale 1e-3 --momentum 0.9 --epochs 100
     python CIFAR10_Shampoo.py --lmbda 1e-3 --batch_size 64 --time_scale 1e-2 --momentum 0.9 --epochs 100
 
-Measured on two calm cores at batch size 128: varprom 1070, sgdm 1100, shampoo 930 images/s, so that 110 passes take
+Measured on two calm cores at batch size 128: varprom 1080, sgdm 1100, shampoo 990 images/s, so that 110 passes take
 3 min on the digits and 1.5 h or more on CIFAR-10. Where the cores are busy, threads wait for each other and
 OMP_NUM_THREADS=1 is faster by far (500 images/s on one core).
 """

@@ -16,7 +16,11 @@ from VarPro_resnet.shampoo import VARIANTS
 from VarPro_resnet.training import Descent, Plan, Record, train
 
 _SHAMPOO = ("shampoo_variant", "update_every")
-_MOMENTUM = "of the steps, from 0 to below 1; for varprom the weight of the old outer weights in the new ones"
+_MOMENTUM = {  # what it weighs, from 0 to below 1
+    "varprom": "weight m of the old outer weights in the new: u <- m u + (1 - m) argmin",
+    "sgdm": "momentum of the steps",
+    "shampoo": "weight m of the last preconditioned gradient b in what is preconditioned: (1 - m) g + m b",
+}
 _NAMED = ("time_scale", "momentum", "final_epochs", *_SHAMPOO, "mixed_precision", "tf32", "dtype")
 # ... are in the file name where they are not the default
 
@@ -85,7 +89,7 @@ def add_optimizer(to: argparse.ArgumentParser, optimizers: Mapping[str, Numbers]
         optimizer,
         type=cli.momentum,
         metavar="M",
-        help=_MOMENTUM if optimizer is None else _MOMENTUM.split("; ")[optimizer == "varprom"],
+        help=_MOMENTUM.get(optimizer, "; ".join(f"{name}: {text}" for name, text in _MOMENTUM.items())),
     )
     if optimizer in (None, "shampoo"):
         group.add_argument(
@@ -175,6 +179,8 @@ def parse(
     if options.optimizer != "shampoo":
         for name in sorted(options.given & set(_SHAMPOO)):
             raise cli.UsageError(f"--{name}: has no effect here; it goes with --optimizer shampoo")
+    if options.dataset != "cifar10" and "data_dir" in options.given:
+        raise cli.UsageError("--data-dir: has no effect here; it goes with --dataset cifar10")
     options.device = cli.resolve_device(options)
     if options.mixed_precision and options.dtype != "float32":
         raise cli.UsageError("--mixed_precision: has no effect here; it goes with --dtype float32")
@@ -192,11 +198,14 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
     Raises UsageError or ResultError, each a line for the user, before a run with wrong options starts.
     """
     images = None
+    wanted = []
     for seed in options.seed:
         config = _config(options, seed)
         path = (options.output or results.directory("VarPro_resnet")) / _file_name(options, config)
         results.prepare(path)
-        if not options.force and results.complete(path, config):
+        wanted.append((seed, config, path, not options.force and results.complete(path, config)))
+    for seed, config, path, complete in wanted:
+        if complete:
             print(f"{_label(config)}: kept {path}", flush=True)
             continue
         if images is None:  # one that has its results needs no data

@@ -30,6 +30,7 @@ _CENTRE = 0.0  # c of the penalty (u - c)^2 / 2
 _TEST_BATCH = 500  # images
 _TIMED_STEPS, _TIMED_SECONDS = 2, 1.0  # at least, before the cost of a run is estimated
 _CHECKPOINT_SECONDS = 60.0
+_CHECKPOINT_FORMAT = 1  # to be counted up where the state of a run changes
 
 Report = Callable[[str], None]
 
@@ -56,7 +57,7 @@ class Descent:
     def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """One step on ``images (B, 3, 32, 32)`` and ``targets (B, k)``; returns their loss before it, a scalar.
 
-        The features are computed once, and nothing here waits for the device.
+        The features are computed once, and nothing here but Shampoo's decompositions waits for the device.
         """
         features = self._features(images)
         self._before_loss(features.detach(), targets)
@@ -370,6 +371,9 @@ class _Checkpoints:
         except results.ResultError as error:
             self._say(f"starts anew: {error}")
             return
+        if saved.get("format") != _CHECKPOINT_FORMAT:
+            self._say(f"starts anew: {self.path} is of another version")
+            return
         found = saved.get("config") or {}
         differing = [key for key in self.config if found.get(key) != self.config[key]]
         if differing:
@@ -383,7 +387,8 @@ class _Checkpoints:
         """Write the state of ``run`` if it is time."""
         if self.path is None or time.perf_counter() < self.due:
             return
-        results.save(self.path, {"config": self.config, **run.state()})
+        run.take_step.check()  # what has failed is not to be gone on from
+        results.save(self.path, {"format": _CHECKPOINT_FORMAT, "config": self.config, **run.state()})
         self.due = time.perf_counter() + _CHECKPOINT_SECONDS
 
     def _say(self, line: str) -> None:

@@ -89,6 +89,16 @@ def test_moving_average(values, window):
     np.testing.assert_allclose(averages, expected, atol=1e-12)
 
 
+def test_the_loss_of_a_pass_stands_at_its_end(empty_results):
+    run = replace(paper.DIGITS_RUNS[0], epochs=3, final_epochs=1)
+    results.save(run.path(0), {"loss": torch.arange(12.0)})  # three steps a pass
+    axes = Figure().subplots()
+    resnet_plots.loss_panel(axes, run, [0], (0, 0, 0, 1))
+    (line,) = axes.lines
+    assert (line.get_xdata()[0], line.get_xdata()[-1]) == (1, 4)
+    assert (line.get_ydata()[0], line.get_ydata()[-1]) == (1, 10)  # means of 0 1 2 and 9 10 11
+
+
 # --- snapshots ----------------------------------------------------------------------------------------------------
 
 

@@ -316,7 +316,7 @@ def test_a_run_killed_three_times_ends_with_the_same_bits(arguments, tmp_path, m
     assert record.learning_rate[2] == record.learning_rate[0] / 2
 
 
-@pytest.mark.parametrize("reason", ["another configuration", "not readable", "not wanted"])
+@pytest.mark.parametrize("reason", ["another configuration", "another version", "not readable", "not wanted"])
 def test_a_checkpoint_that_is_of_no_use(reason, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
     path, plan, lines = tmp_path / "run.checkpoint", Plan(8, 8, 1, 0), []
@@ -328,11 +328,14 @@ def test_a_checkpoint_that_is_of_no_use(reason, tmp_path, monkeypatch):
     sitting({"batch_size": 8})  # leaves its last checkpoint to the caller
     if reason == "not readable":
         path.write_bytes(b"half a file")
+    if reason == "another version":
+        results.save(path, results.load(path) | {"format": 0})
     config = {"batch_size": 16 if reason == "another configuration" else 8}
     with pytest.raises(Killed):  # on entering the first step: it did not go on from the file
         sitting(config, steps=0, resume=reason != "not wanted", report=lines.append)
     said = {
         "another configuration": f"starts anew: {path} has batch_size = 8, not 16",
+        "another version": f"starts anew: {path} is of another version",
         "not readable": f"starts anew: {path}: not a file of tensors",
     }
     assert lines == [] if reason == "not wanted" else lines[0].startswith(said[reason])
@@ -436,6 +439,54 @@ def test_a_run_writes_what_the_definitions_say(tmp_path, capsys):
     assert f"wrote {path}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "state"),
+    [
+        (["varprom", "--momentum", "0.3", "--lmbda", "0.2"], {"averaging": 0.3, "lmbda": 0.2}),
+        (["varprom", "--time_scale", "0.5", "--mixed_precision"], {"lr": 32.0, "momentum": 0, "mixed_precision": True}),
+        (["sgdm", "--momentum", "0.3", "--lmbda", "0.2"], {"momentum": 0.3, "lr": 0.064, "lmbda": 0.2}),
+        (
+            ["shampoo", "--momentum", "0.3", "--lmbda", "0.2"],
+            {"momentum": 0.3, "lr": 0.64, "lmbda": 0.2, "epsilon": 1e-4},
+        ),
+        (["shampoo"], {"variant": "torch_optimizer", "update_every": 1, "momentum": 0.0, "mixed_precision": False}),
+        (["shampoo", "--shampoo_variant", "gupta", "--update_every", "3"], {"variant": "gupta", "update_every": 3}),
+    ],
+)
+def test_options_reach_the_step(arguments, state):
+    chosen = chosen_step(network(), *arguments)
+    (group,) = chosen.optimizer.param_groups
+    assert {name: getattr(chosen, name, group.get(name)) for name in state} == state
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_options_reach_the_run(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.setattr(cifar, "load", lambda name, folder: folders.append((name, folder)) or tiny_images(20))
+    arguments = [*TINY, "--dataset", "cifar10", "--optimizer", "sgdm", "--dtype", "float64", "--output", str(tmp_path)]
+    main([*arguments, "--data-dir", "somewhere", "--time_scale", "1e-4"])
+    assert folders == [("cifar10", Path("somewhere"))]
+    (path,) = tmp_path.iterdir()
+    assert "_time_scale=0.0001_" in path.name
+    assert "_dtype=float64_" in path.name
+    found = results.load(path)
+    assert {value.dtype for value in found["network"].values()} == {torch.float64, torch.int64}
+    before = path.stat().st_mtime_ns
+    main([*arguments, "--time_scale", "1e-4", "--force"])
+    assert path.stat().st_mtime_ns > before
+    assert folders[1] == ("cifar10", cifar.FOLDER)
+
+
+@pytest.mark.usefixtures("tiny_data")
+@pytest.mark.parametrize("resume", [True, False])
+def test_resuming_is_an_option(resume, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(runs, "train", lambda *_, **keywords: seen.append(keywords["resume"]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main([*TINY, "--output", str(tmp_path), *([] if resume else ["--no-resume"])])
+    assert seen == [resume]
+
+
 @pytest.mark.usefixtures("tiny_data")
 def test_seeds_are_runs_of_their_own_and_results_are_kept(tmp_path, capsys, monkeypatch):
     arguments = [*TINY, "--optimizer", "sgdm", "--output"]
@@ -492,6 +543,7 @@ def test_an_interrupted_command_goes_on(tmp_path, capsys, monkeypatch):
         (["--optimizer", "sgdm", "--update_every", "2"], 2, "--update_every: has no effect here; it goes with"),
         (["--mixed_precision", "--dtype", "float64"], 2, "--mixed_precision: has no effect here; it goes with"),
         (["--tf32"], 2, "--tf32: has no effect here; it goes with --device cuda --dtype float32"),
+        (["--data-dir", "x"], 2, "--data-dir: has no effect here; it goes with --dataset cifar10"),
         (["--batch_size", "21"], 2, "--batch_size 21: digits has 20 images"),
         (["--seed", "1", "1"], 2, "names a seed twice"),
         (["--optimizer", "sgdm", "--time_scale", "1e6"], 1, ": the loss is not finite; try a smaller --time_scale"),

@@ -101,6 +101,8 @@ class Run:
         slow = 2 if self.on_torus and math.isinf(self.gamma) else 1  # neurons that come together need more steps
         return self.epochs * slow * (_TORUS_COST if self.on_torus else _CIRCLE_COST)[self.width] / 1e3
 
+    memory = 1500  # MB of a job, at most
+
     @property
     def megabytes(self) -> float:
         """About how large one result file is: about 1000 snapshots of (w, u) in float32, losses in float64."""
@@ -144,6 +146,7 @@ class ResNetRun:
     final_epochs: int = _FINAL_DEFAULT  # ... and those after them at half the rate
 
     experiment = RESNET
+    memory = 5000  # MB of a job, at most: an epoch of CIFAR-10, augmented, and the activations of a large mini-batch
 
     def path(self, seed: int) -> Path:
         """The result file of this run with ``seed``, whether it exists or not."""

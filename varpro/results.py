@@ -133,18 +133,15 @@ def provenance(device: str) -> dict[str, str]:
 
 
 def _git_revision() -> str:
-    """The commit of the repository, with ``+changes`` where tracked files differ from it; ``unknown`` without git."""
-    command = [
-        "git",
-        "-C",
-        str(ROOT),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--exclude=*",
-        "--dirty=+changes",
-    ]
-    try:
+    """The commit of the repository, with ``+changes`` where files differ from it or Python files are new; ``unknown``
+    without git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no") or git("status", "--porcelain", "--", "*.py")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +13,7 @@ import torch
 from hypothesis import settings
 
 from varpro import paper, results
+from varpro.threads import one_torch_thread
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,6 +29,13 @@ def load_script(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Little tensors in one thread: beside other work on the machine, several would wait for each other."""
+    with one_torch_thread():
+        yield
 
 
 TINY_EPOCHS = 64

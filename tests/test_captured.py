@@ -22,13 +22,7 @@ centres = pytest.mark.parametrize("centre", [0.0, 1.0])
 precisions = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Arrays are small here, and threads would only wait for each other."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(usual)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def route(kernel, inputs, targets, centre=1.0, time_scale=TIME_SCALE, dtype="float64"):

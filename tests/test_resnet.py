@@ -21,13 +21,7 @@ LMBDA, CLASSES = 1e-3, 3
 PLAN = Plan(images=40, batch_size=16, epochs=2, final_epochs=1)  # mini-batches of 16, 16 and 8
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Beside other work on the machine, many threads are slow on little images, and it does not change the numbers."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def colours(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,13 +18,7 @@ SHAPES += [(6, 5, 4)]
 EPSILON = 1e-4
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The two oracles crawl where several threads share a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def normal(shape, seed, dtype=torch.float64):

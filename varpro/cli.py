@@ -19,6 +19,7 @@ from varpro.diffusion import MAX_GAMMA
 from varpro.results import ResultError
 
 FAST_ROUTES = {"linear": ("float64",), "cg": ("float32", "float64")}  # their precisions, the default one first
+LAST_SEED = 2**32 - 1  # of numpy's generator
 _FAST_DEVICES = {"linear": ("cpu",), "cg": ("cpu", "cuda")}
 
 
@@ -173,7 +174,7 @@ def add_seeds(group) -> None:
     """The seeds of the runs."""
     group.add_argument(
         "--seed",
-        type=whole(0, 2**32 - 1),
+        type=whole(0, LAST_SEED),
         nargs="+",
         default=[0],
         metavar="S",

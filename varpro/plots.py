@@ -538,14 +538,14 @@ def publish(name: str, recipes: Mapping[str, Recipe] = RECIPES) -> Figure | None
     What is there is drawn. None where nothing is.
     """
     recipe, seeds = recipes[name], requested_seeds()
-    if not _ready(name, recipe, seeds):
+    if not ready(name, recipe, seeds):
         return None
     figure = recipe.draw(seeds)
     save(figure, name)
     return figure
 
 
-def _ready(name: str, recipe: Recipe, seeds: Sequence[int] | None) -> bool:
+def ready(name: str, recipe: Recipe, seeds: Sequence[int] | None) -> bool:
     """Whether there is anything to draw; prints what is missing."""
     lack = missing(name, recipe.runs, seeds, recipe.diffusions, recipe.section)
     if lack:
@@ -573,9 +573,17 @@ def frame_epochs(epochs: np.ndarray, frames: int = _FRAMES) -> np.ndarray:
     return np.unique(epochs[np.abs(epochs[:, None] - wanted).argmin(axis=0)])
 
 
-def clock(epoch: int) -> str:
-    """Epoch and time, always of the same width."""
-    return f"epoch {epoch:\u2007>5}, $t$ = {epoch * TIME_SCALE:.2f}"  # a space as wide as a digit
+def film(figure: Figure, epochs: Iterable[int], show: Callable[[int], None]) -> list[Image.Image]:
+    """A frame for each of ``epochs``: ``figure`` after ``show(epoch)``, with epoch and time above it."""
+    canvas, clock = FigureCanvasAgg(figure), figure.suptitle(" ")
+    frames = []
+    for epoch in epochs:
+        show(epoch)
+        clock.set_text(f"epoch {epoch:\u2007>5}, $t$ = {epoch * TIME_SCALE:.2f}")  # a space as wide as a digit
+        canvas.draw()
+        figure.set_layout_engine("none")  # the layout of the first frame holds for all: nothing jumps
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+    return frames
 
 
 def diffusion_animation(path: Path, seeds: Sequence[int] | None = None) -> Path:
@@ -586,7 +594,6 @@ def diffusion_animation(path: Path, seeds: Sequence[int] | None = None) -> Path:
     teacher = circle_density(_CIRCLE, run.gamma)
     with style():
         figure = Figure(figsize=(7.2, 2.9), dpi=110)
-        canvas = FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, sharey=True)
         lines = []
         for axes, densities, colour in zip((left, right), panels, colours("epoch", 3)[1:], strict=True):
@@ -597,15 +604,12 @@ def diffusion_animation(path: Path, seeds: Sequence[int] | None = None) -> Path:
         left.set_title("ultra-fast diffusion")
         right.set(title=f"features learned by VarPro ($M = {run.width}$, $\\lambda = {power(run.lmbda)}$)", ylabel="")
         left.legend(loc="upper left")
-        title = figure.suptitle(" ")
-        frames = []
-        for epoch in frame_epochs(panels[0].epochs):
+
+        def show(epoch: int) -> None:
             for line, densities in zip(lines, panels, strict=True):
                 line.set_ydata(densities.at(epoch))
-            title.set_text(clock(epoch))
-            canvas.draw()
-            figure.set_layout_engine("none")  # the layout of the first frame holds for all: nothing jumps
-            frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+
+        frames = film(figure, frame_epochs(panels[0].epochs), show)
     return write_gif(path, frames)
 
 
@@ -634,7 +638,7 @@ class Animation:
 def publish_animation(name: str = "diffusion_animation") -> Animation | None:
     """Write ``figures/<name>.gif`` and return it for display; where a result is missing, say which, and return None."""
     seeds = requested_seeds()
-    ready = _ready(name, Recipe(density_evolution, *_DENSITY), seeds)
-    if not ready or not seeds_at_hand(paper.DENSITY_RUN, seeds) or not _DENSITY[1][0].path.exists():
+    some = ready(name, Recipe(density_evolution, *_DENSITY), seeds)
+    if not some or not seeds_at_hand(paper.DENSITY_RUN, seeds) or not _DENSITY[1][0].path.exists():
         return None
     return Animation(diffusion_animation(folder() / f"{name}.gif", seeds))

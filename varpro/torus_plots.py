@@ -9,7 +9,6 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from PIL import Image
@@ -196,23 +195,17 @@ def learned_density_animation(path: Path, seeds: Sequence[int] | None = None) ->
     target = np.mean([smoothed_density(content["teacher_weights"].numpy(), grid) for content in contents], axis=0)
     with plots.style():
         figure = Figure(figsize=(6.4, 3.5), dpi=90)
-        canvas = FigureCanvasAgg(figure)
         left, right = figure.subplots(1, 2, sharey=True)
         image = density_image(left, smoothed_density(weights[0].reshape(-1, 2), grid), target.max())
         figure.colorbar(density_image(right, target, target.max()), ax=[left, right], label="density", shrink=0.85)
         left.set_title(f"learned features, $M = {run.width}$")
         right.set(title="teacher", ylabel="")
-        title = figure.suptitle(" ")
-        frames = []
-        for epoch in plots.frame_epochs(epochs, _FRAMES):
+
+        def show(epoch: int) -> None:
             state = weights[np.searchsorted(epochs, epoch)]
             image.set_data(smoothed_density(state.reshape(-1, 2), grid).T)
-            title.set_text(
-                f"epoch {epoch:\u2007>5}, $t$ = {epoch * plots.TIME_SCALE:.2f}"
-            )  # a space as wide as a digit
-            canvas.draw()
-            figure.set_layout_engine("none")  # the layout of the first frame holds for all: nothing jumps
-            frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+
+        frames = plots.film(figure, plots.frame_epochs(epochs, _FRAMES), show)
     return plots.write_gif(path, frames, _palette())
 
 
@@ -228,9 +221,6 @@ def _palette() -> Image.Image:
 def publish_animation(name: str = "convolution_animation") -> plots.Animation | None:
     """Write ``figures/<name>.gif`` and return it for display; where a result is missing, say which, and return None."""
     seeds, run = plots.requested_seeds(), paper.TORUS_DENSITY_RUN
-    lack = plots.missing(name, [run], seeds, section=_SECTION)
-    if lack:
-        print(lack)
-    if not plots.seeds_at_hand(run, seeds):
+    if not plots.ready(name, _recipe(distance_width, [run]), seeds):
         return None
     return plots.Animation(learned_density_animation(plots.folder() / f"{name}.gif", seeds))

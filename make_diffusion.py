@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from varpro import cli, results
-from varpro.experiment import diffusion_file
-from varpro.training import schedule
+from varpro.runs.experiment import diffusion_file
+from varpro.runs.training import schedule
 
 
 def parser():

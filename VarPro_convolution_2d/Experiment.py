@@ -5,16 +5,16 @@ Radial kernels on the torus R^2 / (4 Z)^2, penalty centre 0, outer weights by th
 
     python Experiment.py --seed 0 --epochs 32000 --lambda 1e-3 --student_width 1024
 
-Measured on one core, cg route: an epoch takes 0.1 ms at width 32 and 3 ms at width 1024, so 32000 epochs 3 s and 100 s;
-on two idle cores 1024 neurons take 1.5 ms. With --device cuda the cg route runs on the GPU as captured graphs, without
-a synchronisation per epoch; its time has not been measured yet.
+Times, by processor, are in benchmarks/RESULTS.md; ``make plan SECTION=appendix-b`` says them for this machine. With
+--device cuda the cg solver runs on the GPU as captured graphs, without a synchronisation per epoch; its time has not
+been measured yet.
 """
 
 from pathlib import Path
 
 from varpro import cli
-from varpro.experiment import Choices, perform, runs, torus_measure
 from varpro.features import RADIAL_KERNELS, RadialTorus
+from varpro.runs.experiment import Choices, perform, runs, torus_measure
 
 
 def choices(options):

@@ -15,14 +15,14 @@ FOLDER = Path(__file__).parent
 def main() -> None:
     """About a quarter of an hour on two calm cores."""
     print(machine(), flush=True)
-    epochs, points = circle_epochs.routes()
+    epochs, points = circle_epochs.solvers()
     wide, wide_points = circle_epochs.wide()
     torus, gpu = torus_epochs.table(), gpu_epochs.table()
     images = resnet_images.table()
     stages = start_up.stages()
     text = f"""# Benchmarks
 
-`python -m benchmarks` (or `make bench`) measures this anew and rewrites this file. Routes take turns in one process and
+`python -m benchmarks` (or `make bench`) measures this anew and rewrites this file. Solvers take turns in one process and
 medians are shown, so the ratios are good where the machine is noisy; the absolute times are those of
 
 {machine()}.
@@ -30,21 +30,21 @@ medians are shown, so the ratios are good where the machine is noisy; the absolu
 ## Time per epoch
 
 The plain loop is PyTorch in float32 with autograd and an LU solve, {circle_epochs.threads()}
-(`benchmarks/plain.py`); the linear route is exact, float64, on one core. The floor is the measured time of the two
+(`benchmarks/plain.py`); the linear solver is exact, float64, on one core. The floor is the measured time of the two
 chains of dependent operations in an epoch (factorisation and backward sweep) plus the rest of the arithmetic at the
-machine's rate of multiply-adds; the gap is how far the route is above it (`benchmarks/circle_epochs.py`).
+machine's rate of multiply-adds; the gap is how far the solver is above it (`benchmarks/circle_epochs.py`).
 
 {epochs}
 
 ## Wide students
 
-VarPro epochs of the linear route, N = {circle_epochs.SAMPLES}.
+VarPro epochs of the linear solver, N = {circle_epochs.SAMPLES}.
 
 {wide}
 
 ## Time per epoch on the torus
 
-The plain loop is PyTorch in float32 with autograd and an LU solve on all cores; the cg route solves every epoch to a
+The plain loop is PyTorch in float32 with autograd and an LU solve on all cores; the cg solver solves every epoch to a
 relative residual of 1e-6 (`benchmarks/torus_epochs.py`: Laplace kernel, lambda 1e-3, unbiased).
 
 {torus}

@@ -1,4 +1,4 @@
-"""Time per epoch on the circle: linear route against the plain loop, its own floor, and up to a million neurons.
+"""Time per epoch on the circle: linear solver against the plain loop, its own floor, and up to a million neurons.
 
 The floor is what the processor could not do without. Per neuron and VarPro epoch:
 
@@ -18,7 +18,7 @@ from numba import njit
 from benchmarks.measure import by_turns, table
 from benchmarks.plain import PlainLoop
 from varpro import simd
-from varpro.circle import LinearRoute
+from varpro.solvers.circle import CircleSolver
 from varpro.teachers import circle_problem
 
 SAMPLES = 4096
@@ -67,12 +67,14 @@ def _multiply_adds(count, factor):
 
 
 def _linear(problem, outer_update: str, epochs: int):
-    route = LinearRoute(problem.inputs.numpy(), problem.targets[:, 0].numpy(), LMBDA, CENTRE, TIME_SCALE, outer_update)
-    weights = route.own(problem.student)
-    outer = route.project(weights)
+    solver = CircleSolver(
+        problem.inputs.numpy(), problem.targets[:, 0].numpy(), LMBDA, CENTRE, TIME_SCALE, outer_update
+    )
+    weights = solver.own(problem.student)
+    outer = solver.project(weights)
 
     def run() -> int:
-        route.advance(weights, outer, epochs)
+        solver.advance(weights, outer, epochs)
         return epochs
 
     return run
@@ -97,7 +99,7 @@ def floor(width: int) -> float:
     return width * (chain + PARALLEL_WORK * rate)
 
 
-def routes(rounds: int = 7) -> tuple[str, dict[str, list[tuple[int, float]]]]:
+def solvers(rounds: int = 7) -> tuple[str, dict[str, list[tuple[int, float]]]]:
     """The table of VarPro and two-timescale epochs against the plain loop, and (width, seconds) for the plot."""
     rows, points = [], {"plain PyTorch": [], "linear": []}
     for outer_update, name in (("ridge", "VarPro"), ("gradient", "two-timescale")):
@@ -128,7 +130,7 @@ def routes(rounds: int = 7) -> tuple[str, dict[str, list[tuple[int, float]]]]:
             if outer_update == "ridge":
                 points["plain PyTorch"].append((width, seconds["plain"]))
                 points["linear"].append((width, seconds["linear"]))
-    header = ["epoch", "M", "N", "plain loop", "linear route", "ratio", "floor", "gap"]
+    header = ["epoch", "M", "N", "plain loop", "linear solver", "ratio", "floor", "gap"]
     return table(header, rows), points
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from scipy.integrate import solve_ivp
 from scipy.sparse import csc_matrix, diags_array
 
-from varpro.diffusion import solve_diffusion
+from varpro.diffusion.circle import solve_diffusion
 from varpro.teachers import circle_cdf, circle_density
 
 EPOCHS = (0, 32, 1000, 5000, 10000, 32000)

@@ -1,9 +1,9 @@
-"""Time per VarPro epoch on the torus on a GPU: the route of captured graphs against the plain loop on the same device.
+"""Time per VarPro epoch on the torus on a GPU: the solver of captured graphs against the plain loop on the same device.
 
-The plain loop is that of :mod:`benchmarks.torus_epochs`, in float32. The routes take turns, timed by CUDA events over
+The plain loop is that of :mod:`benchmarks.torus_epochs`, in float32. The solvers take turns, timed by CUDA events over
 many epochs from a state that has trained for a while, so that new preconditioners are paid for in the time shown. The
-first epochs are compared with the dense route in float64 on the CPU: small students amplify a difference more than ten
-times there, so that float32 says little at M = 32. The times that the host waited are counted, of the dense route too.
+first epochs are compared with the dense solver in float64 on the CPU: small students amplify a difference more than ten
+times there, so that float32 says little at M = 32. The times that the host waited are counted, of the dense solver too.
 """
 
 import statistics
@@ -14,12 +14,13 @@ import torch
 
 from benchmarks import measure
 from benchmarks.torus_epochs import CENTRE, LMBDA, SAMPLES, TIME_SCALE, WARM_UP, WIDTHS, PlainTorusLoop
-from varpro.captured import CapturedRoute
 from varpro.features import LAPLACE, RadialTorus, wrap_torus
-from varpro.ridge import DenseRoute, matrix_products
+from varpro.ridge import matrix_products
+from varpro.solvers.dense import DenseSolver
+from varpro.solvers.graphs import GraphSolver
 from varpro.teachers import Problem, torus_problem
 
-EPOCHS = 320  # of the captured route in a turn
+EPOCHS = 320  # of the captured solver in a turn
 CHECKED = 32  # epochs of the trajectory that is compared with the CPU
 
 
@@ -52,28 +53,28 @@ def _plain(problem: Problem, epochs: int) -> Callable[[], int]:
     return run
 
 
-def _route(problem: Problem, dtype: torch.dtype) -> CapturedRoute:
+def _solver(problem: Problem, dtype: torch.dtype) -> GraphSolver:
     data = problem.inputs.to("cuda", dtype), problem.targets.cuda()
-    return CapturedRoute(RadialTorus(LAPLACE), *data, LMBDA, CENTRE, TIME_SCALE)
+    return GraphSolver(RadialTorus(LAPLACE), *data, LMBDA, CENTRE, TIME_SCALE)
 
 
-def _dense(problem: Problem, device: str, dtype: torch.dtype) -> DenseRoute:
+def _dense(problem: Problem, device: str, dtype: torch.dtype) -> DenseSolver:
     data = (tensor.to(device, dtype) for tensor in (problem.inputs, problem.targets))
-    return DenseRoute(RadialTorus(LAPLACE), *data, LMBDA, CENTRE, TIME_SCALE, "ridge")
+    return DenseSolver(RadialTorus(LAPLACE), *data, LMBDA, CENTRE, TIME_SCALE, "ridge")
 
 
-def _first_epochs(route: CapturedRoute | DenseRoute, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+def _first_epochs(solver: GraphSolver | DenseSolver, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses and weights, on the CPU."""
-    weights = route.own(problem.student)
-    losses = route.advance(weights, route.project(weights), CHECKED)
+    weights = solver.own(problem.student)
+    losses = solver.advance(weights, solver.project(weights), CHECKED)
     return losses, weights.cpu()
 
 
 def _deviations(problem: Problem) -> list[str]:
     """Of the GPU to float64 on the CPU: relative, of the losses in float32 and in float64; of weights in float64."""
     expected, exact = _first_epochs(_dense(problem, "cpu", torch.float64), problem)
-    single, _ = _first_epochs(_route(problem, torch.float32), problem)
-    losses, weights = _first_epochs(_route(problem, torch.float64), problem)
+    single, _ = _first_epochs(_solver(problem, torch.float32), problem)
+    losses, weights = _first_epochs(_solver(problem, torch.float64), problem)
     differences = (single / expected - 1, losses / expected - 1, wrap_torus(weights - exact))
     return [f"{float(difference.abs().max()):.1e}" for difference in differences]
 
@@ -92,22 +93,22 @@ def _waits(run: Callable[[], int]) -> float:
 
 def _row(width: int, rounds: int) -> list[str]:
     problem = torus_problem(RadialTorus(LAPLACE), 0, SAMPLES, width, 4096, 100.0)
-    route, dense = _route(problem, torch.float32), _dense(problem, "cuda", torch.float32)
-    weights = route.own(problem.student)
-    outer = route.project(weights)
-    route.advance(weights, outer, WARM_UP)
+    solver, dense = _solver(problem, torch.float32), _dense(problem, "cuda", torch.float32)
+    weights = solver.own(problem.student)
+    outer = solver.project(weights)
+    solver.advance(weights, outer, WARM_UP)
 
     def run() -> int:
-        route.advance(weights, outer, EPOCHS)
+        solver.advance(weights, outer, EPOCHS)
         return EPOCHS
 
     def run_dense() -> int:
         _first_epochs(dense, problem)
         return CHECKED
 
-    before = route.effort()
+    before = solver.effort()
     seconds = _seconds_by_turns({"plain": _plain(problem, 32), "graph": run}, rounds)
-    after = route.effort()
+    after = solver.effort()
     epochs = after.epochs - before.epochs
     return [
         str(width),
@@ -133,7 +134,7 @@ def table(rounds: int = 5) -> str:
         rows.append(_row(width, rounds))
         print(" ".join(rows[-1]), flush=True)
     header = ["M", "N", "plain loop", "captured", "ratio", "steps", "factors per 1000 epochs"]
-    header += ["waits per epoch", "of the dense route", "largest residual"]
+    header += ["waits per epoch", "of the dense solver", "largest residual"]
     header += ["losses, float32", "losses, float64", "weights, float64"]
     return f"{torch.cuda.get_device_name()}\n\n{measure.table(header, rows)}"
 

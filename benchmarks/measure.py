@@ -1,4 +1,4 @@
-"""Timing by turns: the routes that are compared take turns in one process, and medians are reported."""
+"""Timing by turns: the solvers that are compared take turns in one process, and medians are reported."""
 
 import os
 import platform

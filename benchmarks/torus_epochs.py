@@ -1,7 +1,7 @@
-"""Time per VarPro epoch on the torus: the compiled route with warm conjugate gradients against the plain loop.
+"""Time per VarPro epoch on the torus: the compiled solver with warm conjugate gradients against the plain loop.
 
-The plain loop is PyTorch in float32 with autograd and an LU solve on all cores, the data in one tensor. The routes take
-turns; the compiled route is timed over many epochs from a state that has trained for a while, so that its new
+The plain loop is PyTorch in float32 with autograd and an LU solve on all cores, the data in one tensor. The two take turns;
+the compiled solver is timed over many epochs from a state that has trained for a while, so that its new
 preconditioners are paid for in the time shown.
 """
 
@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import measure
 from varpro.features import LAPLACE, RadialTorus
+from varpro.solvers.torus import TorusSolver
 from varpro.teachers import torus_problem
-from varpro.torus import TorusRoute
 
 SAMPLES = 4096
 LMBDA, CENTRE, TIME_SCALE = 1e-3, 1.0, 2**-10
@@ -59,16 +59,16 @@ def _plain(problem, epochs: int):
 
 
 def _compiled(problem, epochs: int):
-    route = TorusRoute("laplace", problem.inputs.numpy(), problem.targets[:, 0].numpy(), LMBDA, CENTRE, TIME_SCALE)
-    weights = route.own(problem.student)
-    outer = route.project(weights)
-    route.advance(weights, outer, WARM_UP)
+    solver = TorusSolver("laplace", problem.inputs.numpy(), problem.targets[:, 0].numpy(), LMBDA, CENTRE, TIME_SCALE)
+    weights = solver.own(problem.student)
+    outer = solver.project(weights)
+    solver.advance(weights, outer, WARM_UP)
 
     def run() -> int:
-        route.advance(weights, outer, epochs)
+        solver.advance(weights, outer, epochs)
         return epochs
 
-    return route, run
+    return solver, run
 
 
 def table(rounds: int = 5) -> str:
@@ -76,10 +76,10 @@ def table(rounds: int = 5) -> str:
     rows = []
     for width in WIDTHS:
         problem = torus_problem(RadialTorus(LAPLACE), 0, SAMPLES, width, 4096, 100.0)
-        route, run = _compiled(problem, 200)
-        before = route.effort()
+        solver, run = _compiled(problem, 200)
+        before = solver.effort()
         seconds = measure.by_turns({"plain": _plain(problem, max(2, 256 // width)), "cg": run}, rounds)
-        after = route.effort()
+        after = solver.effort()
         solves = after.solves - before.solves
         factorisations = after.factorisations - before.factorisations
         rows.append(
@@ -95,7 +95,7 @@ def table(rounds: int = 5) -> str:
             ]
         )
         print(" ".join(rows[-1]), flush=True)
-    header = ["M", "N", "plain loop", "cg route", "ratio", "steps", "epochs per factor", "largest residual"]
+    header = ["M", "N", "plain loop", "cg solver", "ratio", "steps", "epochs per factor", "largest residual"]
     return measure.table(header, rows)
 
 

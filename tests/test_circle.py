@@ -1,4 +1,4 @@
-"""The linear-time route against dense float64 and extended precision, on ordinary and on awkward problems."""
+"""The linear-time solver against dense float64 and extended precision, on ordinary and on awkward problems."""
 
 import dataclasses
 import warnings
@@ -20,21 +20,21 @@ from problems import (
 )
 from tolerances import EXACT, GRADIENT, PREDICTION, SOLVE, TRAJECTORY
 
-from varpro import circle
 from varpro.features import ReLUCircle
-from varpro.ridge import DenseRoute
+from varpro.solvers import circle
+from varpro.solvers.dense import DenseSolver
 
 CENTRES = st.sampled_from([0.0, 1.0])
 LAMBDAS = st.sampled_from([1e-1, 1e-2, 1e-3, 1e-4])
 
 
 def linear(problem, lmbda=1e-3, centre=1.0, time_scale=2**-10, outer_update="ridge"):
-    return circle.LinearRoute(problem.inputs, problem.targets, lmbda, centre, time_scale, outer_update)
+    return circle.CircleSolver(problem.inputs, problem.targets, lmbda, centre, time_scale, outer_update)
 
 
 def dense(problem, lmbda=1e-3, centre=1.0, time_scale=2**-10, outer_update="ridge"):
     inputs, targets = torch.from_numpy(problem.inputs), torch.from_numpy(problem.targets)[:, None]
-    return DenseRoute(ReLUCircle(), inputs, targets, lmbda, centre, time_scale, outer_update)
+    return DenseSolver(ReLUCircle(), inputs, targets, lmbda, centre, time_scale, outer_update)
 
 
 def rms(values):
@@ -193,9 +193,9 @@ def test_a_rotated_problem_gives_rotated_weights(outer_update):
     turned = dataclasses.replace(problem, inputs=problem.inputs @ turn, weights=problem.weights @ turn)
     ends = []
     for each in (problem, turned):
-        route, weights = linear(each, outer_update=outer_update), each.weights.copy()
-        outer = route.project(weights)
-        route.advance(weights, outer, 50)
+        solver, weights = linear(each, outer_update=outer_update), each.weights.copy()
+        outer = solver.project(weights)
+        solver.advance(weights, outer, 50)
         ends.append((weights, outer))
     np.testing.assert_allclose(ends[0][0] @ turn, ends[1][0], rtol=0, atol=SOLVE)
     np.testing.assert_allclose(ends[0][1], ends[1][1], rtol=0, atol=SOLVE)
@@ -204,10 +204,10 @@ def test_a_rotated_problem_gives_rotated_weights(outer_update):
 def test_permuted_neurons_give_permuted_weights():
     problem = random_problem(200, 30)
     order = np.random.default_rng(1).permutation(30)
-    route = linear(problem)
+    solver = linear(problem)
     weights, permuted = problem.weights.copy(), problem.weights[order].copy()
-    outer, permuted_outer = route.project(weights), route.project(permuted)
-    route.advance(weights, outer, 50)
+    outer, permuted_outer = solver.project(weights), solver.project(permuted)
+    solver.advance(weights, outer, 50)
     linear(problem).advance(permuted, permuted_outer, 50)
     np.testing.assert_allclose(weights[order], permuted, rtol=0, atol=SOLVE)
     np.testing.assert_allclose(outer[order], permuted_outer, rtol=0, atol=SOLVE)
@@ -217,20 +217,20 @@ def test_permuted_neurons_give_permuted_weights():
 def test_student_equal_to_teacher_costs_nothing_with_the_unbiased_penalty(lmbda):
     problem = random_problem(300, 40)
     targets = circle.predict(problem.weights, np.ones(40), problem.inputs)
-    route = linear(dataclasses.replace(problem, targets=targets), lmbda, centre=1.0)
-    outer = route.project(problem.weights)
+    solver = linear(dataclasses.replace(problem, targets=targets), lmbda, centre=1.0)
+    outer = solver.project(problem.weights)
     np.testing.assert_allclose(outer, 1, rtol=0, atol=SOLVE)
     weights = problem.weights.copy()
-    assert 0 <= route.advance(weights, outer, 1)[0] < EXACT
+    assert 0 <= solver.advance(weights, outer, 1)[0] < EXACT
     np.testing.assert_allclose(weights, problem.weights, rtol=0, atol=SOLVE)
 
 
 @settings(max_examples=30)
 @given(awkward_problems(), LAMBDAS)
 def test_unbiased_risk_lies_between_zero_and_that_of_unit_outer_weights(problem, lmbda):
-    route = linear(problem, lmbda, centre=1.0)
+    solver = linear(problem, lmbda, centre=1.0)
     weights = problem.weights.copy()
-    loss = route.advance(weights, route.project(weights), 1)[0]
+    loss = solver.advance(weights, solver.project(weights), 1)[0]
     residual = problem.features.mean(axis=1) - problem.targets
     assert 0 <= loss <= np.mean(residual**2) / (2 * lmbda) * (1 + SOLVE)
 
@@ -240,8 +240,8 @@ def test_tiny_losses_are_summed_over_the_samples():
     problem = random_problem(500, 64)
     targets = circle.predict(problem.weights, 1 + 1e-7 * np.cos(np.arange(64.0)), problem.inputs)
     problem = dataclasses.replace(problem, targets=targets)
-    route, weights = linear(problem, lmbda=1e-3), problem.weights.copy()
-    loss = route.advance(weights, np.ones(64), 1)[0]
+    solver, weights = linear(problem, lmbda=1e-3), problem.weights.copy()
+    loss = solver.advance(weights, np.ones(64), 1)[0]
     residual = problem.features.mean(axis=1) - targets
     assert loss == pytest.approx(np.mean(residual**2) / 2e-3, rel=1e-6)
 
@@ -263,11 +263,11 @@ def test_tiny_losses_are_summed_over_the_samples():
 )
 def test_predictions_against_extended_precision(problem, lmbda):
     for centre in (0.0, 1.0):
-        route = linear(problem, lmbda, centre)
+        solver = linear(problem, lmbda, centre)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # no warning is due in this range
-            outer = route.project(problem.weights)
-            bound = route.accuracy().bound
+            outer = solver.project(problem.weights)
+            bound = solver.accuracy().bound
         expected = extended_predictions(problem, lmbda, centre)
         error = rms(circle.predict(problem.weights, outer, problem.inputs) - expected)
         assert error <= PREDICTION * rms(expected)
@@ -278,12 +278,12 @@ def test_predictions_against_extended_precision(problem, lmbda):
 @pytest.mark.parametrize("lmbda", [1e-10, 1e-13, 1e-16])
 def test_hopeless_solves_warn_or_are_right_and_are_always_finite(lmbda):
     for problem in (random_problem(300, 50), clustered_problem(10, 60, 1e-4), half_line_problem(20, 30)):
-        route = linear(problem, lmbda)
-        outer = route.project(problem.weights)
+        solver = linear(problem, lmbda)
+        outer = solver.project(problem.weights)
         assert np.isfinite(outer).all()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            accuracy = route.accuracy()
+            accuracy = solver.accuracy()
         expected = extended_predictions(problem, lmbda, 1.0)
         error = rms(circle.predict(problem.weights, outer, problem.inputs) - expected) / rms(expected)
         if error > PREDICTION:

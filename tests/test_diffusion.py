@@ -14,8 +14,8 @@ from scipy.linalg import eigh
 from scipy.sparse import csc_matrix
 from tolerances import DIFFUSION as TOLERANCE
 
-from varpro import diffusion
-from varpro.diffusion import solve_diffusion
+from varpro.diffusion import circle as diffusion
+from varpro.diffusion.circle import solve_diffusion
 from varpro.teachers import circle_cdf, circle_density
 
 EPOCHS = [0, 1, 1, 32, 1000, 5000, 10000, 32000]

@@ -1,4 +1,4 @@
-"""The dense route: known answers, primal = dual, gradients against finite differences of the reduced risk."""
+"""The dense solver: known answers, primal = dual, gradients against finite differences of the reduced risk."""
 
 import dataclasses
 
@@ -12,6 +12,7 @@ from tolerances import EXACT, FLOAT32, GRADIENT, SOLVE
 
 from varpro import ridge
 from varpro.features import FeatureMap, ReLUCircle
+from varpro.solvers.dense import DenseSolver
 
 LAMBDAS = st.sampled_from([1e-1, 1e-3, 1e-5])
 CENTRES = st.sampled_from([0.0, 1.0, -0.5])
@@ -21,9 +22,9 @@ def tensors(problem):
     return torch.from_numpy(problem.features), torch.from_numpy(problem.targets)[:, None]
 
 
-def route(problem, lmbda=1e-2, centre=1.0, outer_update="ridge", features=None, time_scale=2**-10):
+def solver(problem, lmbda=1e-2, centre=1.0, outer_update="ridge", features=None, time_scale=2**-10):
     inputs, targets = torch.from_numpy(problem.inputs), torch.from_numpy(problem.targets)[:, None]
-    return ridge.DenseRoute(features or ReLUCircle(), inputs, targets, lmbda, centre, time_scale, outer_update)
+    return DenseSolver(features or ReLUCircle(), inputs, targets, lmbda, centre, time_scale, outer_update)
 
 
 @given(awkward_problems(), LAMBDAS, CENTRES)
@@ -92,7 +93,7 @@ def test_a_solve_that_fails_during_training_is_an_error():
     """It is found at the end of the stretch, without a look in every epoch."""
     problem = random_problem(30, 20)
     data = torch.from_numpy(problem.inputs).float(), torch.from_numpy(problem.targets).float()[:, None]
-    model = ridge.DenseRoute(ReLUCircle(), *data, 1e-12, 0.0, 2**-10, "ridge")
+    model = DenseSolver(ReLUCircle(), *data, 1e-12, 0.0, 2**-10, "ridge")
     weights = torch.ones(20, 2) / 2**0.5  # all features alike: the matrix has rank 1
     with pytest.raises(FloatingPointError, match=r"20 x 20 system.*float32.*1e-12.*float64"):
         model.advance(weights, torch.zeros(20, 1), 5)
@@ -103,7 +104,7 @@ def test_tf32_holds_within_a_call_only(tf32, monkeypatch):
     seen, problem = [], random_problem(30, 5)
     usual = torch.backends.cuda.matmul.fp32_precision
     data = torch.from_numpy(problem.inputs), torch.from_numpy(problem.targets)[:, None]
-    model = ridge.DenseRoute(ReLUCircle(), *data, 1e-2, 0.0, 2**-10, "ridge", tf32=tf32)
+    model = DenseSolver(ReLUCircle(), *data, 1e-2, 0.0, 2**-10, "ridge", tf32=tf32)
     monkeypatch.setattr(model, "_weight_gradient", lambda w, *_: seen.append(_allowed()) or torch.zeros_like(w))
     weights = torch.from_numpy(problem.weights)
     model.advance(weights, model.project(weights), 2)
@@ -119,7 +120,7 @@ def _allowed() -> bool:
 def test_weight_gradient_is_that_of_the_reduced_risk(centre):
     """Envelope theorem: with u optimal, no derivative of u is needed."""
     problem, lmbda, step = random_problem(60, 6), 1e-2, 1e-6
-    model = route(problem, lmbda, centre)
+    model = solver(problem, lmbda, centre)
     weights = torch.from_numpy(problem.weights)
     features = model.feature_map.features(weights, model.inputs)
     outer = model.project(weights)
@@ -136,7 +137,7 @@ def test_weight_gradient_is_that_of_the_reduced_risk(centre):
 def test_gradients_are_those_of_autograd_for_many_outputs():
     problem, lmbda, centre = random_problem(40, 8), 1e-2, 1.0
     targets = torch.randn(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    model = ridge.DenseRoute(ReLUCircle(), torch.from_numpy(problem.inputs), targets, lmbda, centre, 1.0, "gradient")
+    model = DenseSolver(ReLUCircle(), torch.from_numpy(problem.inputs), targets, lmbda, centre, 1.0, "gradient")
     weights = torch.from_numpy(problem.weights).requires_grad_()
     outer = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
     features = model.feature_map.features(weights, model.inputs)
@@ -155,7 +156,7 @@ def test_two_timescale_descent_approaches_varpro_as_the_weights_slow_down():
     for steps in (20, 200, 2000):
         ends = []
         for outer_update in ("ridge", "gradient"):
-            model = route(problem, 0.5, 1.0, outer_update, time_scale=time / steps)
+            model = solver(problem, 0.5, 1.0, outer_update, time_scale=time / steps)
             weights = torch.from_numpy(problem.weights.copy())
             outer = model.project(weights)
             model.advance(weights, outer, steps)
@@ -185,7 +186,7 @@ class Cosine(FeatureMap):
 
 def test_another_feature_map_trains_as_it_is():
     problem = random_problem(100, 10)
-    model = route(problem, features=Cosine(), time_scale=2**-8)
+    model = solver(problem, features=Cosine(), time_scale=2**-8)
     weights = torch.from_numpy(problem.weights.copy())
     losses = model.advance(weights, model.project(weights), 30)
     assert (losses[1:] < losses[:-1]).all()

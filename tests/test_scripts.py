@@ -64,7 +64,7 @@ def test_a_run_writes_what_the_definitions_say(script, solver, tmp_path):
 
 
 @pytest.mark.parametrize("script", CIRCLE)
-def test_both_routes_give_the_same_run(script, tmp_path):
+def test_both_solvers_give_the_same_run(script, tmp_path):
     for solver in ("linear", "dense"):
         run(script, *TINY, "--solver", solver, "--dtype", "float64", "--output", str(tmp_path / solver))
     linear, dense = only_result(tmp_path / "linear"), only_result(tmp_path / "dense")
@@ -140,7 +140,7 @@ def test_own_data_leave_out_the_distances_they_cannot_have(data, tmp_path):
     assert "distance_diffusion" not in found
 
 
-def test_own_data_with_many_outputs_take_the_dense_route(data, tmp_path):
+def test_own_data_with_many_outputs_take_the_dense_solver(data, tmp_path):
     torch.save({"inputs": torch.randn(30, 2), "targets": torch.randn(30, 3)}, data)
     run(BIASED, "--data", str(data), "--epochs", "4", "--student_width", "5", "--output", str(tmp_path / "out"))
     found = only_result(tmp_path / "out")

@@ -62,7 +62,7 @@ def one_step(gradient, **options):
 @pytest.mark.parametrize("update_every", [1, 3])
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_the_default_is_torch_optimizer(momentum, update_every):
-    # Momentum and old roots together feed gradients of 1e8 back at epsilon 1e-4: no two routes could agree.
+    # Momentum and old roots together feed gradients of 1e8 back at epsilon 1e-4: no two solvers could agree.
     epsilon = 0.1 if momentum and update_every > 1 else EPSILON
     options = {"lr": 0.1, "momentum": momentum, "epsilon": epsilon}
     expected = moves(lambda weights: torch_optimizer.Shampoo(weights, update_freq=update_every, **options))

@@ -1,4 +1,4 @@
-"""The compiled route on the torus against dense float64 formulas: kernels, gradient, inner solve, trajectories."""
+"""The compiled solver on the torus against dense float64 formulas: kernels, gradient, inner solve, trajectories."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ import torch
 from numba import njit
 from tolerances import EXACT, FLOAT32, GRADIENT, SOLVE, TRAJECTORY
 
-from varpro import torus
 from varpro.features import RADIAL_KERNELS, RadialTorus
-from varpro.ridge import DenseRoute
-from varpro.torus import KERNELS, TorusRoute
+from varpro.solvers import torus
+from varpro.solvers.dense import DenseSolver
+from varpro.solvers.torus import KERNELS, TorusSolver
 
 LMBDA, TIME_SCALE = 1e-3, 2**-10
 FOLLOWS = 10 * TRAJECTORY  # two runs whose inner solves leave relative residuals of up to 1e-10 each
@@ -58,16 +58,16 @@ def reduced_risk(kernel, inputs, targets, weights, centre=1.0):
     return np.mean(residual**2) / (2 * LMBDA) + np.mean((outer - centre) ** 2) / 2
 
 
-def features(route):
-    """The features (N, M) that the route holds."""
-    blocked = route._workspace.phi.transpose(1, 0, 2)
-    return blocked.reshape(blocked.shape[0], -1)[: route._width, : route.samples.count].T
+def features(solver):
+    """The features (N, M) that the solver holds."""
+    blocked = solver._workspace.phi.transpose(1, 0, 2)
+    return blocked.reshape(blocked.shape[0], -1)[: solver._width, : solver.samples.count].T
 
 
-def gradient(route, weights, time_scale):
+def gradient(solver, weights, time_scale):
     """M dL/dw of the reduced risk, read off one epoch."""
-    moved, outer = weights.copy(), route.project(weights)
-    route.advance(moved, outer, 1)
+    moved, outer = weights.copy(), solver.project(weights)
+    solver.advance(moved, outer, 1)
     return wrap(weights - moved) / time_scale
 
 
@@ -93,16 +93,16 @@ def test_features_at_the_seam_and_at_a_neuron(kernel, dtype):
     inputs[:4] = [[2, 2], [-2, 1.5], [6, -2], [3.5, -4.5]]
     weights[:3] = [[-2, -2], [1.999, -1.999], inputs[10]]
     inputs, weights = inputs.astype(np.float32).astype(np.float64), weights.astype(np.float32).astype(np.float64)
-    route = TorusRoute(kernel, inputs, targets, LMBDA, 1.0, TIME_SCALE, dtype)
-    route.project(weights)
+    solver = TorusSolver(kernel, inputs, targets, LMBDA, 1.0, TIME_SCALE, dtype)
+    solver.project(weights)
     expected = formula(kernel, weights, inputs)
-    assert np.max(np.abs(features(route) - expected)) < FEATURE[dtype] * expected.max()
+    assert np.max(np.abs(features(solver) - expected)) < FEATURE[dtype] * expected.max()
 
 
 @kernels
 def test_gradient_against_finite_differences(kernel):
     inputs, targets, weights = drawn(kernel)
-    found = gradient(TorusRoute(kernel, inputs, targets, LMBDA, 1.0, 1e-3, "float64"), weights, 1e-3)
+    found = gradient(TorusSolver(kernel, inputs, targets, LMBDA, 1.0, 1e-3, "float64"), weights, 1e-3)
     step = 1e-5
     for j, axis in [(0, 0), (7, 1), (29, 0)]:
         away = np.zeros_like(weights)
@@ -117,9 +117,9 @@ def test_gradient_against_finite_differences(kernel):
 def test_gradient_at_a_sample_is_finite(kernel, dtype):
     inputs, targets, weights = drawn(kernel)
     weights[0], weights[1] = inputs[0], inputs[1] + 4
-    route = TorusRoute(kernel, inputs, targets, LMBDA, 1.0, TIME_SCALE, dtype)
-    outer = route.project(weights)
-    assert np.all(np.isfinite(route.advance(weights, outer, 3)))
+    solver = TorusSolver(kernel, inputs, targets, LMBDA, 1.0, TIME_SCALE, dtype)
+    outer = solver.project(weights)
+    assert np.all(np.isfinite(solver.advance(weights, outer, 3)))
     assert np.all(np.isfinite(weights))
     assert np.all(np.isfinite(outer))
 
@@ -130,7 +130,7 @@ def test_gradient_at_a_sample_is_finite(kernel, dtype):
 @pytest.mark.parametrize(("samples", "width"), [(300, 30), (1, 1), (129, 5), (40, 90)])
 def test_inner_solve_against_a_dense_one(kernel, samples, width, centre, dtype):
     inputs, targets, weights = drawn(kernel, samples, width)
-    outer = TorusRoute(kernel, inputs, targets, LMBDA, centre, TIME_SCALE, dtype).project(weights)
+    outer = TorusSolver(kernel, inputs, targets, LMBDA, centre, TIME_SCALE, dtype).project(weights)
     expected = np.linalg.solve(*system(kernel, inputs, targets, weights, centre))
     phi = formula(kernel, weights, inputs) / width
     error = np.linalg.norm(phi @ (outer - expected)) / np.linalg.norm(phi @ expected)
@@ -138,16 +138,16 @@ def test_inner_solve_against_a_dense_one(kernel, samples, width, centre, dtype):
 
 
 @kernels
-def test_trajectory_against_the_dense_route(kernel):
+def test_trajectory_against_the_dense_solver(kernel):
     inputs, targets, weights = drawn(kernel)
-    route = TorusRoute(kernel, inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64")
-    route._tolerance = 1e-13  # what the usual one leaves grows beyond comparison in 50 epochs
+    solver = TorusSolver(kernel, inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64")
+    solver._tolerance = 1e-13  # what the usual one leaves grows beyond comparison in 50 epochs
     feature_map = RadialTorus(RADIAL_KERNELS[kernel])
     data = torch.from_numpy(inputs), torch.from_numpy(targets)[:, None]
-    dense = DenseRoute(feature_map, *data, LMBDA, 1.0, TIME_SCALE, "ridge")
+    dense = DenseSolver(feature_map, *data, LMBDA, 1.0, TIME_SCALE, "ridge")
     w, dense_w = weights.copy(), torch.from_numpy(weights.copy())
-    u, dense_u = route.project(w), dense.project(dense_w)
-    losses, dense_losses = route.advance(w, u, 50), dense.advance(dense_w, dense_u, 50).numpy()
+    u, dense_u = solver.project(w), dense.project(dense_w)
+    losses, dense_losses = solver.advance(w, u, 50), dense.advance(dense_w, dense_u, 50).numpy()
     assert np.max(np.abs(wrap(w - weights))) > 1e-3
     np.testing.assert_allclose(losses, dense_losses, rtol=FOLLOWS)
     assert np.max(np.abs(wrap(w - dense_w.numpy()))) < FOLLOWS
@@ -157,9 +157,9 @@ def test_float32_features_follow_float64():
     inputs, targets, weights = drawn("laplace", 1000, 64)
     losses = []
     for dtype in ("float32", "float64"):
-        route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, dtype)
+        solver = TorusSolver("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, dtype)
         w = weights.copy()
-        losses.append(route.advance(w, route.project(w), 50))
+        losses.append(solver.advance(w, solver.project(w), 50))
     np.testing.assert_allclose(losses[0], losses[1], rtol=FLOAT32)
 
 
@@ -169,10 +169,10 @@ def test_translation_on_the_torus(kernel):
     shift = np.array([1.25, -3.5])
     runs = []
     for x, start in ((inputs, weights), (inputs + shift, wrap(weights + shift))):
-        route = TorusRoute(kernel, x, targets, LMBDA, 1.0, TIME_SCALE, "float64")
-        route._tolerance = 1e-13
+        solver = TorusSolver(kernel, x, targets, LMBDA, 1.0, TIME_SCALE, "float64")
+        solver._tolerance = 1e-13
         w = start.copy()
-        runs.append((route.advance(w, route.project(w), 20), w))
+        runs.append((solver.advance(w, solver.project(w), 20), w))
     np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=FOLLOWS)
     assert np.max(np.abs(wrap(runs[0][1] + shift - runs[1][1]))) < FOLLOWS
 
@@ -181,40 +181,40 @@ def test_translation_on_the_torus(kernel):
 @kernels
 def test_every_epoch_meets_the_residual(kernel, dtype):
     inputs, targets, weights = drawn(kernel, 1000, 64)
-    route = TorusRoute(kernel, inputs, targets, LMBDA, 1.0, TIME_SCALE, dtype)
-    outer = route.project(weights)
+    solver = TorusSolver(kernel, inputs, targets, LMBDA, 1.0, TIME_SCALE, dtype)
+    outer = solver.project(weights)
     for _ in range(60):
-        route.advance(weights, outer, 1)
+        solver.advance(weights, outer, 1)
         assert relative_residual(kernel, inputs, targets, weights, outer) < RESIDUAL[dtype]
-    assert route.effort().residual < RESIDUAL[dtype]
+    assert solver.effort().residual < RESIDUAL[dtype]
 
 
 def test_a_new_preconditioner_where_neurons_move():
     inputs, targets, weights = drawn("laplace", 1000, 64)
     made = []
     for time_scale in (0.0, 2**-6):
-        route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, time_scale)
+        solver = TorusSolver("laplace", inputs, targets, LMBDA, 1.0, time_scale)
         w = weights.copy()
-        outer = route.project(w)
-        route.advance(w, outer, 100)
+        outer = solver.project(w)
+        solver.advance(w, outer, 100)
         assert relative_residual("laplace", inputs, targets, w, outer) < RESIDUAL["float32"]
-        made.append(route.effort().factorisations)
+        made.append(solver.effort().factorisations)
     assert made[0] == 1
     assert made[1] > 1
 
 
 def test_missed_solves_are_made_anew(monkeypatch):
     inputs, targets, weights = drawn("laplace", 300, 30)
-    route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, 1e-3, "float64")
-    outer = route.project(weights)
-    route._workspace.inverse[:] = np.diag(np.geomspace(1, 1e12, len(route._workspace.u)))  # of no use
-    route.advance(weights, outer, 1)
-    assert route.effort().factorisations == 2
+    solver = TorusSolver("laplace", inputs, targets, LMBDA, 1.0, 1e-3, "float64")
+    outer = solver.project(weights)
+    solver._workspace.inverse[:] = np.diag(np.geomspace(1, 1e12, len(solver._workspace.u)))  # of no use
+    solver.advance(weights, outer, 1)
+    assert solver.effort().factorisations == 2
     assert relative_residual("laplace", inputs, targets, weights, outer) < RESIDUAL["float64"]
-    monkeypatch.setattr(route, "_renew", lambda: None)
-    route._workspace.inverse[:] = np.diag(np.geomspace(1, 1e12, len(route._workspace.u)))
-    route.advance(weights, outer, 1)
-    assert route.effort().exact == 1
+    monkeypatch.setattr(solver, "_renew", lambda: None)
+    solver._workspace.inverse[:] = np.diag(np.geomspace(1, 1e12, len(solver._workspace.u)))
+    solver.advance(weights, outer, 1)
+    assert solver.effort().exact == 1
     assert relative_residual("laplace", inputs, targets, weights, outer) < RESIDUAL["float64"]
 
 
@@ -222,9 +222,9 @@ def test_what_cannot_be_solved_is_an_error():
     inputs, targets, weights = drawn("laplace")
     weights[0, 0] = np.nan
     with pytest.raises(FloatingPointError):
-        TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE).project(weights)
+        TorusSolver("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE).project(weights)
     with pytest.raises(ValueError, match="gauss"):
-        TorusRoute("gauss", inputs, targets, LMBDA, 1.0, TIME_SCALE)
+        TorusSolver("gauss", inputs, targets, LMBDA, 1.0, TIME_SCALE)
 
 
 def test_the_same_every_time_however_divided(monkeypatch):
@@ -232,40 +232,40 @@ def test_the_same_every_time_however_divided(monkeypatch):
     runs = []
     for parts, serial in (([40], torus._SERIAL), ([40], 0), ([1, 9, 30], 0)):
         monkeypatch.setattr(torus, "_SERIAL", serial)  # 0: one thread and several by turns
-        route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE)
+        solver = TorusSolver("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE)
         w = weights.copy()
-        outer = route.project(w)
-        losses = np.concatenate([route.advance(w, outer, epochs) for epochs in parts])
+        outer = solver.project(w)
+        losses = np.concatenate([solver.advance(w, outer, epochs) for epochs in parts])
         runs.append((losses, w, outer))
     for run in runs[1:]:
         for first, second in zip(runs[0], run, strict=True):
             np.testing.assert_array_equal(first, second)
 
 
-def test_one_route_takes_up_other_states():
+def test_one_solver_takes_up_other_states():
     inputs, targets, weights = drawn("laplace")
-    route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64")
+    solver = TorusSolver("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64")
     for width in (30, 29, 30, 8):
         w = weights[:width].copy()
-        outer = route.project(w)
+        outer = solver.project(w)
         expected = np.linalg.solve(*system("laplace", inputs, targets, w))
         np.testing.assert_allclose(outer, expected, rtol=1e-6)
         other = weights[-width:].copy()
         outer = np.linalg.solve(*system("laplace", inputs, targets, other))
-        losses = route.advance(other, outer, 1)
+        losses = solver.advance(other, outer, 1)
         assert losses[0] == pytest.approx(reduced_risk("laplace", inputs, targets, weights[-width:]), rel=TRAJECTORY)
 
 
 def test_a_diverging_run_ends_with_nan():
     inputs, targets, weights = drawn("laplace")
-    route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, np.inf)
-    losses = route.advance(weights, route.project(weights), 5)
+    solver = TorusSolver("laplace", inputs, targets, LMBDA, 1.0, np.inf)
+    losses = solver.advance(weights, solver.project(weights), 5)
     assert np.isnan(losses[-1])
 
 
 def test_own_copies_in_float64():
     tensor = torch.ones(3, 2)
-    owned = TorusRoute.own(tensor)
+    owned = TorusSolver.own(tensor)
     owned[:] = 2
     assert owned.dtype == np.float64
     assert float(tensor.sum()) == pytest.approx(6, rel=EXACT)
@@ -274,12 +274,12 @@ def test_own_copies_in_float64():
 def test_few_steps_and_few_factors_are_enough():
     """The extrapolation in time and the choice of when to make a new preconditioner are worth their code."""
     inputs, targets, weights = drawn("laplace", 1000, 64)
-    route = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE)
-    outer = route.project(weights)
-    route.advance(weights, outer, 200)
-    before = route.effort()
-    route.advance(weights, outer, 400)
-    after = route.effort()
+    solver = TorusSolver("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE)
+    outer = solver.project(weights)
+    solver.advance(weights, outer, 200)
+    before = solver.effort()
+    solver.advance(weights, outer, 400)
+    after = solver.effort()
     assert after.steps - before.steps < 3.5 * 400  # 3.1 measured
     assert 3 <= after.factorisations - before.factorisations <= 30  # 12 measured
     assert after.exact == 0

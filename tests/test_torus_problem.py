@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import EXACT, GRADIENT, PINNED, SOLVE
 
-from varpro import paper, results, ridge, teachers
+from varpro import paper, results, teachers
 from varpro.distances import TorusMeasure
 from varpro.features import RADIAL_KERNELS, RadialKernel, RadialTorus, wrap_torus
+from varpro.solvers.dense import DenseSolver
 
 KERNELS = sorted(RADIAL_KERNELS)
 COORDINATES = st.lists(st.floats(-6, 6), min_size=2, max_size=24).map(lambda v: v[: len(v) // 2 * 2])
@@ -83,9 +84,9 @@ def test_training_is_invariant_under_translation(kernel):
     targets = torch.sin(inputs.sum(dim=1, keepdim=True) * math.pi / 2)
     ends = []
     for moved in (torch.zeros(1, 2).double(), shift):
-        route = ridge.DenseRoute(RadialTorus(kernel), inputs + moved, targets, 1e-2, 0.0, 2**-10, "ridge")
+        solver = DenseSolver(RadialTorus(kernel), inputs + moved, targets, 1e-2, 0.0, 2**-10, "ridge")
         state = wrap_torus(weights + moved)
-        losses = route.advance(state, route.project(state), 20)
+        losses = solver.advance(state, solver.project(state), 20)
         assert losses[-1] < losses[0]
         ends.append((wrap_torus(state - moved), losses))
     torch.testing.assert_close(wrap_torus(ends[0][0] - ends[1][0]).abs().max().item(), 0.0, rtol=0, atol=SOLVE)
@@ -192,7 +193,7 @@ def test_distances_are_those_of_the_states(tmp_path):
 
 
 @pytest.mark.parametrize(("width", "solver"), [("512", "cg"), ("513", "dense")])
-def test_far_more_neurons_than_samples_take_the_dense_route(width, solver, tmp_path):
+def test_far_more_neurons_than_samples_take_the_dense_solver(width, solver, tmp_path):
     assert result(tmp_path, "--student_width", width)["config"]["solver"] == solver
 
 

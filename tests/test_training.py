@@ -8,22 +8,24 @@ from hypothesis import strategies as st
 from problems import random_problem
 from tolerances import EXACT, SOLVE
 
-from varpro import cli, ridge, training
-from varpro.circle import LinearRoute
+from varpro import cli, ridge
 from varpro.features import LAPLACE, RadialTorus, ReLUCircle
+from varpro.runs import training
+from varpro.solvers.circle import CircleSolver
+from varpro.solvers.dense import DenseSolver
+from varpro.solvers.torus import TorusSolver
 from varpro.teachers import torus_problem
-from varpro.torus import TorusRoute
 
 PROBLEM = random_problem(80, 12)
 
 
-def linear_route(outer_update="ridge", time_scale=2**-10):
-    return LinearRoute(PROBLEM.inputs, PROBLEM.targets, 1e-2, 1.0, time_scale, outer_update)
+def linear_solver(outer_update="ridge", time_scale=2**-10):
+    return CircleSolver(PROBLEM.inputs, PROBLEM.targets, 1e-2, 1.0, time_scale, outer_update)
 
 
-def dense_route(outer_update="ridge"):
+def dense_solver(outer_update="ridge"):
     inputs, targets = torch.from_numpy(PROBLEM.inputs), torch.from_numpy(PROBLEM.targets)[:, None]
-    return ridge.DenseRoute(ReLUCircle(), inputs, targets, 1e-2, 1.0, 2**-10, outer_update)
+    return DenseSolver(ReLUCircle(), inputs, targets, 1e-2, 1.0, 2**-10, outer_update)
 
 
 @given(st.integers(1, 40000), st.one_of(st.none(), st.integers(1, 50000)))
@@ -45,9 +47,9 @@ def test_paper_runs_measure_where_they_keep():
     assert plan.distance_epochs[1] == 32
 
 
-@pytest.mark.parametrize("make_route", [linear_route, dense_route])
+@pytest.mark.parametrize("make_solver", [linear_solver, dense_solver])
 @pytest.mark.parametrize("outer_update", ["ridge", "gradient"])
-def test_record_of_a_run(make_route, outer_update):
+def test_record_of_a_run(make_solver, outer_update):
     """Every stored state gives the stored loss of its epoch, and measurements see the states they are named for."""
     plan = training.schedule(20, 3)
     seen = {}
@@ -56,7 +58,7 @@ def test_record_of_a_run(make_route, outer_update):
         seen[place] = weights.copy()
         return {"distance_teacher": float(place)}
 
-    record = training.train(make_route(outer_update), torch.from_numpy(PROBLEM.weights), plan, measure)
+    record = training.train(make_solver(outer_update), torch.from_numpy(PROBLEM.weights), plan, measure)
     assert record.snapshot_epochs.tolist() == [0, 3, 6, 9, 12, 15, 18, 20]
     assert record.weights.shape == (8, 12, 2)
     assert record.outer.shape == (8, 12)
@@ -71,10 +73,10 @@ def test_record_of_a_run(make_route, outer_update):
     assert record.measured["distance_teacher"].tolist() == plan.distance_epochs.tolist()
 
 
-def test_routes_give_the_same_record():
+def test_solvers_give_the_same_record():
     plan = training.schedule(30)
     records = [
-        training.train(route(), torch.from_numpy(PROBLEM.weights), plan) for route in (linear_route, dense_route)
+        training.train(solver(), torch.from_numpy(PROBLEM.weights), plan) for solver in (linear_solver, dense_solver)
     ]
     torch.testing.assert_close(records[0].loss, records[1].loss, rtol=SOLVE, atol=EXACT)
     torch.testing.assert_close(records[0].weights, records[1].weights)
@@ -84,8 +86,8 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("make_route", [linear_route, dense_route])
-def test_an_interrupted_run_goes_on_to_the_same_numbers(make_route, tmp_path, monkeypatch):
+@pytest.mark.parametrize("make_solver", [linear_solver, dense_solver])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(make_solver, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(training, "_CHECKPOINT_SHARE", 1e9)
     plan, start = training.schedule(40, 4), torch.from_numpy(PROBLEM.weights)
@@ -102,15 +104,15 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(make_route, tmp_path, mo
 
         return measure
 
-    whole = training.train(make_route(), start, plan, mean_cosine)
+    whole = training.train(make_solver(), start, plan, mean_cosine)
     with pytest.raises(Interrupted):
-        training.train(make_route(), start, plan, stop_at(23), checkpoint=path, config=config)
+        training.train(make_solver(), start, plan, stop_at(23), checkpoint=path, config=config)
     assert path.exists()
     with pytest.raises(Interrupted):  # a second sitting must not start over
-        training.train(make_route(), start, plan, stop_at(31), checkpoint=path, config=config)
+        training.train(make_solver(), start, plan, stop_at(31), checkpoint=path, config=config)
     calls = []
     resumed = training.train(
-        make_route(),
+        make_solver(),
         start,
         plan,
         lambda place, weights: calls.append(place) or mean_cosine(place, weights),
@@ -131,15 +133,15 @@ def test_the_effort_of_inner_solves_adds_up_over_sittings(tmp_path, monkeypatch)
     path, plan, sittings = tmp_path / "run.checkpoint", training.schedule(40, 4), []
 
     def sit(stop=None):
-        route = TorusRoute("laplace", problem.inputs.numpy(), problem.targets[:, 0].numpy(), 1e-2, 1.0, 2**-10)
-        sittings.append(route)
+        solver = TorusSolver("laplace", problem.inputs.numpy(), problem.targets[:, 0].numpy(), 1e-2, 1.0, 2**-10)
+        sittings.append(solver)
 
         def measure(place, _):
             if place == stop:
                 raise Interrupted
             return {"place": place}
 
-        return training.train(route, problem.student, plan, measure, checkpoint=path, config={})
+        return training.train(solver, problem.student, plan, measure, checkpoint=path, config={})
 
     with pytest.raises(Interrupted):
         sit(stop=20)
@@ -147,7 +149,7 @@ def test_the_effort_of_inner_solves_adds_up_over_sittings(tmp_path, monkeypatch)
     assert effort["solves"] >= 40
     assert sittings[1].effort().solves < 40  # the second one alone did not do them all
     assert 0 < effort["residual"] <= 1e-6
-    record = training.train(linear_route(), torch.from_numpy(PROBLEM.weights), training.schedule(3))
+    record = training.train(linear_solver(), torch.from_numpy(PROBLEM.weights), training.schedule(3))
     assert record.effort == {}  # no iterations there
 
 
@@ -161,10 +163,10 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path, monkeypatch):
         return {}
 
     with pytest.raises(Interrupted):
-        training.train(linear_route(), start, plan, stop, checkpoint=path, config={"seed": 0})
+        training.train(linear_solver(), start, plan, stop, checkpoint=path, config={"seed": 0})
     calls = []
     training.train(
-        linear_route(),
+        linear_solver(),
         start,
         plan,
         lambda place, _: calls.append(place) or {},
@@ -173,22 +175,22 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path, monkeypatch):
     )
     assert calls == list(range(11))
     path.write_bytes(b"damaged")
-    training.train(linear_route(), start, plan, checkpoint=path, config={"seed": 1})
+    training.train(linear_solver(), start, plan, checkpoint=path, config={"seed": 1})
     assert not path.exists()
 
 
 def test_a_diverging_run_stops_with_the_epoch_and_leaves_nothing(tmp_path):
     targets = PROBLEM.targets * 1e150
-    route = LinearRoute(PROBLEM.inputs, targets, 1e-2, 1.0, 1.0, "gradient")
+    solver = CircleSolver(PROBLEM.inputs, targets, 1e-2, 1.0, 1.0, "gradient")
     with pytest.raises(FloatingPointError, match=r"not finite at epoch \d+; try a smaller --time_scale"):
-        training.train(route, torch.from_numpy(PROBLEM.weights), training.schedule(5), checkpoint=tmp_path / "c")
+        training.train(solver, torch.from_numpy(PROBLEM.weights), training.schedule(5), checkpoint=tmp_path / "c")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_cost_is_estimated_once(monkeypatch):
     monkeypatch.setattr(training, "_TIMED_SECONDS", 0.0)
     lines = []
-    training.train(linear_route(), torch.from_numpy(PROBLEM.weights), training.schedule(50), report=lines.append)
+    training.train(linear_solver(), torch.from_numpy(PROBLEM.weights), training.schedule(50), report=lines.append)
     assert len(lines) == 1
     assert "ms an epoch" in lines[0]
 

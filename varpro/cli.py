@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from varpro.diffusion import MAX_GAMMA
+from varpro.diffusion.circle import MAX_GAMMA
 from varpro.results import ResultError
 
-FAST_ROUTES = {"linear": ("float64",), "cg": ("float32", "float64")}  # their precisions, the default one first
+FAST_SOLVERS = {"linear": ("float64",), "cg": ("float32", "float64")}  # their precisions, the default one first
 LAST_SEED = 2**32 - 1  # of numpy's generator
 _FAST_DEVICES = {"linear": ("cpu",), "cg": ("cpu", "cuda")}
 
@@ -285,13 +285,13 @@ def add_diffusion(to: argparse.ArgumentParser, *, gamma: float, epochs: int, tim
 
 
 def add_run(to: argparse.ArgumentParser, *, solvers: Sequence[str]) -> None:
-    """How and where to run. ``solvers`` are the routes of the experiment, the preferred one first."""
+    """How and where to run. ``solvers`` are the solvers of the experiment, the preferred one first."""
     group = to.add_argument_group("run")
     group.add_argument(
         "--solver",
         choices=["auto", *solvers],
         default="auto",
-        help=f"route of the inner solve; auto is {solvers[0]} where it applies",
+        help=f"solver of the inner solve; auto is {solvers[0]} where it applies",
     )
     group.add_argument(
         "--device",
@@ -302,7 +302,7 @@ def add_run(to: argparse.ArgumentParser, *, solvers: Sequence[str]) -> None:
     group.add_argument(
         "--dtype",
         choices=["float32", "float64"],
-        help=f"precision (default: {FAST_ROUTES[solvers[0]][0]} for {solvers[0]}, float32 for dense)",
+        help=f"precision (default: {FAST_SOLVERS[solvers[0]][0]} for {solvers[0]}, float32 for dense)",
     )
     group.add_argument(
         "--tf32",
@@ -359,11 +359,11 @@ def resolve_device(options: argparse.Namespace) -> str:
     return options.device
 
 
-def resolve_route(options: argparse.Namespace, fast: str, obstacle: str, wide: bool = False) -> tuple[str, str, str]:
+def resolve_solver(options: argparse.Namespace, fast: str, obstacle: str, wide: bool = False) -> tuple[str, str, str]:
     """(solver, device, dtype) for the options of :func:`add_run`; raises UsageError on combinations that cannot be.
 
-    ``fast`` is the experiment's own route, and ``obstacle`` says what keeps it from the data, if anything does;
-    ``--solver auto`` is that route wherever it can be, unless a student is so ``wide`` that the dense one is faster.
+    ``fast`` is the experiment's own solver, and ``obstacle`` says what keeps it from the data, if anything does;
+    ``--solver auto`` is that solver wherever it can be, unless a student is so ``wide`` that the dense one is faster.
     """
     solver, device, dtype = _resolve(options, fast, obstacle, wide)
     if options.tf32 and (solver, device, dtype) != ("dense", "cuda", "float32"):
@@ -373,7 +373,7 @@ def resolve_route(options: argparse.Namespace, fast: str, obstacle: str, wide: b
 
 def _resolve(options: argparse.Namespace, fast: str, obstacle: str, wide: bool) -> tuple[str, str, str]:
     available = resolve_device(options)
-    dtypes, device = FAST_ROUTES[fast], "cuda" if options.device == "cuda" else "cpu"
+    dtypes, device = FAST_SOLVERS[fast], "cuda" if options.device == "cuda" else "cpu"
     suits = not obstacle and device in _FAST_DEVICES[fast] and options.dtype in (None, *dtypes)
     solver = (fast if suits and not wide else "dense") if options.solver == "auto" else options.solver
     if solver == fast:

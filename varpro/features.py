@@ -15,7 +15,7 @@ class FeatureMap(ABC):
     """phi(w, x) for ``weights (M, d)`` and ``inputs (N, d)``, both on the same device and of the same dtype."""
 
     name: str
-    domain: str  # "circle" or "torus": which draws, distances and fast route an experiment has
+    domain: str  # "circle" or "torus": which draws, distances and fast solver an experiment has
 
     @abstractmethod
     def features(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Rows of eight float64 as one value inside compiled functions.
 
-The factorisation in :mod:`varpro.circle` carries an 8 x 8 matrix from neuron to neuron. Held as eight values of
+The factorisation in :mod:`varpro.solvers.circle` carries an 8 x 8 matrix from neuron to neuron. Held as eight values of
 this type it lives in vector registers (one 512-bit or two 256-bit registers a row); held as an array, every step
 waits for memory. LLVM splits the type where the processor's registers are narrower.
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from varpro.circle import predict
 from varpro.features import FeatureMap, wrap_torus
+from varpro.solvers.circle import predict
 
 SECOND_BUMP = 0.4 * math.pi  # angle of the lighter bump
 BUMP_MASSES = (2.0 / 3.0, 1.0 / 3.0)

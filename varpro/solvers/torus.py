@@ -604,18 +604,18 @@ def compile_apart(dtype: str) -> None:
 
     Code that was just compiled and code from the cache differ in the last bits of sums: so all processes load it.
     """
-    subprocess.run([sys.executable, "-c", f"from varpro import torus; torus.warm_up({dtype!r})"], check=False)
+    subprocess.run([sys.executable, "-c", f"from varpro.solvers import torus; torus.warm_up({dtype!r})"], check=False)
 
 
 def warm_up(dtype: str) -> None:
     """Load all that an epoch runs, or compile it."""
     points = np.linspace(-1, 1, 8).reshape(4, 2)
-    route = TorusRoute("laplace", points, points[:, 0], 1.0, 0.0, 0.1, dtype)
+    solver = TorusSolver("laplace", points, points[:, 0], 1.0, 0.0, 0.1, dtype)
     weights = points[:2].copy()
-    route.advance(weights, route.project(weights), 2)
+    solver.advance(weights, solver.project(weights), 2)
 
 
-class TorusRoute:
+class TorusSolver:
     """VarPro training on one data set: the ``cg`` solver of the torus experiments, on the CPU.
 
     ``kernel`` is ``"laplace"`` or ``"cos"``; ``inputs (N, 2)`` and ``targets (N,)`` are arrays; ``lmbda > 0``;
@@ -660,7 +660,7 @@ class TorusRoute:
     def advance(self, weights: np.ndarray, outer: np.ndarray, epochs: int) -> np.ndarray:
         """Train ``weights (M, 2)`` and ``outer (M,)`` in place for ``epochs`` epochs; returns the losses (epochs,).
 
-        The state must have optimal outer weights, and has them afterwards. A state other than the one this route left
+        The state must have optimal outer weights, and has them afterwards. A state other than the one this solver left
         last is taken up with a new preconditioner.
         """
         if not self._holds(weights, outer):

@@ -934,7 +934,7 @@ def compiled(outer_update: str) -> bool:
     return any(index.stat().st_mtime >= source.stat().st_mtime for index in indices)
 
 
-class LinearRoute:
+class CircleSolver:
     """Training on one data set in linear time: the ``linear`` solver of the circle experiments.
 
     ``inputs (N, 2)`` and ``targets (N,)`` are float64 arrays; ``lmbda > 0``; ``centre`` is the penalty centre c;

@@ -1,4 +1,4 @@
-"""What the experiment scripts share around the training itself: which file a run belongs to, which route it takes,
+"""What the experiment scripts share around the training itself: which file a run belongs to, which solver it takes,
 what is measured on the way, and what is written at the end."""
 
 import argparse
@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from varpro import cli, results, teachers, torus
-from varpro.captured import CapturedRoute
-from varpro.circle import LinearRoute, compiled
-from varpro.diffusion import solve_diffusion
+from varpro import cli, results, teachers
+from varpro.diffusion.circle import solve_diffusion
 from varpro.distances import CircleMeasure, TorusMeasure
 from varpro.features import FeatureMap
-from varpro.ridge import DenseRoute
-from varpro.training import Measure, Route, Schedule, Training, schedule, train
+from varpro.runs.training import Measure, Schedule, Solver, Training, schedule, train
+from varpro.solvers import torus
+from varpro.solvers.circle import CircleSolver, compiled
+from varpro.solvers.dense import DenseSolver
+from varpro.solvers.graphs import GraphSolver
 
-_FAST = {"circle": "linear", "torus": "cg"}  # the route that a domain has to itself
+_FAST = {"circle": "linear", "torus": "cg"}  # the solver that a domain has to itself
 _WIDE = 8  # neurons per sample beyond which dense is faster than cg
 _FLOAT32_LAMBDA = 1e-5  # there dense float32 runs are 1e-4 off in the weights after 60 epochs
 _NAMED = (
@@ -49,7 +50,7 @@ class Run:
     config: dict
     path: Path
     problem: teachers.Problem
-    route: Route
+    solver: Solver
     plan: Schedule
 
 
@@ -66,7 +67,7 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
         # far more neurons than samples: the dual system is small, and the inverse that cg keeps is not
         wide = fast == "cg" and options.device != "cuda" and len(problem.student) > _WIDE * len(problem.inputs)
         obstacle = _obstacle(choices, problem, options.device)
-        solver, device, dtype = cli.resolve_route(options, fast, obstacle, wide)
+        solver, device, dtype = cli.resolve_solver(options, fast, obstacle, wide)
         plan = schedule(options.epochs, options.saving_step)
         config = {
             "experiment": folder.name,
@@ -98,11 +99,11 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
             continue
         _warn_of_precision(config)
         config["device"] = device
-        yield Run(config, path, problem, _route(choices, problem, config), plan)
+        yield Run(config, path, problem, _solver(choices, problem, config), plan)
 
 
 def _obstacle(choices: Choices, problem: teachers.Problem, device: str) -> str:
-    """What keeps the domain's own route from this problem, for people; "" if nothing does."""
+    """What keeps the domain's own solver from this problem, for people; "" if nothing does."""
     if device == "cuda":
         return ""
     if problem.targets.shape[1] > 1:
@@ -127,7 +128,7 @@ def perform(run: Run, measure: Measure | None, *, progress: bool) -> None:
     config = run.config
     label = f"seed {config['seed']}"
     training = train(
-        run.route,
+        run.solver,
         run.problem.student,
         run.plan,
         measure,
@@ -157,10 +158,10 @@ def _contents(run: Run, training: Training) -> dict:
         "elapsed_time": training.elapsed,
         "provenance": results.provenance(run.config["device"]),
     }
-    if isinstance(run.route, LinearRoute):
+    if isinstance(run.solver, CircleSolver):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            contents["accuracy"] = run.route.accuracy()._asdict()
+            contents["accuracy"] = run.solver.accuracy()._asdict()
         for warning in caught:
             print(f"warning: {warning.message}", file=sys.stderr, flush=True)
     if training.effort:
@@ -277,7 +278,7 @@ def _parameters(options: argparse.Namespace, choices: Choices, config: dict) -> 
     fast = _FAST[choices.features.domain]
     if config["solver"] != fast:
         stated |= {"solver": config["solver"]}
-    if (config["solver"], config["dtype"]) != (fast, cli.FAST_ROUTES[fast][0]):
+    if (config["solver"], config["dtype"]) != (fast, cli.FAST_SOLVERS[fast][0]):
         stated |= {"dtype": "tf32" if "tf32" in config else config["dtype"]}
     return stated | {"seed": config["seed"]}
 
@@ -319,22 +320,22 @@ def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tenso
     return problem
 
 
-def _route(choices: Choices, problem: teachers.Problem, config: dict) -> Route:
+def _solver(choices: Choices, problem: teachers.Problem, config: dict) -> Solver:
     shared = (config["lambda"], choices.centre, config["time_scale"], choices.outer_update)
     if config["solver"] == "linear":
         if not compiled(choices.outer_update):
-            print("compiling the linear-time route, once per machine: about 40 s", flush=True)
-        return LinearRoute(problem.inputs.numpy(), problem.targets[:, 0].numpy(), *shared)
+            print("compiling the linear-time solver, once per machine: about 40 s", flush=True)
+        return CircleSolver(problem.inputs.numpy(), problem.targets[:, 0].numpy(), *shared)
     if config["solver"] == "cg" and config["device"] == "cpu":
         if not torus.compiled(config["dtype"]):
-            print("compiling the cg route, once per machine: about 20 s", flush=True)
+            print("compiling the cg solver, once per machine: about 20 s", flush=True)
             torus.compile_apart(config["dtype"])
         torus.warm_up(config["dtype"])  # not in the time of the training
         kernel = choices.features.kernel.name
         data = (problem.inputs.numpy(), problem.targets[:, 0].numpy())
-        return torus.TorusRoute(kernel, *data, *shared[:3], config["dtype"])
+        return torus.TorusSolver(kernel, *data, *shared[:3], config["dtype"])
     place = {"dtype": getattr(torch, config["dtype"]), "device": config["device"]}
     inputs, targets = problem.inputs.to(**place), problem.targets.to(config["device"])
     if config["solver"] == "cg":
-        return CapturedRoute(choices.features, inputs, targets, *shared[:3])
-    return DenseRoute(choices.features, inputs, targets.to(inputs), *shared, tf32="tf32" in config)
+        return GraphSolver(choices.features, inputs, targets, *shared[:3])
+    return DenseSolver(choices.features, inputs, targets.to(inputs), *shared, tf32="tf32" in config)

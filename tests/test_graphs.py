@@ -1,4 +1,4 @@
-"""The route of captured graphs on the CPU: trajectories, the promised residual, failures taken back, no host reads."""
+"""The solver of captured graphs on the CPU: trajectories, the promised residual, failures taken back, no host reads."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,15 @@ from test_torus import FOLLOWS, RESIDUAL, drawn, relative_residual, system, wrap
 from tolerances import EXACT, FLOAT32, TRAJECTORY
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from varpro import captured, cli, experiment, results
-from varpro.captured import CapturedRoute
+from varpro import cli, results
 from varpro.features import RADIAL_KERNELS, RadialKernel, RadialTorus, ReLUCircle, wrap_torus
-from varpro.ridge import DenseRoute
+from varpro.runs import experiment
+from varpro.runs.training import _Run, schedule, train
+from varpro.solvers import graphs as captured
+from varpro.solvers.dense import DenseSolver
+from varpro.solvers.graphs import GraphSolver
+from varpro.solvers.torus import KERNELS, TorusSolver
 from varpro.teachers import torus_problem
-from varpro.torus import KERNELS, TorusRoute
-from varpro.training import _Run, schedule, train
 
 LMBDA, TIME_SCALE = 1e-3, 2**-10
 kernels = pytest.mark.parametrize("kernel", KERNELS)
@@ -25,21 +27,21 @@ precisions = pytest.mark.parametrize("dtype", ["float32", "float64"])
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def route(kernel, inputs, targets, centre=1.0, time_scale=TIME_SCALE, dtype="float64"):
+def solver(kernel, inputs, targets, centre=1.0, time_scale=TIME_SCALE, dtype="float64"):
     inputs, targets = torch.from_numpy(inputs).to(getattr(torch, dtype)), torch.from_numpy(targets)
     feature_map = RadialTorus(RADIAL_KERNELS[kernel])
-    return CapturedRoute(feature_map, inputs, targets.reshape(len(inputs), -1), LMBDA, centre, time_scale)
+    return GraphSolver(feature_map, inputs, targets.reshape(len(inputs), -1), LMBDA, centre, time_scale)
 
 
 def dense(of):
-    """The dense float64 route of the same problem."""
+    """The dense float64 solver of the same problem."""
     problem = of.problem
     constants = problem.lmbda, problem.centre, problem.time_scale
-    return DenseRoute(problem.feature_map, problem.inputs.double(), problem.targets, *constants, "ridge")
+    return DenseSolver(problem.feature_map, problem.inputs.double(), problem.targets, *constants, "ridge")
 
 
 def follow(model, other, weights, epochs, within):
-    """Both routes from ``weights``: losses relative to their size, weights absolutely."""
+    """Both solvers from ``weights``: losses relative to their size, weights absolutely."""
     ends = []
     for one in (model, other):
         w = torch.from_numpy(weights).clone()
@@ -57,10 +59,10 @@ def follow(model, other, weights, epochs, within):
 
 @kernels
 @centres
-def test_trajectory_against_the_dense_route(kernel, centre):
+def test_trajectory_against_the_dense_solver(kernel, centre):
     """With the inner solves carried further than promised only the arithmetic of the epochs is left to differ."""
     inputs, targets, weights = drawn(kernel)
-    model = route(kernel, inputs, targets, centre)
+    model = solver(kernel, inputs, targets, centre)
     model._tolerance = 1e-13
     follow(model, dense(model), weights, 200, TRAJECTORY)
     assert model.effort().epochs == 200
@@ -69,14 +71,14 @@ def test_trajectory_against_the_dense_route(kernel, centre):
 @kernels
 def test_float32_features_follow_float64(kernel):
     inputs, targets, weights = drawn(kernel, 1000, 64)
-    model = route(kernel, inputs, targets, dtype="float32")
+    model = solver(kernel, inputs, targets, dtype="float32")
     follow(model, dense(model), weights, 50, FLOAT32)
 
 
-def test_the_two_cg_routes_agree():
+def test_the_two_cg_solvers_agree():
     inputs, targets, weights = drawn("laplace")
-    model = route("laplace", inputs, targets)
-    other = TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64")
+    model = solver("laplace", inputs, targets)
+    other = TorusSolver("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64")
     model._tolerance = other._tolerance = 1e-13
     w, other_w = torch.from_numpy(weights.copy()), weights.copy()
     losses = model.advance(w, model.project(w), 80)
@@ -88,7 +90,7 @@ def test_the_two_cg_routes_agree():
 def test_many_outputs():
     inputs, targets, weights = drawn("laplace")
     targets = np.stack([targets, np.sin(inputs[:, 0]), np.zeros(len(inputs))], axis=1)
-    model = route("laplace", inputs, targets, centre=0.0)
+    model = solver("laplace", inputs, targets, centre=0.0)
     outer, expected = follow(model, dense(model), weights, 30, FOLLOWS)
     assert outer.shape == (30, 3)
     assert torch.equal(outer[:, 2], torch.zeros(30, dtype=torch.float64))
@@ -100,11 +102,11 @@ def test_other_feature_maps_train_as_they_are():
     gauss = RadialKernel("gauss", value=lambda r: torch.exp(-r.square()), slope=lambda r: -2 * torch.exp(-r.square()))
     inputs, targets, weights = drawn("laplace")
     data = torch.from_numpy(inputs), torch.from_numpy(targets)[:, None]
-    model = CapturedRoute(RadialTorus(gauss), *data, 1e-2, 1.0, TIME_SCALE)
+    model = GraphSolver(RadialTorus(gauss), *data, 1e-2, 1.0, TIME_SCALE)
     follow(model, dense(model), weights, 30, FOLLOWS)
     problem = random_problem(200, 10)
     data = torch.from_numpy(problem.inputs), torch.from_numpy(problem.targets)[:, None]
-    model = CapturedRoute(ReLUCircle(), *data, 1e-2, 1.0, TIME_SCALE)
+    model = GraphSolver(ReLUCircle(), *data, 1e-2, 1.0, TIME_SCALE)
     follow(model, dense(model), problem.weights, 30, FOLLOWS)
 
 
@@ -113,7 +115,7 @@ def test_translation_on_the_torus():
     shift = np.array([1.25, -3.5])
     runs = []
     for x, start in ((inputs, weights), (inputs + shift, weights + shift)):
-        model, w = route("laplace", x, targets), torch.from_numpy(start.copy())
+        model, w = solver("laplace", x, targets), torch.from_numpy(start.copy())
         runs.append((model.advance(w, model.project(w), 20).numpy(), w.numpy()))
     np.testing.assert_allclose(runs[0][0], runs[1][0], rtol=FOLLOWS)
     assert np.max(np.abs(wrap(runs[0][1] + shift - runs[1][1]))) < FOLLOWS
@@ -126,7 +128,7 @@ def test_passes_in_place_are_those_of_the_feature_map(kernel, dtype):
     inputs, targets, weights = drawn(kernel)
     weights[:5] = [[-2, -2], [2, 1.5], [1.999, -1.999], inputs[10], inputs[11] + 4]
     inputs, weights = inputs.astype(np.float32).astype(np.float64), weights.astype(np.float32).astype(np.float64)
-    model = route(kernel, inputs, targets, dtype=dtype)
+    model = solver(kernel, inputs, targets, dtype=dtype)
     passes = captured._passes(model.problem.feature_map, model.problem.inputs, len(weights))
     assert type(passes) is captured._RadialPasses
     weights = torch.from_numpy(weights)
@@ -150,7 +152,7 @@ def test_passes_in_place_are_those_of_the_feature_map(kernel, dtype):
 @kernels
 def test_every_epoch_meets_the_residual(kernel, dtype):
     inputs, targets, weights = drawn(kernel, 500, 40)
-    model, weights = route(kernel, inputs, targets, dtype=dtype), torch.from_numpy(weights)
+    model, weights = solver(kernel, inputs, targets, dtype=dtype), torch.from_numpy(weights)
     outer = model.project(weights)
     for _ in range(40):
         model.advance(weights, outer, 1)
@@ -163,7 +165,7 @@ def test_every_epoch_meets_the_residual(kernel, dtype):
 @pytest.mark.parametrize(("samples", "width"), [(300, 30), (1, 1), (129, 5), (40, 90)])
 def test_project_is_the_dense_solution(samples, width, centre, dtype):
     inputs, targets, weights = drawn("laplace", samples, width)
-    outer = route("laplace", inputs, targets, centre, dtype=dtype).project(torch.from_numpy(weights))[:, 0].numpy()
+    outer = solver("laplace", inputs, targets, centre, dtype=dtype).project(torch.from_numpy(weights))[:, 0].numpy()
     matrix, right = system("laplace", inputs, targets, weights, centre)
     assert np.linalg.norm(right - matrix @ outer) < RESIDUAL[dtype] * np.linalg.norm(right)
 
@@ -171,7 +173,7 @@ def test_project_is_the_dense_solution(samples, width, centre, dtype):
 def test_epochs_with_too_few_steps_are_taken_back_and_made_again():
     """However badly the steps were planned, the run is the same within what the residual allows."""
     inputs, targets, weights = drawn("laplace")
-    model = route("laplace", inputs, targets)
+    model = solver("laplace", inputs, targets)
     reference = dense(model)
     w, dense_w = torch.from_numpy(weights.copy()), torch.from_numpy(weights.copy())
     u, dense_u = model.project(w), reference.project(dense_w)
@@ -189,7 +191,7 @@ def test_epochs_with_too_few_steps_are_taken_back_and_made_again():
 def test_the_epochs_before_a_failure_are_kept(monkeypatch):
     """Failures in the midst of stretches: training goes on from the very state before each."""
     inputs, targets, weights = drawn("laplace")
-    model = route("laplace", inputs, targets)
+    model = solver("laplace", inputs, targets)
     attempt, failures = model._attempt, []
 
     def failing(length):
@@ -207,7 +209,7 @@ def test_the_epochs_before_a_failure_are_kept(monkeypatch):
 
 def test_a_useless_preconditioner_is_replaced():
     inputs, targets, weights = drawn("laplace")
-    model, w = route("laplace", inputs, targets), torch.from_numpy(weights.copy())
+    model, w = solver("laplace", inputs, targets), torch.from_numpy(weights.copy())
     outer = model.project(w)
     model.advance(w, outer, 1)
     before = model.effort().factorisations
@@ -221,7 +223,7 @@ def test_a_new_preconditioner_where_neurons_move():
     inputs, targets, weights = drawn("laplace", 500, 40)
     made = []
     for time_scale in (1e-12, 2**-6):
-        model, w = route("laplace", inputs, targets, time_scale=time_scale), torch.from_numpy(weights.copy())
+        model, w = solver("laplace", inputs, targets, time_scale=time_scale), torch.from_numpy(weights.copy())
         model.advance(w, model.project(w), 60)
         made.append(model.effort().factorisations)
     assert made[0] == 1
@@ -233,7 +235,7 @@ def test_a_student_that_fits_exactly_stays():
     inputs, _, weights = drawn("laplace")
     w = torch.from_numpy(weights.copy())
     targets = RadialTorus(RADIAL_KERNELS["laplace"]).features(w, torch.from_numpy(inputs)).mean(dim=1)
-    model = route("laplace", inputs, targets.numpy())
+    model = solver("laplace", inputs, targets.numpy())
     outer = model.project(w)
     losses = model.advance(w, outer, 40)
     assert losses.abs().max() < EXACT
@@ -243,9 +245,9 @@ def test_a_student_that_fits_exactly_stays():
 # --- states ------------------------------------------------------------------------------------------------------
 
 
-def test_one_route_takes_up_other_states():
+def test_one_solver_takes_up_other_states():
     inputs, targets, weights = drawn("laplace")
-    model = route("laplace", inputs, targets)
+    model = solver("laplace", inputs, targets)
     for width in (30, 29, 30, 8):
         w = torch.from_numpy(weights[:width].copy())
         outer = model.project(w)
@@ -261,7 +263,7 @@ def test_the_division_into_calls_is_immaterial():
     inputs, targets, weights = drawn("laplace")
     ends = []
     for parts in ([40], [1, 9, 30]):
-        model, w = route("laplace", inputs, targets), torch.from_numpy(weights.copy())
+        model, w = solver("laplace", inputs, targets), torch.from_numpy(weights.copy())
         outer = model.project(w)
         losses = torch.cat([model.advance(w, outer, epochs) for epochs in parts])
         ends.append((losses, w))
@@ -272,24 +274,24 @@ def test_the_division_into_calls_is_immaterial():
 def test_own_copies_in_float64():
     tensor = torch.ones(3, 2)
     inputs, targets, _ = drawn("laplace")
-    owned = route("laplace", inputs, targets, dtype="float32").own(tensor)
+    owned = solver("laplace", inputs, targets, dtype="float32").own(tensor)
     owned.fill_(2)
     assert owned.dtype == torch.float64
     assert torch.equal(tensor, torch.ones(3, 2))
 
 
-def test_training_goes_as_on_the_other_routes(tmp_path):
+def test_training_goes_as_on_the_other_solvers(tmp_path):
     """Snapshots, losses and resumption: a run interrupted half-way ends as one that was not."""
     inputs, targets, weights = drawn("laplace")
     plan, start, checkpoint = schedule(24, 6), torch.from_numpy(weights), tmp_path / "state"
-    whole = train(route("laplace", inputs, targets), start, plan)
-    other = train(TorusRoute("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64"), start, plan)
-    run = _Run(route("laplace", inputs, targets), start, plan, None, np.unique(plan.distance_epochs))
+    whole = train(solver("laplace", inputs, targets), start, plan)
+    other = train(TorusSolver("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64"), start, plan)
+    run = _Run(solver("laplace", inputs, targets), start, plan, None, np.unique(plan.distance_epochs))
     run.record()
     run.advance(6)
     run.advance(12)
     results.save(checkpoint, run.checkpoint({"seed": 0}))
-    resumed = train(route("laplace", inputs, targets), start, plan, checkpoint=checkpoint, config={"seed": 0})
+    resumed = train(solver("laplace", inputs, targets), start, plan, checkpoint=checkpoint, config={"seed": 0})
     for found in (resumed, other):
         torch.testing.assert_close(found.loss, whole.loss, rtol=FOLLOWS, atol=0)
         torch.testing.assert_close(found.weights, whole.weights)
@@ -303,7 +305,7 @@ def test_training_goes_as_on_the_other_routes(tmp_path):
 def test_a_diverging_run_ends_with_nan():
     inputs, targets, weights = drawn("laplace")
     w = torch.from_numpy(weights)
-    model = route("laplace", inputs, targets, time_scale=float("inf"))
+    model = solver("laplace", inputs, targets, time_scale=float("inf"))
     assert model.advance(w, model.project(w), 40).isnan().all()
 
 
@@ -311,12 +313,12 @@ def test_what_cannot_be_solved_is_an_error():
     inputs, targets, weights = drawn("laplace")
     weights[0, 0] = np.nan
     with pytest.raises(FloatingPointError, match="not finite"):
-        route("laplace", inputs, targets).project(torch.from_numpy(weights))
+        solver("laplace", inputs, targets).project(torch.from_numpy(weights))
 
 
 def test_an_epoch_that_cannot_be_solved_is_an_error(monkeypatch):
     inputs, targets, weights = drawn("laplace")
-    model, w = route("laplace", inputs, targets), torch.from_numpy(weights)
+    model, w = solver("laplace", inputs, targets), torch.from_numpy(weights)
     outer = model.project(w)
     monkeypatch.setattr(model, "_renew", lambda: None)
     model._epoch.inverse.copy_(torch.diag(torch.logspace(0, 12, 30, dtype=torch.float64)))
@@ -359,7 +361,7 @@ def test_the_counter_of_host_reads_counts():
 @kernels
 def test_an_epoch_hands_nothing_to_the_host(kernel, dtype):
     inputs, targets, weights = drawn(kernel)
-    model, w = route(kernel, inputs, targets, dtype=dtype), torch.from_numpy(weights)
+    model, w = solver(kernel, inputs, targets, dtype=dtype), torch.from_numpy(weights)
     model.project(w)
     epoch = model._epoch
     with HostReads(0):
@@ -383,10 +385,10 @@ def test_an_epoch_runs_without_any_values(feature_map):
 
 
 @pytest.mark.parametrize("outer_update", ["ridge", "gradient"])
-def test_the_dense_route_reads_once_a_call(outer_update):
+def test_the_dense_solver_reads_once_a_call(outer_update):
     problem = random_problem(60, 6)
     data = torch.from_numpy(problem.inputs), torch.from_numpy(problem.targets)[:, None]
-    model = DenseRoute(ReLUCircle(), *data, 1e-2, 1.0, TIME_SCALE, outer_update)
+    model = DenseSolver(ReLUCircle(), *data, 1e-2, 1.0, TIME_SCALE, outer_update)
     weights = torch.from_numpy(problem.weights)
     outer = model.project(weights)
     for epochs in (1, 20):
@@ -419,7 +421,7 @@ def test_the_runs_before_a_capture_leave_no_trace(monkeypatch):
 
     for replayed in (captured._replayed, warmed):
         monkeypatch.setattr(captured, "_replayed", replayed)
-        model, w = route("laplace", inputs, targets), torch.from_numpy(weights.copy())
+        model, w = solver("laplace", inputs, targets), torch.from_numpy(weights.copy())
         outer = model.project(w)
         ends.append((model.advance(w, outer, 20), w, outer))
     for first, second in zip(*ends, strict=True):
@@ -446,9 +448,9 @@ def options(*arguments):
         ("linear", ["--device", "cuda", "--tf32"], ("dense", "cuda", "float32")),
     ],
 )
-def test_which_route_the_options_mean(fast, arguments, expected, monkeypatch):
+def test_which_solver_the_options_mean(fast, arguments, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert cli.resolve_route(options(*arguments), fast, obstacle="") == expected
+    assert cli.resolve_solver(options(*arguments), fast, obstacle="") == expected
 
 
 @pytest.mark.parametrize(
@@ -457,24 +459,24 @@ def test_which_route_the_options_mean(fast, arguments, expected, monkeypatch):
 def test_tf32_is_refused_where_it_means_nothing(arguments, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(cli.UsageError, match="--tf32: has no effect here"):
-        cli.resolve_route(options("--tf32", *arguments), "cg", obstacle="")
+        cli.resolve_solver(options("--tf32", *arguments), "cg", obstacle="")
 
 
 @pytest.mark.parametrize(
     ("solver", "device", "kind"),
-    [("cg", "meta", CapturedRoute), ("cg", "cpu", TorusRoute), ("dense", "meta", DenseRoute)],
+    [("cg", "meta", GraphSolver), ("cg", "cpu", TorusSolver), ("dense", "meta", DenseSolver)],
 )
-def test_the_experiment_makes_the_route(solver, device, kind):
+def test_the_experiment_makes_the_solver(solver, device, kind):
     """The meta device stands for CUDA: any device other than the CPU."""
     feature_map = RadialTorus(RADIAL_KERNELS["cos"])
     problem = torus_problem(feature_map, 0, 50, 8, 16, 100.0)
     config = {"solver": solver, "device": device, "dtype": "float32", "lambda": LMBDA, "time_scale": TIME_SCALE}
-    made = experiment._route(experiment.Choices(feature_map, 0.0, "ridge"), problem, config)
+    made = experiment._solver(experiment.Choices(feature_map, 0.0, "ridge"), problem, config)
     assert type(made) is kind
-    if kind is CapturedRoute:
+    if kind is GraphSolver:
         assert (made.problem.inputs.dtype, made.problem.targets.dtype) == (torch.float32, torch.float64)
         assert made.problem.inputs.device.type == device
-    if kind is DenseRoute:
+    if kind is DenseSolver:
         assert (made.inputs.dtype, made.targets.dtype, made.tf32) == (torch.float32, torch.float32, False)
 
 
@@ -483,10 +485,10 @@ def test_the_experiment_makes_the_route(solver, device, kind):
 @kernels
 def test_on_cuda_the_run_is_that_of_the_cpu(kernel, dtype, recwarn):
     inputs, targets, weights = drawn(kernel, 1000, 64)
-    reference = route(kernel, inputs, targets)
+    reference = solver(kernel, inputs, targets)
     problem = reference.problem
     data = problem.inputs.to("cuda", getattr(torch, dtype)), problem.targets.cuda()
-    model = CapturedRoute(problem.feature_map, *data, LMBDA, 1.0, TIME_SCALE)
+    model = GraphSolver(problem.feature_map, *data, LMBDA, 1.0, TIME_SCALE)
     w, cuda_w = torch.from_numpy(weights.copy()), torch.from_numpy(weights.copy()).cuda()
     losses, cuda_losses = (one.advance(v, one.project(v), 50) for one, v in ((reference, w), (model, cuda_w)))
     assert not recwarn.list  # captured

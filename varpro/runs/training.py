@@ -1,7 +1,5 @@
-"""The training loop: snapshots, measurements, progress, checkpoint and resume; the route does the epochs.
+"""The training loop: snapshots, measurements, progress, checkpoint and resume; the solver does the epochs.
 
-A route is :class:`varpro.circle.LinearRoute`, :class:`varpro.torus.TorusRoute`, :class:`varpro.captured.CapturedRoute`
-or :class:`varpro.ridge.DenseRoute`.
 State number e is the pair of weights and outer weights after e epochs; for VarPro its outer weights are optimal for its
 weights, and loss[e] is the risk of state e.
 """
@@ -17,11 +15,11 @@ import torch
 from tqdm import tqdm
 
 from varpro import results
-from varpro.captured import CapturedRoute
-from varpro.circle import LinearRoute
 from varpro.cli import duration
-from varpro.ridge import DenseRoute
-from varpro.torus import TorusRoute
+from varpro.solvers.circle import CircleSolver
+from varpro.solvers.dense import DenseSolver
+from varpro.solvers.graphs import GraphSolver
+from varpro.solvers.torus import TorusSolver
 
 MEASUREMENTS = 1001  # epochs at which distances are taken (docs/definitions.md, 2)
 _SNAPSHOTS = 1000  # about this many snapshots by default
@@ -29,7 +27,7 @@ _TIMED_SECONDS = 1.0  # of training, before its cost is estimated; what is short
 _CHECKPOINT_SECONDS = 30.0
 _CHECKPOINT_SHARE = 0.05  # of the running time, at most, goes into checkpoints
 
-Route = LinearRoute | DenseRoute | TorusRoute | CapturedRoute
+Solver = CircleSolver | DenseSolver | TorusSolver | GraphSolver
 Measure = Callable[[int, np.ndarray], Mapping[str, float]]
 
 
@@ -63,7 +61,7 @@ class Training:
 
 
 def train(
-    route: Route,
+    solver: Solver,
     weights: torch.Tensor,
     plan: Schedule,
     measure: Measure | None = None,
@@ -74,7 +72,7 @@ def train(
     label: str = "",
     report: Callable[[str], None] | None = None,
 ) -> Training:
-    """Train ``weights (M, d)`` on ``route`` through ``plan``.
+    """Train ``weights (M, d)`` on ``solver`` through ``plan``.
 
     ``measure`` is called at the distance epochs with their number among the distinct ones and the weights (M, d) in
     float64, and returns named values. With ``checkpoint`` the state is kept there about twice a minute and a later call
@@ -82,7 +80,7 @@ def train(
     FloatingPointError with the number of the epoch where the loss stops being finite.
     """
     measure_epochs, inverse = np.unique(plan.distance_epochs, return_inverse=True)
-    run = _Run(route, weights, plan, measure, measure_epochs)
+    run = _Run(solver, weights, plan, measure, measure_epochs)
     if checkpoint is not None:
         run.resume(checkpoint, config)
     events = np.union1d(plan.snapshot_epochs, measure_epochs)
@@ -110,11 +108,11 @@ def train(
 class _Run:
     """The state of a training and its record so far."""
 
-    def __init__(self, route, weights, plan, measure, measure_epochs) -> None:
-        self.route, self.plan, self.measure = route, plan, measure
+    def __init__(self, solver, weights, plan, measure, measure_epochs) -> None:
+        self.solver, self.plan, self.measure = solver, plan, measure
         self.measure_epochs = measure_epochs
-        self.weights = route.own(weights)
-        self.outer = route.project(self.weights)
+        self.weights = solver.own(weights)
+        self.outer = solver.project(self.weights)
         self.epoch, self.elapsed = 0, 0.0
         self.effort_before: dict[str, float] = {}  # in earlier sittings
         outer_shape = tuple(self.outer.shape) if self.outer.ndim > 1 and self.outer.shape[1] > 1 else (len(weights),)
@@ -140,7 +138,7 @@ class _Run:
 
     def advance(self, event: int) -> None:
         begin = time.perf_counter()
-        losses = torch.as_tensor(self.route.advance(self.weights, self.outer, event - self.epoch))
+        losses = torch.as_tensor(self.solver.advance(self.weights, self.outer, event - self.epoch))
         bad = torch.nonzero(~torch.isfinite(losses))
         if len(bad):
             raise FloatingPointError(
@@ -160,12 +158,12 @@ class _Run:
         if saved.get("config") != config:
             return
         self.epoch, self.elapsed = saved["epoch"], saved["elapsed"]
-        self.weights = self.route.own(saved["state_weights"])
-        self.outer = self.route.own(saved["state_outer"])
+        self.weights = self.solver.own(saved["state_weights"])
+        self.outer = self.solver.own(saved["state_outer"])
         for name, whole in (("weights", self.kept_weights), ("outer", self.kept_outer), ("loss", self.loss)):
             whole[: len(saved[name])] = saved[name]
-        if isinstance(self.route, LinearRoute):
-            self.route.achieved[:] = np.maximum(self.route.achieved, saved["achieved"])
+        if isinstance(self.solver, CircleSolver):
+            self.solver.achieved[:] = np.maximum(self.solver.achieved, saved["achieved"])
         self.effort_before = saved["effort"]
         for name, values in saved["measured"].items():
             self._measurements(name)[: len(values)] = values
@@ -177,7 +175,7 @@ class _Run:
             "config": config,
             "epoch": self.epoch,
             "elapsed": self.elapsed,
-            "achieved": list(map(float, getattr(self.route, "achieved", ()))),
+            "achieved": list(map(float, getattr(self.solver, "achieved", ()))),
             "effort": self.effort(),
             "state_weights": torch.as_tensor(self.weights),
             "state_outer": torch.as_tensor(self.outer),
@@ -188,13 +186,13 @@ class _Run:
         }
 
     def effort(self) -> dict[str, float]:
-        """What the inner solves took and how exact they were, over all sittings; {} where a route keeps no account."""
-        if not hasattr(self.route, "effort"):
+        """What the inner solves took and how exact they were, over all sittings; {} where a solver keeps no account."""
+        if not hasattr(self.solver, "effort"):
             return {}
         before = self.effort_before
         return {
             name: max(value, before.get(name, 0)) if name == "residual" else value + before.get(name, 0)
-            for name, value in self.route.effort()._asdict().items()
+            for name, value in self.solver.effort()._asdict().items()
         }
 
     def finish(self, inverse: np.ndarray) -> Training:

@@ -4,9 +4,9 @@ The outer weights are extrapolated from the last epochs and corrected by conjuga
 
     A u = b,    A = phi^T phi / (N M) + lam I,    b = phi^T y / N + lam c,
 
-preconditioned by the inverse of A at an earlier epoch, as in :mod:`varpro.torus`. An epoch is a fixed sequence of
-tensor operations on buffers that stay where they are, so that on CUDA it is captured once and replayed. Features may be
-float32; weights, outer weights, residuals and the preconditioner are float64.
+preconditioned by the inverse of A at an earlier epoch, as in :mod:`varpro.solvers.torus`. An epoch is a fixed sequence
+of tensor operations on buffers that stay where they are, so that on CUDA it is captured once and replayed. Features may
+be float32; weights, outer weights, residuals and the preconditioner are float64.
 
 How many steps an epoch needs cannot be asked on the way. So the number is fixed for a stretch of up to 16 epochs, every
 epoch writes down the relative residual it ended with, and the host looks at the end of the stretch: the epochs from the
@@ -305,13 +305,13 @@ def _captured(action: Callable[[], None], device: torch.device) -> Callable[[], 
 # --- for callers -------------------------------------------------------------------------------------------------
 
 
-class CapturedRoute:
+class GraphSolver:
     """VarPro training on one data set: the ``cg`` solver on CUDA, for any feature map and any number k of outputs.
 
     ``inputs (N, d)`` fix the device and the precision of the features; ``targets (N, k)``; ``lmbda > 0``; ``centre`` is
     the penalty centre c; ``time_scale`` is the learning rate of the weights per neuron. Every inner solve leaves
     |b - A u| <= 1e-6 |b| in float32 and 1e-10 |b| in float64, for every output. TF32 is off throughout. The
-    preconditioner is M x M: for M far above N the dual form of the dense route costs less.
+    preconditioner is M x M: for M far above N the dual form of the dense solver costs less.
     """
 
     name = "cg"
@@ -348,7 +348,7 @@ class CapturedRoute:
     def advance(self, weights: torch.Tensor, outer: torch.Tensor, epochs: int) -> torch.Tensor:
         """Train ``weights (M, d)`` and ``outer (M, k)`` in place; returns the losses (epochs,), float64, on the CPU.
 
-        The state must have optimal outer weights, and has them afterwards. A state other than the one this route left
+        The state must have optimal outer weights, and has them afterwards. A state other than the one this solver left
         last is taken up with a new preconditioner. Losses are NaN from the first state on that is not finite.
         """
         losses = torch.full((epochs,), math.nan, dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Limits of the training dynamics: ultra-fast diffusions, one domain a file."""

@@ -1,0 +1,77 @@
+"""The ``dense`` solver: any feature map, any number of outputs, any device, by matrices (paper, Section 2)."""
+
+import torch
+
+from varpro.features import FeatureMap
+from varpro.ridge import loss, matrix_products, not_definite, predict, solve, solve_unchecked
+
+
+class DenseSolver:
+    """Training by dense matrices, any feature map, any number k of outputs: the ``dense`` solver.
+
+    ``inputs (N, d)`` and ``targets (N, k)`` fix dtype and device. The other arguments are those of
+    :class:`varpro.solvers.circle.CircleSolver`, and so is the meaning of its methods, on tensors. With ``tf32``
+    products of float32 matrices on CUDA may take that format.
+    """
+
+    name = "dense"
+
+    def __init__(
+        self,
+        feature_map: FeatureMap,
+        inputs: torch.Tensor,
+        targets: torch.Tensor,
+        lmbda: float,
+        centre: float,
+        time_scale: float,
+        outer_update: str,
+        *,
+        tf32: bool = False,
+    ) -> None:
+        self.feature_map, self.inputs, self.targets = feature_map, inputs, targets
+        self.lmbda, self.centre, self.time_scale = lmbda, centre, time_scale
+        self.outer_update, self.tf32 = outer_update, tf32
+
+    def own(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy in the dtype and on the device of the data."""
+        return tensor.to(self.inputs, copy=True)
+
+    def project(self, weights: torch.Tensor) -> torch.Tensor:
+        """Optimal outer weights (M, k) for ``weights (M, d)``."""
+        with matrix_products(tf32=self.tf32):
+            return solve(self.feature_map.features(weights, self.inputs), self.targets, self.lmbda, self.centre)
+
+    def advance(self, weights: torch.Tensor, outer: torch.Tensor, epochs: int) -> torch.Tensor:
+        """Train ``weights (M, d)`` and ``outer (M, k)`` in place; returns the losses (epochs,), float64, on the CPU.
+
+        The host waits for the device at the end only; there FloatingPointError is raised where an inner solve failed.
+        """
+        losses = torch.empty(epochs, dtype=torch.float64, device=weights.device)
+        failures = torch.zeros(epochs, dtype=torch.bool, device=weights.device)
+        with matrix_products(tf32=self.tf32):
+            features = self.feature_map.features(weights, self.inputs)
+            for epoch in range(epochs):
+                losses[epoch] = loss(features, self.targets, outer, self.lmbda, self.centre)
+                residual = predict(features, outer) - self.targets
+                descent = self._weight_gradient(weights, outer, features, residual)
+                if self.outer_update == "gradient":
+                    outer.sub_(self._outer_gradient(outer, features, residual))
+                weights.copy_(self.feature_map.project(weights - self.time_scale * descent))
+                features = self.feature_map.features(weights, self.inputs)
+                if self.outer_update == "ridge":
+                    solution, failed = solve_unchecked(features, self.targets, self.lmbda, self.centre)
+                    outer.copy_(solution)
+                    failures[epoch] = failed
+        if failures.any():
+            raise not_definite(features, self.lmbda)
+        return losses.cpu()
+
+    def _weight_gradient(self, weights, outer, features, residual):
+        """M dL/dw at fixed u: the gradient of the reduced risk where u is optimal (envelope theorem)."""
+        cotangent = (residual @ outer.T) / (self.lmbda * residual.numel())
+        return self.feature_map.pull_back(weights, self.inputs, features, cotangent)
+
+    def _outer_gradient(self, outer, features, residual):
+        """lam M dL/du = (phi^T r / N + lam (u - c)) / k: the two-timescale step of the outer weights."""
+        outputs = residual.shape[1]
+        return (features.T @ residual / len(residual) + self.lmbda * (outer - self.centre)) / outputs

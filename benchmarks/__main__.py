@@ -22,8 +22,8 @@ def main() -> None:
     stages = start_up.stages()
     text = f"""# Benchmarks
 
-`python -m benchmarks` (or `make bench`) measures this anew and rewrites this file. Solvers take turns in one process and
-medians are shown, so the ratios are good where the machine is noisy; the absolute times are those of
+`python -m benchmarks` (or `make bench`) measures this anew and rewrites this file. Solvers take turns in one process
+and medians are shown, so the ratios are good where the machine is noisy; the absolute times are those of
 
 {machine()}.
 

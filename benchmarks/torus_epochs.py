@@ -1,7 +1,7 @@
 """Time per VarPro epoch on the torus: the compiled solver with warm conjugate gradients against the plain loop.
 
-The plain loop is PyTorch in float32 with autograd and an LU solve on all cores, the data in one tensor. The two take turns;
-the compiled solver is timed over many epochs from a state that has trained for a while, so that its new
+The plain loop is PyTorch in float32 with autograd and an LU solve on all cores, the data in one tensor. The two take
+turns; the compiled solver is timed over many epochs from a state that has trained for a while, so that its new
 preconditioners are paid for in the time shown.
 """
 

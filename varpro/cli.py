@@ -291,7 +291,7 @@ def add_run(to: argparse.ArgumentParser, *, solvers: Sequence[str]) -> None:
         "--solver",
         choices=["auto", *solvers],
         default="auto",
-        help=f"solver of the inner solve; auto is {solvers[0]} where it applies",
+        help=f"how the inner problem is solved; auto is {solvers[0]} where it applies",
     )
     group.add_argument(
         "--device",

@@ -14,6 +14,7 @@ from varpro.runs.bookkeeping import Checkpoint
 from varpro.runs.schedule import schedule
 from varpro.runs.training import STATE_VERSION, _Run, train
 from varpro.solvers import graphs as captured
+from varpro.solvers.base import Objective
 from varpro.solvers.dense import DenseSolver
 from varpro.solvers.graphs import GraphSolver
 from varpro.solvers.torus import KERNELS, TorusSolver
@@ -403,14 +404,27 @@ def test_the_dense_solver_reads_once_a_call(outer_update):
 # --- graphs ------------------------------------------------------------------------------------------------------
 
 
-def test_where_capture_fails_epochs_run_as_they_are(monkeypatch):
+def test_a_failed_capture_is_an_error(monkeypatch):
     def refuse(action, device):
-        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(captured, "_captured", refuse)
-    actions = (lambda: None, lambda: None)
-    with pytest.warns(RuntimeWarning, match="without a captured graph.*capturing$"):
-        assert captured._replayed(actions, torch.device("cuda")) == list(actions)
+    with pytest.raises(RuntimeError, match="capturing"):
+        captured._replayed((lambda: None,), torch.device("cuda"))
+
+
+def test_generic_features_lie_as_their_map_makes_them():
+    inputs, _, weights = drawn("laplace")
+    x, w = torch.from_numpy(inputs), torch.from_numpy(weights)
+    generic, radial = (captured._passes(of, x, len(w)) for of in (ReLUCircle(), RadialTorus(RADIAL_KERNELS["cos"])))
+    assert generic.features.stride() == ReLUCircle()(w, x).stride()
+    assert radial.features.stride() == (1, len(x))
+
+
+def test_too_wide_a_student_is_refused():
+    problem = Problem(torch.ones(2, 2), torch.ones(2, 1), torch.empty(1, 2).expand(20001, 2), None)
+    goal = Objective(ReLUCircle(), LMBDA, 0.0, TIME_SCALE, "ridge")
+    assert "more than 20000 neurons" in GraphSolver.obstacle(goal, problem)
 
 
 def test_the_runs_before_a_capture_leave_no_trace(monkeypatch):

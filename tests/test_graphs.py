@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from varpro.domains.torus import wrap_torus
 from varpro.features import RADIAL_KERNELS, RadialKernel, RadialTorus, ReLUCircle
+from varpro.problem import Problem
 from varpro.runs.bookkeeping import Checkpoint
 from varpro.runs.schedule import schedule
 from varpro.runs.training import STATE_VERSION, _Run, train
@@ -201,7 +202,7 @@ def test_the_epochs_before_a_failure_are_kept(monkeypatch):
         record, good = attempt(length)
         if length >= 4 and len(failures) < 3:
             failures.append(good := 2)
-            record[good, captured._AFTER] = 1e-9
+            record[good][captured._AFTER] = 1e-9
         return record, good
 
     monkeypatch.setattr(model, "_attempt", failing)

@@ -284,7 +284,7 @@ def _replayed(actions: tuple[Callable[[], None], ...], device: torch.device) -> 
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream that warms up and captures: the libraries keep a workspace for every stream that they have seen."""
+    """The one stream that warms up and captures: libraries keep a workspace for every stream that they have seen."""
     return torch.cuda.Stream(device)
 
 
@@ -397,9 +397,7 @@ class GraphSolver(Solver):
             done = 0
             while done < epochs:
                 record, good = self._attempt(min(self._stretch, epochs - done))
-                losses[done : done + good] = torch.tensor(
-                    [epoch[_LOSS] for epoch in record[:good]], dtype=torch.float64
-                )
+                losses[done : done + good] = losses.new_tensor([epoch[_LOSS] for epoch in record[:good]])
                 done += good
                 self._account(record[:good])
                 if good == len(record):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from varpro import cli, results, teachers
+from varpro import cli, names, results, teachers
 from varpro.diffusion.circle import solve_diffusion
 from varpro.distances import CircleMeasure, TorusMeasure
 from varpro.features import FeatureMap
@@ -92,7 +92,7 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
             config["activation"] = options.activation
         if options.tf32:
             config["tf32"] = True
-        path = _output(options, folder) / results.file_name(_parameters(options, choices, config), options.name)
+        path = _output(options, folder) / _file_name(options, choices, config)
         results.prepare(path)
         if not options.force and results.complete(path, config):
             print(f"seed {seed}: kept {path}", flush=True)
@@ -235,11 +235,10 @@ def diffusion_file(
     """
     # a saving step other than that of the default schedule belongs into the name
     step = int(snapshot_epochs[1] - snapshot_epochs[0])
-    parameters = {"diffusion_gamma": gamma, "epochs": epochs}
-    parameters |= {"grid_size": grid_size} if grid_size != 4096 else {}
-    parameters |= {"time_scale": time_scale} if time_scale != 2**-10 else {}
-    parameters |= {"saving_step": step} if not _is_default(snapshot_epochs, epochs) else {}
-    path = folder / results.file_name(parameters, name)
+    changed = {"grid_size": grid_size} if grid_size != 4096 else {}
+    changed |= {"time_scale": time_scale} if time_scale != 2**-10 else {}
+    changed |= {"saving_step": step} if not _is_default(snapshot_epochs, epochs) else {}
+    path = folder / names.diffusion({"gamma": gamma, "epochs": epochs}, changed, name)
     config = {"gamma": gamma, "epochs": epochs, "time_scale": time_scale, "grid_size": grid_size, "saving_step": step}
     if not force and results.complete(path, config):
         print(f"diffusion: kept {path}", flush=True)
@@ -269,18 +268,14 @@ def _output(options: argparse.Namespace, folder: Path) -> Path:
     return options.output or results.directory(folder.name)
 
 
-def _parameters(options: argparse.Namespace, choices: Choices, config: dict) -> dict:
-    """What the file name states: always the paper's parameters, the others where they are not the default."""
-    stated = {"lambda": config["lambda"], "width": config["student_width"]}
-    stated |= {"gamma": config["gamma"]} if config["data"] is None else {"data": config["data"]}
-    stated |= {"epochs": config["epochs"]}
-    stated |= {key: config[key] for key in _NAMED if key in options.given and config[key] != options.defaults[key]}
+def _file_name(options: argparse.Namespace, choices: Choices, config: dict) -> str:
+    changed = {key: config[key] for key in _NAMED if key in options.given and config[key] != options.defaults[key]}
     fast = _FAST[choices.features.domain]
     if config["solver"] != fast:
-        stated |= {"solver": config["solver"]}
+        changed |= {"solver": config["solver"]}
     if (config["solver"], config["dtype"]) != (fast, cli.FAST_SOLVERS[fast][0]):
-        stated |= {"dtype": "tf32" if "tf32" in config else config["dtype"]}
-    return stated | {"seed": config["seed"]}
+        changed |= {"dtype": "tf32" if "tf32" in config else config["dtype"]}
+    return names.shallow(config, changed, options.name)
 
 
 def _read_data(options: argparse.Namespace) -> tuple[dict | None, str | None]:

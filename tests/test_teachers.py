@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import EXACT, PINNED, QUADRATURE
 
-from varpro import paper
 from varpro.domains import circle
 from varpro.domains.circle import CIRCLE
 from varpro.features import ReLUCircle
+from varpro.paper import grid, published
 from varpro.problem import drawn_problem, problem_from_tensors
 
 GAMMAS = st.floats(0.0, 1e4)
@@ -50,8 +50,8 @@ def test_sampler_follows_the_law(gamma):
 
 
 def test_published_densities():
-    curves = paper.published("gamma_densities")
-    for gamma in paper.GAMMAS:
+    curves = published.table("gamma_densities")
+    for gamma in grid.GAMMAS:
         curve = curves["single", "density_target", f"gamma={gamma:g}", "solid"]
         ours = circle.circle_density(curve.x, gamma)
         assert np.abs(ours / curve.y - 1).max() < 2e-3  # the abscissa is read to 1e-6, steepest at gamma 1000

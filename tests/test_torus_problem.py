@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tolerances import EXACT, GRADIENT, PINNED, SOLVE
 
-from varpro import paper, results
+from varpro import results
 from varpro.distances import TorusMeasure
 from varpro.domains.torus import TORUS, wrap_torus
 from varpro.features import RADIAL_KERNELS, RadialKernel, RadialTorus
+from varpro.paper import grid, published
 from varpro.solvers.dense import DenseSolver
 
 KERNELS = sorted(RADIAL_KERNELS)
@@ -114,11 +115,11 @@ def test_first_numbers_of_seed_0():
 def test_initial_distances_are_the_published_ones(width, distance):
     """Means over the six seeds; they see nothing but the draws."""
     found = []
-    for seed in paper.SEEDS:
+    for seed in grid.SEEDS:
         draws = TORUS.draws(seed, 4096, width, 4096, 100.0)
         found.append(TorusMeasure(draws.student).energy_distance(TorusMeasure(draws.teacher)))
     assert np.mean(found) == pytest.approx(distance, rel=1e-5)
-    curve = paper.published("convolution_width_distance")["single", "distance_teacher", f"M={width}", "solid"]
+    curve = published.table("convolution_width_distance")["single", "distance_teacher", f"M={width}", "solid"]
     assert curve.y[0] == distance
 
 

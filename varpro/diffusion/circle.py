@@ -161,7 +161,7 @@ def _energy_decreases(y: np.ndarray, new_y: np.ndarray) -> bool:
     return new_excess <= excess or max(new_excess, excess) < FLAT
 
 
-# ---- the law of the teacher at one angle: varpro.teachers in scalar form ----
+# ---- the law of the teacher at one angle: that of varpro.domains.circle, in scalar form ----
 
 
 @compiled(error_model="python")

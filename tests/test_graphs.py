@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from problems import random_problem
-from test_torus import FOLLOWS, RESIDUAL, drawn, relative_residual, system, wrap
-from tolerances import EXACT, FLOAT32, TRAJECTORY
+from test_torus import drawn, relative_residual, system, wrap
+from tolerances import EXACT, FEATURE, FLOAT32, FOLLOWS, OUTER, RESIDUAL, TRAJECTORY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from varpro import cli, results
@@ -94,7 +94,7 @@ def test_many_outputs():
     outer, expected = follow(model, dense(model), weights, 30, FOLLOWS)
     assert outer.shape == (30, 3)
     assert torch.equal(outer[:, 2], torch.zeros(30, dtype=torch.float64))
-    torch.testing.assert_close(outer, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(outer, expected, rtol=0, atol=OUTER)
 
 
 def test_other_feature_maps_train_as_they_are():
@@ -138,7 +138,7 @@ def test_passes_in_place_are_those_of_the_feature_map(kernel, dtype):
     passes.fill(weights)
     x, feature_map = model.problem.inputs.double(), model.problem.feature_map
     expected = feature_map.features(weights, x)
-    within = {"float32": 2e-6, "float64": 1e-14}[dtype]  # rounding of w - x and of g
+    within = FEATURE[dtype]
     assert (passes.features - expected).abs().max() < within * expected.max()
     found = passes.pull_back(weights, residual, outer)
     expected = feature_map.pull_back(weights, x, expected, residual.double() @ outer.T)

@@ -1,5 +1,7 @@
 """The one table of tolerances. Each is for float64 unless its name says otherwise, and says why it is what it is."""
 
+from headroom import watched
+
 EXACT = 1e-12  # the same formula in another order of operations, quantities of size 1
 SOLVE = 1e-10  # two ways to a ridge solution: round-off times a condition number of 1e4 or so
 TRAJECTORY = 1e-9  # weights of two solvers after 300 epochs
@@ -10,8 +12,23 @@ PINNED = 1e-6  # float32 draws written with seven digits
 PUBLISHED = 1e-3  # relative, our six-seed means against the published curves (median over vertices)
 PUBLISHED_TORUS = 1e-2  # the same on the torus, where the narrowest student has an unstable start in float32
 QUADRATURE = 1e-10  # integrals of smooth periodic functions
+FOLLOWS = 1e-8  # two runs whose inner solves leave relative residuals of up to 1e-10 each
+OUTER = 1e-6  # outer weights after such solves: a residual of 1e-10 times a condition number of 1e4
+TINY_LOSS = 1e-6  # relative; a loss of 1e-14 from residuals of 1e-7, whose own round-off is 1e-16
+FLOAT32_STATE = 1e-6  # what rounding a state to float32 changes in its loss and distance
+PRINTED = 1e-5  # relative; numbers read from the published curves
+WRAPPED = 1e-6  # relative; float32 losses where the inputs are a million periods away, known to 1e-10
+GRID = 1e-6  # error of a sum over 4096 points of the circle, of order 1 / 4096^2
+SEQUENCE = 3e-3  # discrepancy of 4096 points of the golden sequence
+CURVE = 2e-3  # relative; the abscissa of a published curve is read to 1e-6, steepest at gamma 1000
+
+RESIDUAL = {"float32": 1e-6, "float64": 1e-10}  # |b - A u| / |b|, promised
+FEATURE = {"float32": 2e-6, "float64": 1e-14}  # relative to max g; rounding of w - x and of g
+EXPONENTIAL = {"float32": 2e-7, "float64": 1e-15}  # relative
 
 DIFFUSION = {
+    "rounding": 1e-14,  # a few operations on numbers of size 1
+    "1024 nodes": 1e-3,  # L1; second order, gamma = 100
     "law": 1e-12,  # relative; the same closed forms in another order
     "law slope": 1e-8,  # relative to the steepest slope; central differences
     "mass": 1e-12,  # round-off of a sum of 4096 cells
@@ -43,3 +60,5 @@ RESNET_TRAINING = {
     "statistics": 1e-12,  # one mean and one variance in another order
     "bfloat16": 5e-2,  # relative; 8 bits through 19 layers
 }
+
+watched(globals())  # each entry remembers what it is compared with: see headroom.py

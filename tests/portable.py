@@ -148,7 +148,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--machine", nargs="+", help="names of machines; default all that this processor can be")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="machines at a time; default %(default)s")
-    parser.add_argument("--file", type=Path, help="write observed / allowed of every comparison on every machine here")
     parser.add_argument("pytest", nargs="*", help="arguments of pytest, behind --")
     options = parser.parse_args()
     machines = [one for one in _machines() if not options.machine or one.name in options.machine]

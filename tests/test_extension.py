@@ -83,7 +83,7 @@ def script(features, centre, outer_update):
         parser = cli.parser("A stranger's experiment.")
         numbers = {"lmbda": 1e-2, "student_width": 1024, "gamma": 10.0, "samples": 4096, "teacher_width": 4096}
         add_problem(parser, features.domain, **numbers)
-        add_training(parser, epochs=32000, time_scale=2**-8)
+        add_training(parser, epochs=32000, time_scale=2**-10)
         add_run(parser)
         options = cli.parse(parser, argv)
         for run in runs(options, Choices(features, centre, outer_update), folder):
@@ -92,7 +92,7 @@ def script(features, centre, outer_update):
     return main
 
 
-def literal(features, found, centre, outer_update, epochs=40, lmbda=1e-2, h=2**-8):
+def literal(features, found, centre, outer_update, epochs=40, lmbda=1e-2, h=2**-10):
     """The loop as the definitions state it (docs/definitions.md, 1), by autograd and a general linear solver."""
     domain = features.domain
     draws = domain.draws(3, 50, 6, 20, 10.0)

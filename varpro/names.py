@@ -66,8 +66,8 @@ def resnet(config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, 
 
 
 def limit(prefix: str, config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, name: str = "") -> str:
-    """The file name of a limit of the dynamics; ``prefix`` says which; ``config`` has ``gamma`` and ``epochs``, all else
-    is as in :func:`shallow`."""
+    """The file name of a limit of the dynamics, ``prefix`` says of which; ``config`` has ``gamma`` and ``epochs``, all
+    else is as in :func:`shallow`."""
     return file_name({f"{prefix}_gamma": config["gamma"], "epochs": config["epochs"]} | _ordered(changed), name)
 
 

@@ -42,12 +42,12 @@ _BLOCK = 128  # neurons whose generators are made at a time, two rows each
 _STEP_TOLERANCE = 1e-8  # bound on the relative error of a step in the energy norm that triggers refinement
 _REFINEMENTS = 100  # conjugate-gradient steps at most
 _PATIENCE = 10  # steps without a better bound that end the refinement
-_FIRST_DAMPING = 1e-2  # in units of the rms gradient per radian
-_DECAY, _GROWTH = 5.0, 4.0  # of the damping after a step that was accepted, and after one that was not
+FIRST_DAMPING = 1e-2  # in units of the rms gradient per radian
+DECAY, GROWTH = 5.0, 4.0  # of the damping after a step that was accepted, and after one that was not
 _LEAST_DAMPING = 5e-12  # times lam it is the least ridge of a turning row, in units of mean u^2 mean |x|^2
 _LONGEST_TURN = 1.0  # radians
-_TRIALS = 40  # dampings tried in one iteration
-_LEAST_FALL = 1e-13  # of the risk: a step that cannot be expected to lower it by more ends the training
+TRIALS = 40  # dampings tried in one iteration
+LEAST_FALL = 1e-13  # of the risk: a step that cannot be expected to lower it by more ends the training
 _STEP_BOUND, _STEP_REFINED, _EVALUATIONS = 2, 3, 4  # places in the effort; the first two are those of Accuracy
 
 DONE, CONVERGED, STATIONARY, NOT_FINITE = range(4)  # how a call ended: all iterations done, ...
@@ -346,7 +346,7 @@ def _least_damping(tables, ws, lmbda):
 
 @_compiled()
 def _try_step(tables, ws, trial, ns, lmbda, centre, damping, effort):
-    """trial <- the neurons after one damped step and their optimal u; the risk there and the fall expected (S5, S10)."""
+    """trial <- the neurons after one damped step and their optimal u; the risk there, and the fall expected (S5)."""
     bound, refinements = _solve_step(tables, ws, ns, lmbda, damping)
     effort[_STEP_BOUND] = max(effort[_STEP_BOUND], bound)
     effort[_STEP_REFINED] += refinements > 0
@@ -361,10 +361,11 @@ def _try_step(tables, ws, trial, ns, lmbda, centre, damping, effort):
 
 
 @_compiled()
-def _iterations(tables, ws, trial, ns, weights, outer, lmbda, centre, damping, tolerance, risks, effort):
+def _iterations(tables, ws, trial, ns, weights, outer, lmbda, centre, damping, first_damping, tolerance, risks, effort):
     """Levenberg-Marquardt iterations from a state whose u is optimal; (accepted, damping, how it ended) (S10).
 
-    ``risks[i]`` is the reduced risk after i accepted iterations. A damping of 0 is replaced by the first one.
+    ``risks[i]`` is the reduced risk after i accepted iterations. A damping of 0 is replaced by ``first_damping`` times
+    the rms gradient.
     """
     _gather(ws, weights, outer)
     _sort(ws)
@@ -377,19 +378,19 @@ def _iterations(tables, ws, trial, ns, weights, outer, lmbda, centre, damping, t
     while accepted < risks.shape[0] - 1 and ending == DONE:
         risk, size = risks[accepted], _step_right_hand_side(ws, ns, lmbda)
         if damping == 0.0:
-            damping = _FIRST_DAMPING * size
+            damping = first_damping * size
         ending = STATIONARY
-        for _ in range(_TRIALS if size > 0.0 else 0):
+        for _ in range(TRIALS if size > 0.0 else 0):
             damping = max(damping, _least_damping(tables, ws, lmbda))
             new, expected = _try_step(tables, ws, trial, ns, lmbda, centre, damping, effort)
             if new < risk:
                 ending = CONVERGED if risk - new <= tolerance * risk else DONE
                 break
-            damping *= _GROWTH
-            if expected <= _LEAST_FALL * risk:
+            damping *= GROWTH
+            if expected <= LEAST_FALL * risk:
                 break
         if ending != STATIONARY:
-            damping /= _DECAY
+            damping /= DECAY
             accepted += 1
             risks[accepted] = new
             ws, trial = trial, ws
@@ -427,14 +428,25 @@ class CircleNewton:
         self._spaces: tuple[Workspace, Workspace, NewtonSpace] | None = None
         get_num_threads()  # loads numba's parallel runtime, which cached code that calls cached parallel code lacks
 
+    def start(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
+        """The reduced risk at ``weights (M, 2)`` and the optimal outer weights (M,)."""
+        outer = self.solver.project(weights)
+        return float(self.advance(weights.copy(), outer, 0).risks[0]), outer
+
     def advance(
-        self, weights: np.ndarray, outer: np.ndarray, iterations: int, damping: float = 0.0, tolerance: float = 0.0
+        self,
+        weights: np.ndarray,
+        outer: np.ndarray,
+        iterations: int,
+        damping: float = 0.0,
+        tolerance: float = 0.0,
+        first_damping: float = FIRST_DAMPING,
     ) -> Training:
         """At most ``iterations`` accepted iterations on ``weights (M, 2)`` and ``outer (M,)``, in place.
 
-        The outer weights must be optimal, and are afterwards. ``damping`` is that of the first step, 0 for the default
-        start; go on with the one returned. It ends early (CONVERGED) where an iteration lowers the risk by less than
-        ``tolerance`` times the risk.
+        The outer weights must be optimal, and are afterwards. ``damping`` is that of the first step, 0 for
+        ``first_damping`` times the rms gradient; go on with the one returned. The call ends early (CONVERGED) where an
+        iteration lowers the risk by less than ``tolerance`` times the risk.
         """
         width = len(weights)
         if self._spaces is None or len(self._spaces[0].u) != width:
@@ -449,6 +461,7 @@ class CircleNewton:
             solver.lmbda,
             solver.centre,
             damping,
+            first_damping,
             tolerance,
             risks,
             self._effort,

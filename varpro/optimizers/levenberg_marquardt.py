@@ -1,0 +1,167 @@
+"""Levenberg-Marquardt on the reduced risk: linear time on the circle, dense matrices elsewhere (docs/second_order.md).
+
+The damped Gauss-Newton step is taken in the weights and the outer weights together; the outer weights are then
+optimised exactly. In the weights this is the variable-projection step of Kaufman (1975).
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from varpro.optimizers.base import Array, Optimizer
+from varpro.solvers import circle_newton
+from varpro.solvers.circle_newton import CircleNewton
+
+_MOST_ENTRIES = 1 << 27  # of the dense Jacobian, 1 GB
+
+
+class LevenbergMarquardt(Optimizer):
+    """One accepted step an iteration; the risk falls in each.
+
+    The damping starts at ``damping`` times the rms gradient of the risk per neuron, falls by 5 with a step that lowers
+    the risk, and grows by 4 with one that does not (S10).
+    """
+
+    name = "lm"
+
+    def __init__(self, solver, chart, weights, *, damping: float = circle_newton.FIRST_DAMPING, **options) -> None:
+        self._first_damping = damping
+        super().__init__(solver, chart, weights, **options)
+
+    @classmethod
+    def obstacle(cls, solver) -> str:
+        if hasattr(solver, "tables"):
+            return ""
+        if not hasattr(solver, "feature_map"):
+            return f"the lm optimizer works with the solvers linear and dense, not {solver.name}"
+        if solver.inputs.dtype != torch.float64:
+            return "the lm optimizer needs --dtype float64 with the dense solver"
+        return super().obstacle(solver)
+
+    def _start(self, weights: Array) -> tuple[float, Array]:
+        linear = hasattr(self.solver, "tables")
+        self._steps = _LinearSteps(self, weights) if linear else _DenseSteps(self, weights)
+        self._damping = 0.0
+        return self._steps.risk, self._steps.outer
+
+    def _iterate(self) -> tuple[Array, Array, float] | None:
+        return self._steps.iterate()
+
+    def accuracy(self) -> dict[str, float]:
+        """Bounds on the error of the steps; {} where dense matrices are used."""
+        return self._steps.accuracy()
+
+    def _memory(self) -> dict:
+        return {"damping": self._damping}
+
+    def _recall(self, memory: Mapping) -> None:
+        self._damping = memory["damping"]
+        self._steps.recall()
+
+
+class _LinearSteps:
+    """Steps on the circle, compiled."""
+
+    def __init__(self, run: LevenbergMarquardt, weights: Array) -> None:
+        self.run, self.newton = run, CircleNewton(run.solver)
+        self.risk, self.outer = self.newton.start(weights)
+        run._evaluations += 1
+
+    def iterate(self) -> tuple[Array, Array, float] | None:
+        run = self.run
+        weights, outer = run.state.weights.copy(), run.state.outer.copy()
+        done = self.newton.advance(weights, outer, 1, run._damping, first_damping=run._first_damping)
+        run._damping = done.damping
+        run._evaluations += done.evaluations
+        return None if done.ending == circle_newton.STATIONARY else (weights, outer, float(done.risks[-1]))
+
+    def accuracy(self) -> dict[str, float]:
+        return self.newton.accuracy()._asdict()
+
+    def recall(self) -> None:
+        """Nothing: all is in the state."""
+
+
+class _DenseSteps:
+    """Steps with explicit matrices for any feature map: O(N (p M)^2 + (p M)^3) for p coordinates a neuron."""
+
+    def __init__(self, run: LevenbergMarquardt, weights: Array) -> None:
+        self.run = run
+        coordinates = run.chart.coordinates(torch.as_tensor(weights))
+        entries = len(run.solver.inputs) * coordinates.numel()
+        if entries > _MOST_ENTRIES:
+            raise ValueError(
+                f"the lm optimizer with the dense solver would need a matrix of {entries} numbers; allowed: at most "
+                f"{_MOST_ENTRIES}"
+            )
+        self._take(coordinates)
+
+    def _take(self, coordinates: torch.Tensor) -> None:
+        self.coordinates = coordinates
+        _, self.outer, self.risk, self.gradient = self.run._reduced(coordinates)
+
+    def iterate(self) -> tuple[Array, Array, float] | None:
+        run, width = self.run, len(self.coordinates)
+        matrix, descent = gauss_newton(run.solver, run.chart, self.coordinates, self.outer), -self.gradient.reshape(-1)
+        size = width * descent.norm().item() / math.sqrt(width)
+        if run._damping == 0.0:
+            run._damping = run._first_damping * size
+        for _ in range(circle_newton.TRIALS if size > 0.0 else 0):
+            damped = matrix.clone()
+            damped.diagonal().add_(run._damping / width)
+            factor, failed = torch.linalg.cholesky_ex(damped)
+            expected = math.inf
+            if not failed:
+                step = torch.cholesky_solve(descent[:, None], factor)[:, 0]
+                expected = 0.5 * torch.dot(step, descent).item()
+                move = step.clamp(-run.chart.longest, run.chart.longest)
+                weights, outer, risk, gradient = run._reduced(self.coordinates + move.view_as(self.coordinates))
+                if risk < self.risk:
+                    run._damping /= circle_newton.DECAY
+                    self.coordinates = self.coordinates + move.view_as(self.coordinates)
+                    self.outer, self.risk, self.gradient = outer, risk, gradient
+                    return weights, outer, risk
+            run._damping *= circle_newton.GROWTH
+            if expected <= circle_newton.LEAST_FALL * self.risk:
+                break
+        return None
+
+    def accuracy(self) -> dict[str, float]:
+        return {}
+
+    def recall(self) -> None:
+        evaluations = self.run._evaluations
+        self._take(self.run.chart.coordinates(torch.as_tensor(self.run.state.weights)))
+        self.run._evaluations = evaluations
+
+
+def gauss_newton(solver, chart, coordinates: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+    """The Gauss-Newton matrix (p M, p M) of the reduced risk in ``coordinates (M, p)``, u eliminated (S4).
+
+    ``outer (M, k)`` must be optimal. Entry (p j + q, p l + r) belongs to coordinate q of neuron j and r of neuron l.
+    """
+    width, parts = coordinates.shape
+    count, outputs = solver.targets.shape
+    slopes = feature_slopes(solver, chart, coordinates).reshape(count, width * parts)
+    features = solver.feature_map.features(chart.weights(coordinates), solver.inputs)
+    gram = features.T @ features
+    gram.diagonal().add_(solver.lmbda * count * width)
+    factor = torch.linalg.cholesky(gram)
+    seen = torch.linalg.solve_triangular(factor, features.T @ slopes, upper=False)
+    unseen = slopes.T @ slopes - seen.T @ seen  # of the slopes, what a change of u cannot undo
+    weights = (outer @ outer.T).repeat_interleave(parts, dim=0).repeat_interleave(parts, dim=1)
+    return unseen.mul_(weights).div_(solver.lmbda * width**2 * count * outputs)
+
+
+def feature_slopes(solver, chart, coordinates: torch.Tensor) -> torch.Tensor:
+    """d phi_j(x_i) / d coordinate q of neuron j: (N, M, p); 0 where a feature has no derivative."""
+    slopes = []
+    for part in range(coordinates.shape[1]):
+        direction = torch.zeros_like(coordinates)
+        direction[:, part] = 1.0
+        _, slope = torch.func.jvp(
+            lambda point: solver.feature_map.features(chart.weights(point), solver.inputs), (coordinates,), (direction,)
+        )
+        slopes.append(slope.nan_to_num(0.0))
+    return torch.stack(slopes, dim=2)

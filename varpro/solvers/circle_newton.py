@@ -39,7 +39,8 @@ from varpro.solvers.circle import (
 )
 
 _BLOCK = 128  # neurons whose generators are made at a time, two rows each
-_STEP_TOLERANCE = 1e-8  # bound on the relative error of a step in the energy norm that triggers refinement
+_STEP_TOLERANCE = 1e-8  # bound on the relative error of a step in the energy norm that triggers refinement ...
+_STEP_ROUNDING = 1e-17  # ... or this over lam mu, if larger: five times what rounding leaves of the bound
 _REFINEMENTS = 100  # conjugate-gradient steps at most
 _PATIENCE = 10  # steps without a better bound that end the refinement
 FIRST_DAMPING = 1e-2  # in units of the rms gradient per radian
@@ -291,6 +292,18 @@ def _solve_step(tables, ws, ns, lmbda, damping):
     _factor_pairs(tables, ws, ns, turn_ridge, ridge)
     _meet(ns)
     _backward_pairs(ns, ns.step)
+    return _refine_step(tables, ws, ns, turn_ridge, ridge, _tolerated(lmbda * damping))
+
+
+@_compiled()
+def _tolerated(least_ridge):
+    """The error bound above which a step is refined: not what rounding leaves of it for a small ridge lam mu."""
+    return max(_STEP_TOLERANCE, _STEP_ROUNDING / least_ridge)
+
+
+@_compiled()
+def _refine_step(tables, ws, ns, turn_ridge, ridge, goal):
+    """Conjugate gradients from the step at hand, preconditioned by the factor at hand, until the bound is met (S9)."""
     best, best_round, previous = np.inf, 0, np.inf
     ns.direction[:] = 0.0
     ns.best[:] = 0.0
@@ -301,7 +314,7 @@ def _solve_step(tables, ws, ns, lmbda, damping):
         if bound < best:
             best, best_round = bound, i
             ns.best[:] = ns.step
-        if bound <= _STEP_TOLERANCE or i - best_round >= _PATIENCE:
+        if bound <= goal or i - best_round >= _PATIENCE:
             break
         if not np.isfinite(error):  # the factor ran off: start from 0
             ns.step[:] = 0.0

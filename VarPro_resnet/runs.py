@@ -78,7 +78,7 @@ def add_optimizer(to: argparse.ArgumentParser, optimizers: Mapping[str, Numbers]
         "time_scale",
         optimizers,
         optimizer,
-        type=cli.pace,
+        type=cli.time_scale,
         metavar="H",
         help="learning rate of the features, per neuron: eta = 64 * time_scale",
     )

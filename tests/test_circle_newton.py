@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from problems import awkward_problems, circle_points, clustered_problem, random_problem
 from tolerances import EXACT, NEWTON
 
+from varpro.relu import predict
 from varpro.solvers import circle, circle_newton
 from varpro.solvers.circle_newton import CircleNewton
 
@@ -149,12 +150,12 @@ def test_a_step_is_refined_where_the_factor_is_wrong():
 def test_the_risk_falls_in_every_iteration_and_outer_weights_stay_optimal(problem, lmbda, centre):
     linear = solver(problem, lmbda, centre)
     weights = problem.weights.copy()
-    outer = linear.project(weights)
+    outer = linear.solve(weights)
     newton = CircleNewton(linear)
     done = newton.advance(weights, outer, 8)
     assert (np.diff(done.risks) < 0).all()
     np.testing.assert_allclose(np.hypot(*weights.T), 1.0, rtol=0, atol=EXACT)
-    np.testing.assert_allclose(outer, linear.project(weights), rtol=0, atol=NEWTON["outer"] * np.abs(outer).max())
+    np.testing.assert_allclose(outer, linear.solve(weights), rtol=0, atol=NEWTON["outer"] * np.abs(outer).max())
     risk, _ = newton.start(weights)
     assert risk == pytest.approx(done.risks[-1], rel=NEWTON["risk"], abs=EXACT)
 
@@ -165,7 +166,7 @@ def test_one_call_is_many_calls():
     ends = []
     for pieces in ([12], [1] * 12, [5, 7]):
         weights, damping = problem.weights.copy(), 0.0
-        outer, newton = solver(problem).project(weights), CircleNewton(solver(problem))
+        outer, newton = solver(problem).solve(weights), CircleNewton(solver(problem))
         for piece in pieces:
             damping = newton.advance(weights, outer, piece, damping).damping
         ends.append((weights, outer))
@@ -176,10 +177,10 @@ def test_one_call_is_many_calls():
 
 def test_a_student_that_is_the_teacher_stays():
     problem = random_problem(300, 40)
-    targets = circle.predict(problem.weights, np.ones(40), problem.inputs)
+    targets = predict(problem.weights, np.ones(40), problem.inputs)
     linear = solver(dataclasses.replace(problem, targets=targets))
     weights = problem.weights.copy()
-    done = CircleNewton(linear).advance(weights, linear.project(weights), 5)
+    done = CircleNewton(linear).advance(weights, linear.solve(weights), 5)
     assert 0 <= done.risks[-1] < EXACT
     np.testing.assert_allclose(weights, problem.weights, rtol=0, atol=1e-6)
 
@@ -187,19 +188,19 @@ def test_a_student_that_is_the_teacher_stays():
 def test_a_moved_teacher_is_found_again_and_the_end_is_said():
     """Quadratic convergence to risk 0, then no step can lower the risk."""
     problem = random_problem(400, 12, seed=3)
-    targets = circle.predict(problem.weights, np.ones(12), problem.inputs)
+    targets = predict(problem.weights, np.ones(12), problem.inputs)
     angles = np.arctan2(problem.weights[:, 1], problem.weights[:, 0]) + 0.02 * np.cos(np.arange(12.0))
     linear = solver(dataclasses.replace(problem, targets=targets))
     weights = circle_points(angles)
-    outer, newton = linear.project(weights), CircleNewton(linear)
+    outer, newton = linear.solve(weights), CircleNewton(linear)
     done = newton.advance(weights, outer, 60)
     assert done.ending == circle_newton.STATIONARY
     assert done.risks[-1] < NEWTON["zero risk"]
     np.testing.assert_allclose(outer, 1.0, rtol=0, atol=NEWTON["found"])
     np.testing.assert_allclose(weights, problem.weights, rtol=0, atol=NEWTON["found"])
-    assert newton.accuracy().bound <= circle_newton._STEP_TOLERANCE
+    assert newton.report()["worst_step_bound"] <= circle_newton._STEP_TOLERANCE
     loose = circle_points(angles)
-    assert newton.advance(loose, linear.project(loose), 60, tolerance=0.99).ending == circle_newton.CONVERGED
+    assert newton.advance(loose, linear.solve(loose), 60, tolerance=0.99).ending == circle_newton.CONVERGED
 
 
 def test_targets_that_are_not_finite_are_said():

@@ -16,7 +16,7 @@ from tolerances import DIFFUSION as TOLERANCE
 
 from varpro.diffusion import circle as diffusion
 from varpro.diffusion.circle import solve_diffusion
-from varpro.teachers import circle_cdf, circle_density
+from varpro.domains.circle import circle_cdf, circle_density
 
 EPOCHS = [0, 1, 1, 32, 1000, 5000, 10000, 32000]
 GAMMAS = [1.0, 10.0, 100.0, 1e4]

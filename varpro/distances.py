@@ -7,7 +7,9 @@ of b, so that each mean costs one merge of two sorted lists.
 from functools import cached_property
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from varpro.compiled import VECTORISED, compiled
 
 
 class CircleMeasure:
@@ -54,7 +56,7 @@ class CircleMeasure:
         return float(np.sqrt(max(squared, 0.0)))
 
 
-@njit(cache=True)
+@compiled()
 def _mean_chord(a, p, cos_a, sin_a, b, q, cos_b, sin_b):
     """2 sum_i p_i [sin(a_i/2) (2 C(a_i) - C) - cos(a_i/2) (2 S(a_i) - S)].
 
@@ -98,7 +100,7 @@ class TorusMeasure:
         return float(np.sqrt(max(squared, 0.0)))
 
 
-@njit(cache=True, parallel=True, fastmath={"contract", "nsz", "reassoc"})
+@compiled(parallel=True, fastmath=VECTORISED)
 def _mean_distances(x, y, other_x, other_y, rows):
     """rows_i <- mean_j |wrap(p_i - q_j)|, wrap(z) = z - 4 round(z / 4) per coordinate."""
     count = other_x.shape[0]

@@ -27,7 +27,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
 from varpro import paper, results
-from varpro.teachers import circle_density
+from varpro.domains.circle import circle_density
 
 STYLE = {
     "figure.dpi": 100,

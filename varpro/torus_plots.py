@@ -15,7 +15,7 @@ from PIL import Image
 
 from varpro import paper, plots, results
 from varpro.features import LAPLACE, RadialTorus
-from varpro.teachers import torus_problem
+from varpro.problem import drawn_problem
 
 SMOOTHING = 0.08  # scale of the Gaussian that stands for a neuron in a density; the torus is 4 wide
 _SECTION = "appendix-b"
@@ -87,7 +87,7 @@ def teacher(seeds: Sequence[int] | None = None) -> Figure:
     with plots.style():
         figure = Figure(figsize=(8, 7))
         for row, gamma in enumerate((100.0, math.inf)):
-            neurons = torus_problem(RadialTorus(LAPLACE), 0, 1, 1, 4096, gamma).teacher
+            neurons = drawn_problem(RadialTorus(LAPLACE), 0, 1, 1, 4096, gamma).teacher
             axes = figure.add_subplot(2, 2, 2 * row + 1)
             few = len(neurons) < 10
             for k, colour in enumerate(plots.colours("epoch", 4)[1::2]):  # even and odd neurons: one mode each

@@ -8,27 +8,15 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol, Self
+from typing import ClassVar, NamedTuple, Self
 
-import numpy as np
 import torch
 
-from varpro.optimizers.charts import Chart
+from varpro.optimizers.charts import chart_of
+from varpro.problem import Problem
+from varpro.solvers.base import Array, Objective, Solver
 
-Array = np.ndarray | torch.Tensor
-_PATIENCE = 2  # iterations in a row below the tolerance that end a training; a single one may be an unlucky step
-
-
-class Oracle(Protocol):
-    """What an optimizer needs of a solver: ``own`` and ``reduced`` of :class:`varpro.solvers.base.Solver`."""
-
-    time_scale: float
-
-    def own(self, tensor: torch.Tensor) -> Array:
-        """A copy of a tensor in the solver's form."""
-
-    def reduced(self, weights: Array):
-        """``risk``, ``gradient (M, d)`` and ``outer`` at ``weights (M, d)``."""
+PATIENCE = 2  # iterations in a row below the tolerance that end a training; a single one may be an unlucky step
 
 
 class State(NamedTuple):
@@ -47,40 +35,45 @@ class State(NamedTuple):
 
 
 class Optimizer(ABC):
-    """A training under way. Iterating gives the states after 1, 2, ... accepted iterations; ``state`` is the last one.
+    """A training of ``problem.student`` under way, on the reduced risk of ``solver``, which was built for ``objective``.
 
-    ``tolerance`` ends it when two iterations in a row lower the risk by no more than ``tolerance`` times the risk.
+    Iterating gives the states after 1, 2, ... accepted iterations; ``state`` is the last one. ``tolerance`` ends the
+    training when ``patience`` iterations in a row change the risk by no more than ``tolerance`` times the risk.
     ``ending`` then says why, in words; it is "" while the training can go on. Raises FloatingPointError where the
-    risk is not finite. Trainings are deterministic: one taken up from ``state_dict`` goes on as if never stopped.
+    risk is not finite. Trainings are deterministic: one that goes on from a ``state_dict`` does as if never stopped.
     """
 
     name: ClassVar[str]
 
     def __init__(
         self,
-        solver: Oracle,
-        chart: Chart,
-        weights: torch.Tensor,
+        solver: Solver,
+        objective: Objective,
+        problem: Problem,
         *,
         tolerance: float = 0.0,
-        patience: int = _PATIENCE,
+        patience: int = PATIENCE,
     ) -> None:
         if not tolerance >= 0.0:
             raise ValueError(f"tolerance {tolerance} is not allowed: a number from 0 up")
-        self.solver, self.chart, self.tolerance, self.patience = solver, chart, tolerance, patience
+        self.solver, self.objective, self.problem = solver, objective, problem
+        self.chart = chart_of(objective.features.domain)
+        self.tolerance, self.patience = tolerance, patience
         self.ending = ""
         self._quiet = 0
         self._evaluations = 0
         begin = time.perf_counter()
-        weights = solver.own(weights)
+        weights = solver.own(problem.student)
         risk, outer = self._start(weights)
         self.state = State(weights, outer, risk, 0, self._evaluations, time.perf_counter() - begin)
         self._check(risk)
 
     @classmethod
-    def obstacle(cls, solver: Oracle) -> str:
-        """ "" where this optimizer can train with ``solver``; else one line for the user that says why not."""
-        return "" if hasattr(solver, "reduced") else f"the {cls.name} optimizer needs the reduced risk of the solver"
+    def obstacle(cls, solver: type[Solver], objective: Objective, problem: Problem) -> str:
+        """ "" where this optimizer can train with ``solver``; else what keeps it, for the user."""
+        if objective.outer_update != "ridge":
+            return "works on the reduced risk, not on two-timescale descent"
+        return ""
 
     @abstractmethod
     def _start(self, weights: Array) -> tuple[float, Array]:
@@ -139,6 +132,16 @@ class Optimizer(ABC):
         self._evaluations = self.state.evaluations
         self._quiet, self.ending = saved["quiet"], saved["ending"]
         self._recall(saved["own"])
+
+    def add_cost(self, evaluations: int, seconds: float) -> None:
+        """Count what was spent before this training as part of it."""
+        self._evaluations += evaluations
+        spent = self.state.evaluations + evaluations, self.state.seconds + seconds
+        self.state = self.state._replace(evaluations=spent[0], seconds=spent[1])
+
+    def report(self) -> dict[str, float]:
+        """How exact the steps were (names ``worst_...``) and what they took (counts), as a solver's ``report``."""
+        return {}
 
     @abstractmethod
     def _memory(self) -> dict:

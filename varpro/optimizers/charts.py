@@ -1,9 +1,11 @@
 """The unknowns that an optimizer works with: coordinates (M, p) of the neurons, float64 tensors without constraints."""
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
+
+from varpro.domains.base import Domain
+from varpro.domains.circle import CIRCLE
 
 
 class Chart(Protocol):
@@ -42,13 +44,12 @@ class Angles:
 
 
 class Projected:
-    """Any domain by the weights themselves, p = d, put onto the domain by ``project``, which must be differentiable.
+    """Any domain by the weights themselves, p = d; the projection to the domain must be differentiable."""
 
-    ``longest`` is in the units of the weights.
-    """
+    longest = 0.5  # on the torus an eighth of a period
 
-    def __init__(self, project: Callable[[torch.Tensor], torch.Tensor], longest: float = 0.5) -> None:
-        self.project, self.longest = project, longest
+    def __init__(self, domain: Domain) -> None:
+        self.project = domain.project
 
     def coordinates(self, weights: torch.Tensor) -> torch.Tensor:
         """The weights: (M, d)."""
@@ -62,3 +63,8 @@ class Projected:
         """The derivative of the projection, transposed, times ``gradient``."""
         _, pull_back = torch.func.vjp(self.project, coordinates)
         return pull_back(gradient.to(coordinates))[0]
+
+
+def chart_of(domain: Domain) -> Chart:
+    """Angles on the circle, else the weights themselves."""
+    return Angles() if domain is CIRCLE else Projected(domain)

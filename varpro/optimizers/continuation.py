@@ -1,31 +1,39 @@
 """Continuation in lambda: train at large lambda first, where the risk is smoother, and go down from there."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from varpro.optimizers.base import Optimizer
+from varpro.problem import Problem
+from varpro.solvers.base import Objective, Solver
 
 
 def continued(
-    start: Callable[[float, torch.Tensor, float], Optimizer],
-    weights: torch.Tensor,
-    lmbda: float,
+    kind: type[Optimizer],
+    build: Callable[[Objective], Solver],
+    objective: Objective,
+    problem: Problem,
+    *,
     first: float = 0.1,
     leave: float = 0.5,
-) -> tuple[Optimizer, int, float]:
-    """An optimizer at ``lmbda`` from where optimizers at first, first/10, ... > ``lmbda`` left off.
+    tolerance: float = 0.0,
+) -> Optimizer:
+    """An optimizer of ``kind`` for ``objective``, from where those at first, first / 10, ... > lambda left off.
 
-    ``start(lmbda, weights, tolerance)`` makes an optimizer. Every larger lambda is left as soon as one iteration lowers
-    the risk by no more than ``leave`` of itself. Also returns the evaluations and the seconds spent so far.
+    ``build`` makes the solver of an objective. A larger lambda is left as soon as one iteration lowers the risk by no
+    more than ``leave`` of itself. What those trainings took is counted.
     """
-    evaluations, seconds, stage = 0, 0.0, first
-    while stage > lmbda * (1 + 1e-9):
-        optimizer = start(stage, weights, leave)
-        optimizer.patience = 1
+    evaluations, seconds, lmbda = 0, 0.0, first
+    while lmbda > objective.lmbda * (1 + 1e-9):
+        stage = replace(objective, lmbda=lmbda)
+        optimizer = kind(build(stage), stage, problem, tolerance=leave, patience=1)
         for _ in optimizer:
             pass
-        weights = torch.as_tensor(optimizer.state.weights)
         evaluations, seconds = evaluations + optimizer.state.evaluations, seconds + optimizer.state.seconds
-        stage /= 10
-    return start(lmbda, weights, 0.0), evaluations, seconds
+        problem = replace(problem, student=torch.as_tensor(optimizer.state.weights).cpu().double())
+        lmbda /= 10
+    optimizer = kind(build(objective), objective, problem, tolerance=tolerance)
+    optimizer.add_cost(evaluations, seconds)
+    return optimizer

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 import torch
 
-from varpro.optimizers.base import Array, Optimizer
+from varpro.optimizers.base import Optimizer
+from varpro.solvers.base import Array
 
 _MEMORY = 10  # pairs of steps and gradient differences
 _SEARCH = 25  # evaluations in one iteration at most

@@ -9,8 +9,12 @@ from collections.abc import Mapping
 
 import torch
 
-from varpro.optimizers.base import Array, Optimizer
+from varpro.optimizers.base import PATIENCE, Optimizer
+from varpro.optimizers.charts import chart_of
+from varpro.problem import Problem
 from varpro.solvers import circle_newton
+from varpro.solvers.base import Array, Objective, Solver
+from varpro.solvers.circle import CircleSolver
 from varpro.solvers.circle_newton import CircleNewton
 
 _MOST_ENTRIES = 1 << 27  # of the dense Jacobian, 1 GB
@@ -25,22 +29,28 @@ class LevenbergMarquardt(Optimizer):
 
     name = "lm"
 
-    def __init__(self, solver, chart, weights, *, damping: float = circle_newton.FIRST_DAMPING, **options) -> None:
+    def __init__(
+        self,
+        solver: Solver,
+        objective: Objective,
+        problem: Problem,
+        *,
+        damping: float = circle_newton.FIRST_DAMPING,
+        tolerance: float = 0.0,
+        patience: int = PATIENCE,
+    ) -> None:
         self._first_damping = damping
-        super().__init__(solver, chart, weights, **options)
+        super().__init__(solver, objective, problem, tolerance=tolerance, patience=patience)
 
     @classmethod
-    def obstacle(cls, solver) -> str:
-        if hasattr(solver, "tables"):
-            return ""
-        if not hasattr(solver, "feature_map"):
-            return f"the lm optimizer works with the solvers linear and dense, not {solver.name}"
-        if solver.inputs.dtype != torch.float64:
-            return "the lm optimizer needs --dtype float64 with the dense solver"
-        return super().obstacle(solver)
+    def obstacle(cls, solver: type[Solver], objective: Objective, problem: Problem) -> str:
+        entries = len(problem.inputs) * problem.student.numel()
+        if not issubclass(solver, CircleSolver) and entries > _MOST_ENTRIES:
+            return f"needs a matrix of {entries} numbers without the linear solver; allowed: at most {_MOST_ENTRIES}"
+        return super().obstacle(solver, objective, problem)
 
     def _start(self, weights: Array) -> tuple[float, Array]:
-        linear = hasattr(self.solver, "tables")
+        linear = isinstance(self.solver, CircleSolver)
         self._steps = _LinearSteps(self, weights) if linear else _DenseSteps(self, weights)
         self._damping = 0.0
         return self._steps.risk, self._steps.outer
@@ -48,9 +58,8 @@ class LevenbergMarquardt(Optimizer):
     def _iterate(self) -> tuple[Array, Array, float] | None:
         return self._steps.iterate()
 
-    def accuracy(self) -> dict[str, float]:
-        """Bounds on the error of the steps; {} where dense matrices are used."""
-        return self._steps.accuracy()
+    def report(self) -> dict[str, float]:
+        return self._steps.report()
 
     def _memory(self) -> dict:
         return {"damping": self._damping}
@@ -76,8 +85,8 @@ class _LinearSteps:
         run._evaluations += done.evaluations
         return None if done.ending == circle_newton.STATIONARY else (weights, outer, float(done.risks[-1]))
 
-    def accuracy(self) -> dict[str, float]:
-        return self.newton.accuracy()._asdict()
+    def report(self) -> dict[str, float]:
+        return self.newton.report()
 
     def recall(self) -> None:
         """Nothing: all is in the state."""
@@ -88,22 +97,17 @@ class _DenseSteps:
 
     def __init__(self, run: LevenbergMarquardt, weights: Array) -> None:
         self.run = run
-        coordinates = run.chart.coordinates(torch.as_tensor(weights))
-        entries = len(run.solver.inputs) * coordinates.numel()
-        if entries > _MOST_ENTRIES:
-            raise ValueError(
-                f"the lm optimizer with the dense solver would need a matrix of {entries} numbers; allowed: at most "
-                f"{_MOST_ENTRIES}"
-            )
-        self._take(coordinates)
+        self._take(run.chart.coordinates(torch.as_tensor(weights)))
+        self.inputs = run.problem.inputs.to(self.coordinates)
 
     def _take(self, coordinates: torch.Tensor) -> None:
         self.coordinates = coordinates
-        _, self.outer, self.risk, self.gradient = self.run._reduced(coordinates)
+        _, self.outer, self.risk, self.gradient = self.run._reduced(coordinates)  # outer (M,) or (M, k)
 
     def iterate(self) -> tuple[Array, Array, float] | None:
         run, width = self.run, len(self.coordinates)
-        matrix, descent = gauss_newton(run.solver, run.chart, self.coordinates, self.outer), -self.gradient.reshape(-1)
+        matrix = gauss_newton(run.objective, self.inputs, self.coordinates, self.outer)
+        descent = -self.gradient.reshape(-1)
         size = width * descent.norm().item() / math.sqrt(width)
         if run._damping == 0.0:
             run._damping = run._first_damping * size
@@ -127,7 +131,7 @@ class _DenseSteps:
                 break
         return None
 
-    def accuracy(self) -> dict[str, float]:
+    def report(self) -> dict[str, float]:
         return {}
 
     def recall(self) -> None:
@@ -136,32 +140,36 @@ class _DenseSteps:
         self.run._evaluations = evaluations
 
 
-def gauss_newton(solver, chart, coordinates: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+def gauss_newton(objective: Objective, inputs: torch.Tensor, coordinates: torch.Tensor, outer: Array) -> torch.Tensor:
     """The Gauss-Newton matrix (p M, p M) of the reduced risk in ``coordinates (M, p)``, u eliminated (S4).
 
-    ``outer (M, k)`` must be optimal. Entry (p j + q, p l + r) belongs to coordinate q of neuron j and r of neuron l.
+    ``inputs (N, d)`` float64; ``outer (M,)`` or ``(M, k)`` must be optimal. Entry (p j + q, p l + r) belongs to
+    coordinate q of neuron j and r of neuron l.
     """
-    width, parts = coordinates.shape
-    count, outputs = solver.targets.shape
-    slopes = feature_slopes(solver, chart, coordinates).reshape(count, width * parts)
-    features = solver.feature_map.features(chart.weights(coordinates), solver.inputs)
+    (width, parts), count = coordinates.shape, len(inputs)
+    outer = torch.as_tensor(outer).to(coordinates).reshape(width, -1)
+    chart = chart_of(objective.features.domain)
+    features = objective.features(chart.weights(coordinates), inputs)
+    slopes = feature_slopes(objective, inputs, coordinates).reshape(count, width * parts)
     gram = features.T @ features
-    gram.diagonal().add_(solver.lmbda * count * width)
+    gram.diagonal().add_(objective.lmbda * count * width)
     factor = torch.linalg.cholesky(gram)
     seen = torch.linalg.solve_triangular(factor, features.T @ slopes, upper=False)
     unseen = slopes.T @ slopes - seen.T @ seen  # of the slopes, what a change of u cannot undo
-    weights = (outer @ outer.T).repeat_interleave(parts, dim=0).repeat_interleave(parts, dim=1)
-    return unseen.mul_(weights).div_(solver.lmbda * width**2 * count * outputs)
+    products = (outer @ outer.T).repeat_interleave(parts, dim=0).repeat_interleave(parts, dim=1)
+    return unseen.mul_(products).div_(objective.lmbda * width**2 * count * outer.shape[1])
 
 
-def feature_slopes(solver, chart, coordinates: torch.Tensor) -> torch.Tensor:
+def feature_slopes(objective: Objective, inputs: torch.Tensor, coordinates: torch.Tensor) -> torch.Tensor:
     """d phi_j(x_i) / d coordinate q of neuron j: (N, M, p); 0 where a feature has no derivative."""
+    chart = chart_of(objective.features.domain)
+
+    def features(point: torch.Tensor) -> torch.Tensor:
+        return objective.features(chart.weights(point), inputs)
+
     slopes = []
     for part in range(coordinates.shape[1]):
         direction = torch.zeros_like(coordinates)
         direction[:, part] = 1.0
-        _, slope = torch.func.jvp(
-            lambda point: solver.feature_map.features(chart.weights(point), solver.inputs), (coordinates,), (direction,)
-        )
-        slopes.append(slope.nan_to_num(0.0))
+        slopes.append(torch.func.jvp(features, (coordinates,), (direction,))[1].nan_to_num(0.0))
     return torch.stack(slopes, dim=2)

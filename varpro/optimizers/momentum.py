@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 import torch
 
-from varpro.optimizers.base import Array, Optimizer
+from varpro.optimizers.base import Optimizer
+from varpro.solvers.base import Array
 
 
 class Momentum(Optimizer):
@@ -28,7 +29,7 @@ class Momentum(Optimizer):
         return risk, outer
 
     def _iterate(self) -> tuple[Array, Array, float]:
-        step = self._point - len(self._point) * self.solver.time_scale * self._gradient
+        step = self._point - len(self._point) * self.objective.time_scale * self._gradient
         if torch.sum(self._gradient * (step - self._last)) > 0:
             self._steps = 0
         self._point = step + self._steps / (self._steps + 3) * (step - self._last)

@@ -16,19 +16,16 @@ import numpy as np
 from numba import get_num_threads
 
 from varpro import simd
+from varpro.compiled import FUSED, VECTORISED, compiled
+from varpro.relu import folded_key
 from varpro.solvers import circle
 from varpro.solvers.circle import (
-    _FUSED,
-    _VECTORISED,
-    Accuracy,
     CircleSolver,
     Workspace,
-    _compiled,
     _gather,
     _generators_for,
     _half_plane_sums,
     _keep,
-    _key,
     _loss,
     _meet,
     _moments,
@@ -49,7 +46,7 @@ _LEAST_DAMPING = 5e-12  # times lam it is the least ridge of a turning row, in u
 _LONGEST_TURN = 1.0  # radians
 TRIALS = 40  # dampings tried in one iteration
 LEAST_FALL = 1e-13  # of the risk: a step that cannot be expected to lower it by more ends the training
-_STEP_BOUND, _STEP_REFINED, _EVALUATIONS = 2, 3, 4  # places in the effort; the first two are those of Accuracy
+_STEP_BOUND, _STEP_REFINED, _EVALUATIONS = 2, 3, 4  # places in the effort; the first two are the solver's
 
 DONE, CONVERGED, STATIONARY, NOT_FINITE = range(4)  # how a call ended: all iterations done, ...
 
@@ -100,7 +97,7 @@ def newton_space(width: int) -> NewtonSpace:
     )
 
 
-@_compiled()
+@compiled()
 def _pair_generators(tables, ws, ns, half, begin, end):
     """Both rows of the generators of neurons begin to end of one half, and the diagonal (S6)."""
     block = ns.block[half]
@@ -115,7 +112,7 @@ def _pair_generators(tables, ws, ns, half, begin, end):
                 ns.pivot[2 * k + row] = _generators_for(tables, ws, k, bx, by, enters, met)
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _times(u, s0, s1, s2, s3, s4, s5, s6, s7):
     """S u."""
     lo = simd.madd(s1, simd.lane(u, 1), simd.mul(s0, simd.lane(u, 0)))
@@ -125,7 +122,7 @@ def _times(u, s0, s1, s2, s3, s4, s5, s6, s7):
     return simd.add(lo, hi)
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _eliminate_pair(ns, k, va, vb, turn_ridge, ridge, s0, s1, s2, s3, s4, s5, s6, s7, f):
     """Both rows of one neuron (S7): the products with S of the second do not wait for the first."""
     a, b = 2 * k, 2 * k + 1
@@ -157,7 +154,7 @@ def _eliminate_pair(ns, k, va, vb, turn_ridge, ridge, s0, s1, s2, s3, s4, s5, s6
     return s0, s1, s2, s3, s4, s5, s6, s7, f
 
 
-@_compiled()
+@compiled()
 def _factor_pairs(tables, ws, ns, turn_ridge, ridge):
     """Factor the Gauss-Newton matrix from both ends, the right-hand side in ``step``; D^-1 z is left there."""
     width = ws.key.shape[0]
@@ -185,7 +182,7 @@ def _factor_pairs(tables, ws, ns, turn_ridge, ridge):
     _keep(ns.sums[1], b0, b1, b2, b3, b4, b5, b6, b7, bf)
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _forward_pair(ns, b, k, f):
     za = b[2 * k] - simd.dot(simd.load(ns.met, 2 * k), f)
     zb = b[2 * k + 1] - simd.dot(simd.load(ns.met, 2 * k + 1), f) - ns.couple[k] * za
@@ -194,7 +191,7 @@ def _forward_pair(ns, b, k, f):
     return simd.madd(simd.load(ns.lower, 2 * k + 1), simd.splat(zb), f)
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _backward_pair(ns, z, k, g):
     zb = z[2 * k + 1] - simd.dot(simd.load(ns.lower, 2 * k + 1), g)
     za = z[2 * k] - simd.dot(simd.load(ns.lower, 2 * k), g) - ns.couple[k] * zb
@@ -203,7 +200,7 @@ def _backward_pair(ns, z, k, g):
     return simd.madd(simd.load(ns.met, 2 * k), simd.splat(za), g)
 
 
-@_compiled()
+@compiled()
 def _forward_pairs(ns, b):
     """b <- D^-1 L^-1 b in both halves, towards the middle."""
     width = ns.couple.shape[0]
@@ -217,7 +214,7 @@ def _forward_pairs(ns, b):
     simd.store(ns.sums[1], 8, h)
 
 
-@_compiled()
+@compiled()
 def _backward_pairs(ns, z):
     """z <- L^-T z, from the middle towards both ends."""
     width = ns.couple.shape[0]
@@ -229,7 +226,7 @@ def _backward_pairs(ns, z):
             g = _backward_pair(ns, z, middle - 1 - i, g)
 
 
-@_compiled(fastmath=_FUSED)
+@compiled(fastmath=FUSED)
 def _times_gauss_newton(tables, ws, ns, x, turn_ridge, ridge):
     """image <- A x (S8)."""
     width = ws.key.shape[0]
@@ -243,7 +240,7 @@ def _times_gauss_newton(tables, ws, ns, x, turn_ridge, ridge):
         ns.image[2 * k + 1] = ws.v[k, 0] * hx + ws.v[k, 1] * hy + ridge * x[2 * k + 1]
 
 
-@_compiled(fastmath=_VECTORISED)
+@compiled(fastmath=VECTORISED)
 def _step_right_hand_side(ws, ns, lmbda):
     """right <- -lam M^2 dR/dtheta in the rows of the turns, 0 in those of the outer weights, which are optimal (S5).
 
@@ -259,7 +256,7 @@ def _step_right_hand_side(ws, ns, lmbda):
     return math.sqrt(square / width) / (lmbda * width)
 
 
-@_compiled(fastmath=_VECTORISED)
+@compiled(fastmath=VECTORISED)
 def _step_error(ns, turn_ridge, ridge):
     """residual <- b - A x with A x in image; (bound on |x - x*|_A^2, |x|_A^2)."""
     error = energy = 0.0
@@ -271,7 +268,7 @@ def _step_error(ns, turn_ridge, ridge):
     return error, energy
 
 
-@_compiled()
+@compiled()
 def _precondition_step(ns, b):
     """b <- A^-1 b with the factor at hand."""
     _forward_pairs(ns, b)
@@ -279,7 +276,7 @@ def _precondition_step(ns, b):
     _backward_pairs(ns, b)
 
 
-@_compiled()
+@compiled()
 def _solve_step(tables, ws, ns, lmbda, damping):
     """step <- A^-1 right by one factorisation, refined by conjugate gradients where the error bound asks for it.
 
@@ -295,13 +292,13 @@ def _solve_step(tables, ws, ns, lmbda, damping):
     return _refine_step(tables, ws, ns, turn_ridge, ridge, _tolerated(lmbda * damping))
 
 
-@_compiled()
+@compiled()
 def _tolerated(least_ridge):
     """The error bound above which a step is refined: not what rounding leaves of it for a small ridge lam mu."""
     return max(_STEP_TOLERANCE, _STEP_ROUNDING / least_ridge)
 
 
-@_compiled()
+@compiled()
 def _refine_step(tables, ws, ns, turn_ridge, ridge, goal):
     """Conjugate gradients from the step at hand, preconditioned by the factor at hand, until the bound is met (S9)."""
     best, best_round, previous = np.inf, 0, np.inf
@@ -333,7 +330,7 @@ def _refine_step(tables, ws, ns, turn_ridge, ridge, goal):
     return best, i
 
 
-@_compiled()
+@compiled()
 def _turn_neurons(ws, ns, trial):
     """trial <- the neurons of ws turned by the step, by a radian at most, folded, with their new keys."""
     for k in range(ws.key.shape[0]):
@@ -347,17 +344,17 @@ def _turn_neurons(ws, ns, trial):
         trial.crossed[k] = down
         trial.pos[k] = 1.0 - ws.pos[k] if down else ws.pos[k]
         trial.v[k, 0], trial.v[k, 1] = x, y
-        trial.key[k] = _key(x, y)
+        trial.key[k] = folded_key(x, y)
         trial.u[k], trial.ident[k] = ws.u[k], ws.ident[k]
 
 
-@_compiled()
+@compiled()
 def _least_damping(tables, ws, lmbda):
     """The damping below which rounding would govern the factor (docs/second_order.md, 5)."""
     return _LEAST_DAMPING * tables.totals[5] * np.mean(ws.u * ws.u) / lmbda
 
 
-@_compiled()
+@compiled()
 def _try_step(tables, ws, trial, ns, lmbda, centre, damping, effort):
     """trial <- the neurons after one damped step and their optimal u; the risk there, and the fall expected (S5)."""
     bound, refinements = _solve_step(tables, ws, ns, lmbda, damping)
@@ -373,7 +370,7 @@ def _try_step(tables, ws, trial, ns, lmbda, centre, damping, effort):
     return _loss(tables, trial, lmbda, data, penalty), expected
 
 
-@_compiled()
+@compiled()
 def _iterations(tables, ws, trial, ns, weights, outer, lmbda, centre, damping, first_damping, tolerance, risks, effort):
     """Levenberg-Marquardt iterations from a state whose u is optimal; (accepted, damping, how it ended) (S10).
 
@@ -443,7 +440,7 @@ class CircleNewton:
 
     def start(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
         """The reduced risk at ``weights (M, 2)`` and the optimal outer weights (M,)."""
-        outer = self.solver.project(weights)
+        outer = self.solver.solve(weights)
         return float(self.advance(weights.copy(), outer, 0).risks[0]), outer
 
     def advance(
@@ -465,7 +462,7 @@ class CircleNewton:
         if self._spaces is None or len(self._spaces[0].u) != width:
             self._spaces = circle.workspace(width), circle.workspace(width), newton_space(width)
         solver, risks, before = self.solver, np.empty(iterations + 1), self._effort[_EVALUATIONS]
-        self._effort[:2] = solver.achieved
+        self._effort[:2] = solver._achieved
         accepted, damping, ending = _iterations(
             solver.tables,
             *self._spaces,
@@ -479,9 +476,13 @@ class CircleNewton:
             risks,
             self._effort,
         )
-        solver.achieved[:] = self._effort[:2]
+        solver._achieved[:] = self._effort[:2]
         return Training(risks[: accepted + 1], int(self._effort[_EVALUATIONS] - before), damping, ending)
 
-    def accuracy(self) -> Accuracy:
-        """The largest bound on the relative error of a step in the energy norm (S9), and how many were refined."""
-        return Accuracy(float(self._effort[_STEP_BOUND]), int(self._effort[_STEP_REFINED]))
+    def report(self) -> dict[str, float]:
+        """``worst_step_bound``: the largest bound on the relative error of a step in the energy norm (S9);
+        ``refined_steps``: how many steps conjugate gradients went on with."""
+        return {
+            "worst_step_bound": float(self._effort[_STEP_BOUND]),
+            "refined_steps": int(self._effort[_STEP_REFINED]),
+        }

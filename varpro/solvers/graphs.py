@@ -18,12 +18,14 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
-from varpro.features import LAPLACE, RAISED_COSINE, FeatureMap, RadialTorus, wrap_torus
+from varpro.domains.torus import wrap_torus
+from varpro.features import LAPLACE, RAISED_COSINE, FeatureMap, RadialTorus
+from varpro.problem import Problem
 from varpro.ridge import matrix_products
+from varpro.solvers.base import Objective, Reduced, Solver, wide_student
 
 _TOLERANCE = {torch.float32: 5e-7, torch.float64: 5e-11}  # |b - A u| / |b|; half of what is promised
 _MARGIN = 4.0  # steps are planned for a residual this much smaller, since epochs differ
@@ -38,16 +40,6 @@ _RIDGE_GROWTH = 100.0  # factor on the ridge of a preconditioner that could not 
 _RIDGE_LIMIT = 1e3  # ... up to this times the mean diagonal
 _TINY = 1e-300  # in place of a divisor that is zero, where the numerator is zero too
 _LOSS, _BEFORE, _AFTER = 0, 1, 2  # places in the record of an epoch: loss, relative residual before and after its steps
-
-
-class Effort(NamedTuple):
-    """What the epochs took so far: ``residual`` is the largest |b - A u| / |b| that was accepted."""
-
-    residual: float
-    epochs: int
-    steps: int
-    factorisations: int
-    repeated: int  # epochs that were taken back
 
 
 # --- passes over the features ------------------------------------------------------------------------------------
@@ -70,7 +62,7 @@ class _Passes:
 
     def fill(self, weights: torch.Tensor) -> None:
         """features <- phi(w_j, x_i), for float64 ``weights (M, d)``."""
-        self.features.copy_(self.feature_map.features(weights.to(self.inputs.dtype), self.inputs))
+        self.features.copy_(self.feature_map(weights.to(self.inputs.dtype), self.inputs))
 
     def pull_back(self, weights: torch.Tensor, residual: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
         """sum_io r_io u_jo d phi(w_j, x_i) / d w_j: (M, d), at the weights of the last ``fill``."""
@@ -202,7 +194,7 @@ class _Epoch:
 
     def begin(self) -> None:
         """Loss; step of the weights; features; extrapolated outer weights and their residuals."""
-        self.record[_LOSS].copy_(self._loss())
+        self.record[_LOSS].copy_(self.loss())
         self._step_weights()
         self.passes.fill(self.weights)
         torch.sub(self.outer, self.earlier, out=self.image).mul_(3).add_(self.earliest)  # 3 (u - u') + u''
@@ -255,17 +247,22 @@ class _Epoch:
     def _rounded(self, residual: torch.Tensor) -> torch.Tensor:
         return self.short["samples"].copy_(residual)
 
-    def _loss(self) -> torch.Tensor:
+    def loss(self) -> torch.Tensor:
         """L = mean r^2 / (2 lam) + mean (u - c)^2 / 2."""
         data, penalty = self.residual.square().mean(), (self.outer - self.problem.centre).square().mean()
         return data / (2 * self.problem.lmbda) + penalty / 2
+
+    def gradient(self) -> torch.Tensor:
+        """dL/dw at fixed u, the gradient of the reduced risk (envelope theorem): (M, d); once a ``fill``."""
+        descent = self.passes.pull_back(self.weights, self._rounded(self.residual), self.outer)
+        return descent.div_(self.problem.lmbda * self.residual.numel() * self.width)
 
     def _step_weights(self) -> None:
         """w <- w - time_scale M dL/dw at fixed u: the gradient of the reduced risk (envelope theorem)."""
         problem = self.problem
         descent = self.passes.pull_back(self.weights, self._rounded(self.residual), self.outer)
         rate = problem.time_scale / (problem.lmbda * self.residual.numel())
-        self.weights.copy_(problem.feature_map.project(self.weights.sub(descent, alpha=rate)))
+        self.weights.copy_(problem.feature_map.domain.project(self.weights.sub(descent, alpha=rate)))
 
     def relative_residual(self) -> torch.Tensor:
         """The largest |b - A u| / |b| of the outputs."""
@@ -305,8 +302,8 @@ def _captured(action: Callable[[], None], device: torch.device) -> Callable[[], 
 # --- for callers -------------------------------------------------------------------------------------------------
 
 
-class GraphSolver:
-    """VarPro training on one data set: the ``cg`` solver on CUDA, for any feature map and any number k of outputs.
+class GraphSolver(Solver):
+    """The ``cg`` solver on CUDA: VarPro for any feature map and any number k of outputs.
 
     ``inputs (N, d)`` fix the device and the precision of the features; ``targets (N, k)``; ``lmbda > 0``; ``centre`` is
     the penalty centre c; ``time_scale`` is the learning rate of the weights per neuron. Every inner solve leaves
@@ -314,7 +311,7 @@ class GraphSolver:
     preconditioner is M x M: for M far above N the dual form of the dense solver costs less.
     """
 
-    name = "cg"
+    name, devices, dtypes = "cg", ("cuda",), ("float32", "float64")
 
     def __init__(
         self,
@@ -330,13 +327,27 @@ class GraphSolver:
         self._epoch: _Epoch | None = None
         self._steps, self._stretch = _FIRST_STEPS, _FIRST_STRETCH
         self._excess = 0  # steps beyond _FRESH_STEPS in the epochs since the preconditioner was made
-        self._effort = Effort(0.0, 0, 0, 0, 0)
+        self._worst = 0.0  # largest |b - A u| / |b| that was accepted
+        self._counts = dict.fromkeys(("epochs", "steps", "factorisations", "repeated"), 0)
+
+    @classmethod
+    def obstacle(cls, objective: Objective, problem: Problem) -> str:
+        return "" if objective.outer_update == "ridge" else "computes VarPro, not two-timescale descent"
+
+    @classmethod
+    def drawback(cls, objective: Objective, problem: Problem) -> str:
+        return wide_student(problem)
+
+    @classmethod
+    def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "GraphSolver":
+        inputs = problem.inputs.to(device, getattr(torch, dtype))
+        return cls(objective.features, inputs, problem.targets.to(device), *objective.constants)
 
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
         """A float64 copy on the device of the data."""
         return tensor.to(self.problem.targets, copy=True)
 
-    def project(self, weights: torch.Tensor) -> torch.Tensor:
+    def solve(self, weights: torch.Tensor) -> torch.Tensor:
         """Optimal outer weights (M, k) for ``weights (M, d)``.
 
         Raises FloatingPointError where they cannot be had in this precision.
@@ -344,6 +355,22 @@ class GraphSolver:
         with matrix_products(tf32=False):
             self._enter(weights, self.problem.targets.new_full((len(weights), self._outputs), self.problem.centre))
         return self._epoch.outer.clone()
+
+    def reduced(self, weights: torch.Tensor) -> Reduced:
+        """R(w) = min_u L at ``weights (M, d)``, its gradient (M, d), and u (M, k), all float64.
+
+        The outer weights and the preconditioner of the last state are the start: close states cost least.
+        """
+        problem = self.problem
+        with matrix_products(tf32=False):
+            if self._epoch is None or self._epoch.width != len(weights):
+                self._enter(weights, problem.targets.new_full((len(weights), self._outputs), problem.centre))
+            else:
+                self._move(weights)
+            epoch = self._epoch
+            risk, gradient = epoch.loss().item(), epoch.gradient()
+            epoch.passes.fill(epoch.weights)  # the gradient used up what the next epoch starts from
+        return Reduced(risk, problem.feature_map.domain.tangent(weights, gradient), epoch.outer.clone())
 
     def advance(self, weights: torch.Tensor, outer: torch.Tensor, epochs: int) -> torch.Tensor:
         """Train ``weights (M, d)`` and ``outer (M, k)`` in place; returns the losses (epochs,), float64, on the CPU.
@@ -376,9 +403,9 @@ class GraphSolver:
         outer.copy_(self._epoch.outer)
         return losses
 
-    def effort(self) -> Effort:
-        """Accuracy and cost of the epochs so far."""
-        return self._effort
+    def report(self) -> dict[str, float]:
+        """``worst_residual``: the largest |b - A u| / |b| that was accepted; and the effort of the epochs so far."""
+        return {"worst_residual": self._worst} | self._counts
 
     @property
     def _outputs(self) -> int:
@@ -407,6 +434,17 @@ class GraphSolver:
         for past in (self._epoch.earlier, self._epoch.earliest):
             past.copy_(self._epoch.outer)
         self._steps = _FIRST_STEPS
+
+    def _move(self, weights: torch.Tensor) -> None:
+        """Optimal outer weights at other ``weights (M, d)``, with the preconditioner at hand if it does."""
+        self._set(weights, self._epoch.outer.clone())
+        try:
+            self._settle()
+        except FloatingPointError:
+            self._renew()
+            self._settle()
+        for past in (self._epoch.earlier, self._epoch.earliest):
+            past.copy_(self._epoch.outer)
 
     def _set(self, weights: torch.Tensor, outer: torch.Tensor) -> None:
         epoch = self._epoch
@@ -523,9 +561,9 @@ class GraphSolver:
         self._stretch = _FIRST_STRETCH
 
     def _count(self, *, residual: float = 0.0, **more: int) -> None:
-        effort = self._effort
-        added = {name: getattr(effort, name) + value for name, value in more.items()}
-        self._effort = effort._replace(residual=max(effort.residual, residual), **added)
+        self._worst = max(self._worst, residual)
+        for name, value in more.items():
+            self._counts[name] += value
 
 
 def _factored(gram: torch.Tensor, lmbda: float) -> torch.Tensor:

@@ -52,4 +52,5 @@ NEWTON = {
     "risk": 1e-9,  # the same for the risk
     "zero risk": 1e-16,  # where the teacher can be reached exactly; rounding leaves (1e-15)^2 / lambda
     "found": 1e-6,  # radians from such a teacher
+    "trajectory": 1e-8,  # two ways to six steps; round-off times a condition number of 1e5
 }

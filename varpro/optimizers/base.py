@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 
 class Optimizer(ABC):
-    """A training of ``problem.student`` under way, on the reduced risk of ``solver``, which was built for ``objective``.
+    """A training of ``problem.student`` under way, on the reduced risk of ``solver``, built for ``objective``.
 
     Iterating gives the states after 1, 2, ... accepted iterations; ``state`` is the last one. ``tolerance`` ends the
     training when ``patience`` iterations in a row change the risk by no more than ``tolerance`` times the risk.
@@ -113,7 +113,7 @@ class Optimizer(ABC):
         weights = self.solver.own(self.chart.weights(coordinates))
         reduced = self.solver.reduced(weights)
         self._evaluations += 1
-        gradient = torch.as_tensor(reduced.gradient).to(coordinates)
+        gradient = torch.as_tensor(reduced.gradient).to(coordinates).contiguous()
         return weights, reduced.outer, float(reduced.risk), self.chart.pull(coordinates, gradient)
 
     def state_dict(self) -> dict:

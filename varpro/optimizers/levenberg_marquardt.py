@@ -62,11 +62,11 @@ class LevenbergMarquardt(Optimizer):
         return self._steps.report()
 
     def _memory(self) -> dict:
-        return {"damping": self._damping}
+        return {"damping": self._damping, **self._steps.memory()}
 
     def _recall(self, memory: Mapping) -> None:
         self._damping = memory["damping"]
-        self._steps.recall()
+        self._steps.recall(memory)
 
 
 class _LinearSteps:
@@ -88,8 +88,11 @@ class _LinearSteps:
     def report(self) -> dict[str, float]:
         return self.newton.report()
 
-    def recall(self) -> None:
-        """Nothing: all is in the state."""
+    def memory(self) -> dict:
+        return {}  # all is in the state
+
+    def recall(self, memory: Mapping) -> None:
+        """Nothing to do."""
 
 
 class _DenseSteps:
@@ -134,9 +137,12 @@ class _DenseSteps:
     def report(self) -> dict[str, float]:
         return {}
 
-    def recall(self) -> None:
+    def memory(self) -> dict:
+        return {"coordinates": self.coordinates}
+
+    def recall(self, memory: Mapping) -> None:
         evaluations = self.run._evaluations
-        self._take(self.run.chart.coordinates(torch.as_tensor(self.run.state.weights)))
+        self._take(memory["coordinates"].to(self.coordinates))
         self.run._evaluations = evaluations
 
 

@@ -68,7 +68,7 @@ class LeakyCircle(FeatureMap):
         return torch.nn.functional.leaky_relu(inputs @ weights.T, 0.1)
 
     def pull_back(self, weights, inputs, features, cotangent):
-        return (cotangent * torch.where(features > 0, 1.0, 0.1)).T @ inputs
+        return cotangent.where(features > 0, 0.1 * cotangent).T @ inputs
 
 
 EXTENSIONS = [pytest.param(ReLUSphere(), id="domain"), pytest.param(LeakyCircle(), id="feature map")]

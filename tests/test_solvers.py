@@ -33,7 +33,7 @@ class LeakyCircle(ReLUCircle):
         return torch.nn.functional.leaky_relu(inputs @ weights.T, 0.1)
 
     def pull_back(self, weights, inputs, features, cotangent):
-        return (cotangent * torch.where(features > 0, 1.0, 0.1)).T @ inputs
+        return cotangent.where(features > 0, 0.1 * cotangent).T @ inputs
 
     predict = FeatureMap.predict
 

@@ -303,9 +303,15 @@ def _moments(tables, ws, begin, end):
 @compiled(inline="always")
 def _generators(tables, ws, k, u, v):
     """Rows U_k into ``u`` and V_k into ``v``, with K_jk = V_j . U_k for t_j <= t_k, and K_kk into pivot (F4, F5)."""
+    ws.pivot[k] = _generators_for(tables, ws, k, ws.v[k, 0], ws.v[k, 1], u, v)
+
+
+@compiled(inline="always")
+def _generators_for(tables, ws, k, x, y, u, v):
+    """The same for a vector (x, y) in the place of v_k, on the half-plane of neuron k; returns the diagonal entry."""
     full = tables.prefix[tables.prefix.shape[0] - 1]
     row = tables.prefix[ws.below[k]]
-    x, y, p = ws.v[k, 0], ws.v[k, 1], ws.pos[k]
+    p = ws.pos[k]
     n = 1.0 - p
     plus_x, plus_y = row[0] * x + row[1] * y, row[1] * x + row[2] * y
     minus_x, minus_y = row[3] * x + row[4] * y, row[4] * x + row[5] * y
@@ -318,7 +324,7 @@ def _generators(tables, ws, k, u, v):
     v[0], v[1], v[2], v[3] = p * x, p * y, n * x, n * y
     v[4], v[5], v[6], v[7] = minus_x, minus_y, plus_x, plus_y
     own_x, own_y = p * (up_x + minus_x) + n * (down_x + plus_x), p * (up_y + minus_y) + n * (down_y + plus_y)
-    ws.pivot[k] = x * own_x + y * own_y
+    return x * own_x + y * own_y
 
 
 @compiled()
@@ -517,8 +523,11 @@ def _precondition(ws, b):
 
 
 @compiled(fastmath=VECTORISED)
-def _slopes_at_zero(ws, u):
-    """A+ and A- before the first neuron: minus the mean of u v over lower and over upper neurons (F2)."""
+def _slopes_at_zero(ws, u, turn=None):
+    """A+ and A- before the first neuron: minus the mean of u v over lower and over upper neurons (F2).
+
+    With ``turn (M,)`` it is the mean of u v + turn v', v' being v turned by a right angle.
+    """
     plus_x = plus_y = minus_x = minus_y = 0.0
     for k in range(u.shape[0]):
         n = 1.0 - ws.pos[k]
@@ -526,6 +535,11 @@ def _slopes_at_zero(ws, u):
         plus_y -= n * u[k] * ws.v[k, 1]
         minus_x -= ws.pos[k] * u[k] * ws.v[k, 0]
         minus_y -= ws.pos[k] * u[k] * ws.v[k, 1]
+        if turn is not None:
+            plus_x += n * turn[k] * ws.v[k, 1]
+            plus_y -= n * turn[k] * ws.v[k, 0]
+            minus_x += ws.pos[k] * turn[k] * ws.v[k, 1]
+            minus_y -= ws.pos[k] * turn[k] * ws.v[k, 0]
     width = u.shape[0]
     return plus_x / width, plus_y / width, minus_x / width, minus_y / width
 
@@ -539,14 +553,17 @@ def _interval(row, old, ax, ay, bx, by):
 
 
 @compiled(fastmath=FUSED)
-def _half_plane_sums(tables, ws, u, with_targets):
+def _half_plane_sums(tables, ws, u, with_targets, turn=None):
     """half_k <- mean of r x over the samples where neuron k is active, r = f - y (or f alone) (F9).
+
+    ``turn`` is that of ``_slopes_at_zero``: f is then the change of the prediction when u_k changes by u and the neuron
+    turns (docs/second_order.md, S8).
 
     Between two neurons f is linear on either side, f = A+ . z for c = +1 and A- . z for c = -1, so each interval adds
     dP+ A+ + dP- A- - dR; no pass over the samples.
     """
     width, scale = u.shape[0], 1.0 / u.shape[0]
-    ax, ay, bx, by = _slopes_at_zero(ws, u)
+    ax, ay, bx, by = _slopes_at_zero(ws, u, turn)
     px = py = mx = my = 0.0  # sums of f z over the samples passed, c = +1 and c = -1
     old = tables.prefix[0]
     for k in range(width):
@@ -556,6 +573,8 @@ def _half_plane_sums(tables, ws, u, with_targets):
         ws.half[k, 0] = px + mx - with_targets * row[6]
         ws.half[k, 1] = py + my - with_targets * row[7]
         jump_x, jump_y = scale * u[k] * ws.v[k, 0], scale * u[k] * ws.v[k, 1]
+        if turn is not None:
+            jump_x, jump_y = jump_x - scale * turn[k] * ws.v[k, 1], jump_y + scale * turn[k] * ws.v[k, 0]
         ax, ay, bx, by = ax + jump_x, ay + jump_y, bx + jump_x, by + jump_y
         old = row
     fx, fy, gx, gy = _interval(tables.prefix[tables.prefix.shape[0] - 1], old, ax, ay, bx, by)

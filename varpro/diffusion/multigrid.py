@@ -1,0 +1,299 @@
+"""Diffusion equations on a periodic square grid, solved by conjugate gradients with a multigrid preconditioner.
+
+The matrix is K = diag(shift) + A, shift > 0, with A the five-point flux operator on n x n cells,
+
+    (A u)_ij = a_ij (u_ij - u_i-1,j) - a_i+1,j (u_i+1,j - u_ij) + the same along j,
+
+whose face coefficients are positive and contain 1/h^2. K is symmetric positive definite. One symmetric V-cycle
+preconditions: red-black Gauss-Seidel before (red, black) and after (black, red), bilinear interpolation P between
+cell centres, restriction P^T / 4, coarse operators of the same five-point form whose face coefficients are means of
+the fine ones on the same face, and a Cholesky factor on the coarsest grid. With another coarse operator than
+P^T K P / 4 the V-cycle is still a symmetric positive definite matrix, which is all that conjugate gradients ask of it.
+
+Work and memory are linear in the cells. All of it runs in one thread, so results do not depend on their number.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+COARSEST = 15  # cells per side: the largest grid that is not halved any more
+SMALLEST_HALVED = 6  # cells per side: a smaller grid goes to the Cholesky factor, also where it is even
+
+
+class Grids(NamedTuple):
+    """Face coefficients on all grids, the finest first, each flattened after the one before it.
+
+    ``sizes (L,)`` cells per side; ``begins (L + 1,)``, where grid l has the entries ``begins[l]`` to
+    ``begins[l + 1]``; ``below`` and ``left``: coefficient of the face between cell (i, j) and cell (i - 1, j), or
+    (i, j - 1).
+    """
+
+    sizes: np.ndarray
+    begins: np.ndarray
+    below: np.ndarray
+    left: np.ndarray
+
+
+def grid_sizes(size: int) -> list[int]:
+    """Cells per side of all grids below one of ``size`` cells per side.
+
+    Raises ValueError where ``size`` is not an odd number up to 15 times a power of two.
+    """
+    sizes = [size]
+    while sizes[-1] % 2 == 0 and sizes[-1] >= SMALLEST_HALVED:
+        sizes.append(sizes[-1] // 2)
+    if sizes[-1] > COARSEST:
+        raise ValueError(
+            f"grid_size must be an odd number up to {COARSEST} times a power of two (64, 96, 128, ...), not {size}"
+        )
+    return sizes
+
+
+def make_grids(below: np.ndarray, left: np.ndarray) -> Grids:
+    """All grids from the face coefficients (n, n) of the finest, which contain 1/h^2; see :class:`Grids`."""
+    sizes = grid_sizes(len(below))
+    all_below, all_left = [below], [left]
+    for _ in sizes[1:]:
+        below, left = below[::2], left[:, ::2]  # the faces that the coarse grid has, too
+        below, left = (below[:, ::2] + below[:, 1::2]) / 8, (left[::2] + left[1::2]) / 8  # mean, and 1/h^2 is 1/4
+        all_below.append(below)
+        all_left.append(left)
+    return Grids(
+        np.array(sizes),
+        np.concatenate([[0], np.cumsum(np.square(sizes))]),
+        np.concatenate([array.ravel() for array in all_below]),
+        np.concatenate([array.ravel() for array in all_left]),
+    )
+
+
+@njit(cache=True)
+def apply_fluxes(below: np.ndarray, left: np.ndarray, u: np.ndarray, out: np.ndarray) -> None:
+    """out <- A u, all (n, n). Each flux is computed alike for both of its cells, so that A u sums to round-off."""
+    n = u.shape[0]
+    for i in range(n):
+        before, after = i - 1 if i > 0 else n - 1, i + 1 if i < n - 1 else 0
+        for j in range(1, n - 1):
+            centre = u[i, j]
+            out[i, j] = (
+                below[i, j] * (centre - u[before, j]) - below[after, j] * (u[after, j] - centre)
+            ) + (left[i, j] * (centre - u[i, j - 1]) - left[i, j + 1] * (u[i, j + 1] - centre))
+        for j in (0, n - 1):
+            centre = u[i, j]
+            previous, following = j - 1 if j > 0 else n - 1, j + 1 if j < n - 1 else 0
+            out[i, j] = (
+                below[i, j] * (centre - u[before, j]) - below[after, j] * (u[after, j] - centre)
+            ) + (left[i, j] * (centre - u[i, previous]) - left[i, following] * (u[i, following] - centre))
+
+
+@njit(cache=True)
+def solve_shifted(
+    grids: Grids, shift: np.ndarray, right: np.ndarray, tolerance: float, max_iterations: int
+) -> tuple[np.ndarray, int]:
+    """u (n, n) with sum |right - K u| <= ``tolerance`` for K = diag(``shift (n, n)``) + A, and the iterations taken.
+
+    At most ``max_iterations``: what is then left is as it is.
+    """
+    n = right.shape[0]
+    shifts, inverses, factor = _prepare(grids, shift)
+    right_sides, solutions = np.empty(shifts.size), np.empty(shifts.size)
+    below, left = grids.below[: n * n].reshape(n, n), grids.left[: n * n].reshape(n, n)
+    u, residual = np.zeros((n, n)), right.copy()
+    direction, image = np.zeros((n, n)), np.empty((n, n))
+    old_product, iterations = 1.0, 0
+    while iterations < max_iterations and np.abs(residual).sum() > tolerance:
+        right_sides[: n * n] = residual.ravel()
+        _v_cycle(grids, shifts, inverses, factor, right_sides, solutions)
+        z = solutions[: n * n].reshape(n, n)
+        product = (residual * z).sum()
+        ratio = product / old_product if iterations > 0 else 0.0
+        for i in range(n):
+            for j in range(n):
+                direction[i, j] = z[i, j] + ratio * direction[i, j]
+        apply_fluxes(below, left, direction, image)
+        curvature = 0.0
+        for i in range(n):
+            row = 0.0
+            for j in range(n):
+                image[i, j] += shift[i, j] * direction[i, j]
+                row += image[i, j] * direction[i, j]
+            curvature += row
+        length = product / curvature
+        for i in range(n):
+            for j in range(n):
+                u[i, j] += length * direction[i, j]
+                residual[i, j] -= length * image[i, j]
+        old_product = product
+        iterations += 1
+    return u, iterations
+
+
+@njit(cache=True)
+def _prepare(grids: Grids, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shifts and 1 / diagonal on all grids, flattened as in ``grids``, and L of the coarsest matrix L L^T."""
+    begins, sizes = grids.begins, grids.sizes
+    shifts, inverses = np.empty(grids.below.size), np.empty(grids.below.size)
+    for level in range(sizes.size):
+        n, begin, end = sizes[level], begins[level], begins[level + 1]
+        here = shifts[begin:end].reshape(n, n)
+        if level == 0:
+            here[:] = shift
+        else:
+            fine = shifts[begins[level - 1] : begin].reshape(2 * n, 2 * n)
+            for i in range(n):
+                for j in range(n):
+                    pair = fine[2 * i, 2 * j] + fine[2 * i, 2 * j + 1]
+                    here[i, j] = (pair + fine[2 * i + 1, 2 * j] + fine[2 * i + 1, 2 * j + 1]) / 4
+        below, left = grids.below[begin:end].reshape(n, n), grids.left[begin:end].reshape(n, n)
+        inverse = inverses[begin:end].reshape(n, n)
+        for i in range(n):
+            after = i + 1 if i < n - 1 else 0
+            for j in range(n):
+                following = j + 1 if j < n - 1 else 0
+                inverse[i, j] = 1 / (
+                    here[i, j] + below[i, j] + below[after, j] + left[i, j] + left[i, following]
+                )
+    level = sizes.size - 1
+    n, begin = sizes[level], begins[level]
+    return shifts, inverses, _cholesky(_dense(n, shifts[begin:], grids.below[begin:], grids.left[begin:]))
+
+
+@njit(cache=True)
+def _dense(n: int, shift: np.ndarray, below: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """K (n^2, n^2) of one grid whose arrays are flattened."""
+    matrix = np.zeros((n * n, n * n))
+    for i in range(n):
+        for j in range(n):
+            here = i * n + j
+            matrix[here, here] += shift[here]
+            for beside, face in (((i + n - 1) % n * n + j, below[here]), (i * n + (j + n - 1) % n, left[here])):
+                matrix[here, here] += face
+                matrix[beside, beside] += face
+                matrix[here, beside] -= face
+                matrix[beside, here] -= face
+    return matrix
+
+
+@njit(cache=True)
+def _cholesky(matrix: np.ndarray) -> np.ndarray:
+    """Lower L with L L^T = matrix; own, since LAPACK's digits depend on its threads."""
+    n = matrix.shape[0]
+    factor = np.zeros((n, n))
+    for i in range(n):
+        for j in range(i + 1):
+            total = matrix[i, j]
+            for k in range(j):
+                total -= factor[i, k] * factor[j, k]
+            factor[i, j] = np.sqrt(total) if i == j else total / factor[j, j]
+    return factor
+
+
+@njit(cache=True)
+def _v_cycle(
+    grids: Grids,
+    shifts: np.ndarray,
+    inverses: np.ndarray,
+    factor: np.ndarray,
+    right_sides: np.ndarray,
+    solutions: np.ndarray,
+) -> None:
+    """One V-cycle from zero for the finest right side, into the finest solution; the coarse ones are overwritten."""
+    sizes, begins = grids.sizes, grids.begins
+    last = sizes.size - 1
+    for level in range(last):
+        n, begin, end = sizes[level], begins[level], begins[level + 1]
+        below, left = grids.below[begin:end].reshape(n, n), grids.left[begin:end].reshape(n, n)
+        inverse, right = inverses[begin:end].reshape(n, n), right_sides[begin:end].reshape(n, n)
+        u = solutions[begin:end].reshape(n, n)
+        for i in range(n):
+            for j in range(n):
+                u[i, j] = right[i, j] * inverse[i, j] if (i + j) % 2 == 0 else 0.0
+        _relax(below, left, inverse, right, u, 1)
+        coarse = right_sides[end : begins[level + 2]].reshape(n // 2, n // 2)
+        _restrict_residual(below, left, shifts[begin:end].reshape(n, n), right, u, coarse)
+    begin = begins[last]
+    solutions[begin:] = right_sides[begin:]
+    _solve_cholesky(factor, solutions[begin:])
+    for level in range(last - 1, -1, -1):
+        n, begin, end = sizes[level], begins[level], begins[level + 1]
+        below, left = grids.below[begin:end].reshape(n, n), grids.left[begin:end].reshape(n, n)
+        inverse, right = inverses[begin:end].reshape(n, n), right_sides[begin:end].reshape(n, n)
+        u = solutions[begin:end].reshape(n, n)
+        _add_interpolated(solutions[end : begins[level + 2]].reshape(n // 2, n // 2), u)
+        _relax(below, left, inverse, right, u, 1)
+        _relax(below, left, inverse, right, u, 0)
+
+
+@njit(cache=True)
+def _relax(
+    below: np.ndarray, left: np.ndarray, inverse: np.ndarray, right: np.ndarray, u: np.ndarray, colour: int
+) -> None:
+    """Gauss-Seidel on the cells (i, j) with i + j = ``colour`` modulo 2; n is even."""
+    n = u.shape[0]
+    for i in range(n):
+        before, after = i - 1 if i > 0 else n - 1, i + 1 if i < n - 1 else 0
+        first = (i + colour) % 2
+        for j in range(first if first > 0 else 2, n - 1, 2):
+            along = below[i, j] * u[before, j] + below[after, j] * u[after, j]
+            across = left[i, j] * u[i, j - 1] + left[i, j + 1] * u[i, j + 1]
+            u[i, j] = (right[i, j] + along + across) * inverse[i, j]
+        j = 0 if first == 0 else n - 1
+        previous, following = j - 1 if j > 0 else n - 1, j + 1 if j < n - 1 else 0
+        along = below[i, j] * u[before, j] + below[after, j] * u[after, j]
+        across = left[i, j] * u[i, previous] + left[i, following] * u[i, following]
+        u[i, j] = (right[i, j] + along + across) * inverse[i, j]
+
+
+@njit(cache=True)
+def _restrict_residual(
+    below: np.ndarray, left: np.ndarray, shift: np.ndarray, right: np.ndarray, u: np.ndarray, coarse: np.ndarray
+) -> None:
+    """coarse (n/2, n/2) <- P^T (right - K u) / 4: weights 1, 3, 3, 1 over 8 per axis."""
+    n, half = u.shape[0], coarse.shape[0]
+    residual = np.empty((n, n))
+    apply_fluxes(below, left, u, residual)
+    for i in range(n):
+        for j in range(n):
+            residual[i, j] = right[i, j] - shift[i, j] * u[i, j] - residual[i, j]
+    row = np.empty(n)
+    for i in range(half):
+        before, after = 2 * i - 1 if i > 0 else n - 1, 2 * i + 2 if i < half - 1 else 0
+        for j in range(n):
+            middle = 3 * (residual[2 * i, j] + residual[2 * i + 1, j])
+            row[j] = residual[before, j] + middle + residual[after, j]
+        for j in range(half):
+            previous, following = 2 * j - 1 if j > 0 else n - 1, 2 * j + 2 if j < half - 1 else 0
+            coarse[i, j] = (row[previous] + 3 * (row[2 * j] + row[2 * j + 1]) + row[following]) / 64
+
+
+@njit(cache=True)
+def _add_interpolated(coarse: np.ndarray, u: np.ndarray) -> None:
+    """u <- u + P coarse: 3/4 of the cell around, 1/4 of the next, per axis."""
+    half = coarse.shape[0]
+    row = np.empty(half)
+    for i in range(2 * half):
+        near = i // 2
+        far = (near + (1 if i % 2 == 1 else half - 1)) % half
+        for j in range(half):
+            row[j] = (3 * coarse[near, j] + coarse[far, j]) / 16
+        for j in range(half):
+            previous, following = j - 1 if j > 0 else half - 1, j + 1 if j < half - 1 else 0
+            u[i, 2 * j] += 3 * row[j] + row[previous]
+            u[i, 2 * j + 1] += 3 * row[j] + row[following]
+
+
+@njit(cache=True)
+def _solve_cholesky(factor: np.ndarray, u: np.ndarray) -> None:
+    """u <- (L L^T)^-1 u, in place."""
+    n = u.size
+    for i in range(n):
+        total = u[i]
+        for k in range(i):
+            total -= factor[i, k] * u[k]
+        u[i] = total / factor[i, i]
+    for i in range(n - 1, -1, -1):
+        total = u[i]
+        for k in range(i + 1, n):
+            total -= factor[k, i] * u[k]
+        u[i] = total / factor[i, i]

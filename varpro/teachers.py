@@ -17,6 +17,7 @@ from varpro.solvers.circle import predict
 
 SECOND_BUMP = 0.4 * math.pi  # angle of the lighter bump
 BUMP_MASSES = (2.0 / 3.0, 1.0 / 3.0)
+TORUS_MODES = ((-1.0, 0.0), (1.0, 1.0))  # of Appendix B; half of the mass each
 
 
 def wrap_angle(angles: np.ndarray) -> np.ndarray:
@@ -44,6 +45,20 @@ def circle_cdf(angles: np.ndarray, gamma: float) -> np.ndarray:
         mass * (_bump_cdf(angles - centre, gamma) - _bump_cdf(np.float64(-math.pi - centre), gamma))
         for mass, centre in zip(BUMP_MASSES, (0.0, SECOND_BUMP), strict=True)
     )
+
+
+def torus_bump_density(coordinates: np.ndarray, gamma: float) -> np.ndarray:
+    """Density b of one bump at 0 at ``coordinates`` (any shape), of period 4, over which it integrates to 1.
+
+    b(s) = sqrt(1 + gamma) / (4 (1 + gamma sin^2(pi s / 4)))
+    """
+    sine = np.sin(np.pi * np.asarray(coordinates, dtype=np.float64) / 4)
+    return math.sqrt(1 + gamma) / (4 * (1 + gamma * sine**2))
+
+
+def torus_bump_cdf(coordinates: np.ndarray, gamma: float) -> np.ndarray:
+    """Integral of b from -2 to ``coordinates``, any real numbers."""
+    return _bump_cdf(np.pi * np.asarray(coordinates, dtype=np.float64) / 2, gamma)
 
 
 def _bump_cdf(angles: np.ndarray, gamma: float) -> np.ndarray:
@@ -107,7 +122,8 @@ def torus_draws(seed: int, samples: int, student_width: int, teacher_width: int,
     """The draws of the paper's torus runs (Appendix B), in the same order as :func:`circle_draws`.
 
     Each coordinate of the teacher is a bump of width gamma, scaled to [-2, 2); neurons with even index then move by
-    (-1, 0), those with odd index by (1, 1). gamma = infinity leaves the two modes alone: T = 2.
+    (-1, 0), those with odd index by (1, 1). gamma = infinity leaves the two modes alone: T = 2. The law is
+    [b(x + 1) b(y) + b(x - 1) b(y - 1)] / 2 with b of :func:`torus_bump_density`.
     """
     numpy_stream = np.random.RandomState(seed)
     torch_stream = torch.Generator().manual_seed(seed)
@@ -117,8 +133,8 @@ def torus_draws(seed: int, samples: int, student_width: int, teacher_width: int,
     else:
         spread = np.stack([_bump_sampler(numpy_stream.rand(teacher_width), gamma) for _ in range(2)], axis=1)
     teacher = torch.from_numpy(spread) * (2 / math.pi)
-    teacher[0::2] += torch.tensor([-1.0, 0.0], dtype=torch.float64)
-    teacher[1::2] += torch.tensor([1.0, 1.0], dtype=torch.float64)
+    for k, mode in enumerate(TORUS_MODES):
+        teacher[k::2] += torch.tensor(mode, dtype=torch.float64)
     _discard_network_initialisation(teacher_width, torch_stream)
     inputs = torch.randn(samples, 2, dtype=torch.float32, generator=torch_stream)
     _discard_network_initialisation(student_width, torch_stream)

@@ -20,6 +20,7 @@ from numba import njit
 
 COARSEST = 15  # cells per side: the largest grid that is not halved any more
 SMALLEST_HALVED = 6  # cells per side: a smaller grid goes to the Cholesky factor, also where it is even
+SHIFT, INVERSE, RIGHT_SIDE, SOLUTION, DIRECTION, IMAGE = range(6)  # rows of Grids.work; 1 / diagonal is INVERSE
 
 
 class Grids(NamedTuple):
@@ -34,6 +35,7 @@ class Grids(NamedTuple):
     begins: np.ndarray
     below: np.ndarray
     left: np.ndarray
+    work: np.ndarray
 
 
 def grid_sizes(size: int) -> list[int]:
@@ -60,31 +62,37 @@ def make_grids(below: np.ndarray, left: np.ndarray) -> Grids:
         below, left = (below[:, ::2] + below[:, 1::2]) / 8, (left[::2] + left[1::2]) / 8  # mean, and 1/h^2 is 1/4
         all_below.append(below)
         all_left.append(left)
+    begins = np.concatenate([[0], np.cumsum(np.square(sizes))])
     return Grids(
         np.array(sizes),
-        np.concatenate([[0], np.cumsum(np.square(sizes))]),
+        begins,
         np.concatenate([array.ravel() for array in all_below]),
         np.concatenate([array.ravel() for array in all_left]),
+        np.zeros((6, begins[-1])),
     )
 
 
 @njit(cache=True)
 def apply_fluxes(below: np.ndarray, left: np.ndarray, u: np.ndarray, out: np.ndarray) -> None:
     """out <- A u, all (n, n). Each flux is computed alike for both of its cells, so that A u sums to round-off."""
+    for i in range(u.shape[0]):
+        _flux_row(below, left, u, i, out[i])
+
+
+@njit(cache=True, inline="always")
+def _flux_row(below: np.ndarray, left: np.ndarray, u: np.ndarray, i: int, out: np.ndarray) -> None:
+    """out (n,) <- row i of A u."""
     n = u.shape[0]
-    for i in range(n):
-        before, after = i - 1 if i > 0 else n - 1, i + 1 if i < n - 1 else 0
-        for j in range(1, n - 1):
-            centre = u[i, j]
-            out[i, j] = (
-                below[i, j] * (centre - u[before, j]) - below[after, j] * (u[after, j] - centre)
-            ) + (left[i, j] * (centre - u[i, j - 1]) - left[i, j + 1] * (u[i, j + 1] - centre))
-        for j in (0, n - 1):
-            centre = u[i, j]
-            previous, following = j - 1 if j > 0 else n - 1, j + 1 if j < n - 1 else 0
-            out[i, j] = (
-                below[i, j] * (centre - u[before, j]) - below[after, j] * (u[after, j] - centre)
-            ) + (left[i, j] * (centre - u[i, previous]) - left[i, following] * (u[i, following] - centre))
+    before, after = i - 1 if i > 0 else n - 1, i + 1 if i < n - 1 else 0
+    for j in range(1, n - 1):
+        centre = u[i, j]
+        along = below[i, j] * (centre - u[before, j]) - below[after, j] * (u[after, j] - centre)
+        out[j] = along + (left[i, j] * (centre - u[i, j - 1]) - left[i, j + 1] * (u[i, j + 1] - centre))
+    for j in (0, n - 1):
+        centre = u[i, j]
+        previous, following = j - 1 if j > 0 else n - 1, j + 1 if j < n - 1 else 0
+        along = below[i, j] * (centre - u[before, j]) - below[after, j] * (u[after, j] - centre)
+        out[j] = along + (left[i, j] * (centre - u[i, previous]) - left[i, following] * (u[i, following] - centre))
 
 
 @njit(cache=True)
@@ -93,24 +101,36 @@ def solve_shifted(
 ) -> tuple[np.ndarray, int]:
     """u (n, n) with sum |right - K u| <= ``tolerance`` for K = diag(``shift (n, n)``) + A, and the iterations taken.
 
-    At most ``max_iterations``: what is then left is as it is.
+    At most ``max_iterations``: what is then left is as it is. Overwrites ``grids.work``.
     """
     n = right.shape[0]
-    shifts, inverses, factor = _prepare(grids, shift)
-    right_sides, solutions = np.empty(shifts.size), np.empty(shifts.size)
-    below, left = grids.below[: n * n].reshape(n, n), grids.left[: n * n].reshape(n, n)
-    u, residual = np.zeros((n, n)), right.copy()
-    direction, image = np.zeros((n, n)), np.empty((n, n))
+    below, left = _square(grids.below, 0, n), _square(grids.left, 0, n)
+    residual, z = _square(grids.work[RIGHT_SIDE], 0, n), _square(grids.work[SOLUTION], 0, n)
+    direction, image = _square(grids.work[DIRECTION], 0, n), _square(grids.work[IMAGE], 0, n)
+    u = np.zeros((n, n))
+    size = 0.0
+    for i in range(n):
+        row = 0.0
+        for j in range(n):
+            residual[i, j] = right[i, j]
+            row += abs(right[i, j])
+        size += row
+    if size <= tolerance:
+        return u, 0
+    factor = _prepare(grids, shift)
     old_product, iterations = 1.0, 0
-    while iterations < max_iterations and np.abs(residual).sum() > tolerance:
-        right_sides[: n * n] = residual.ravel()
-        _v_cycle(grids, shifts, inverses, factor, right_sides, solutions)
-        z = solutions[: n * n].reshape(n, n)
-        product = (residual * z).sum()
-        ratio = product / old_product if iterations > 0 else 0.0
+    while iterations < max_iterations and size > tolerance:
+        _v_cycle(grids, factor)
+        product = 0.0
+        for i in range(n):
+            row = 0.0
+            for j in range(n):
+                row += residual[i, j] * z[i, j]
+            product += row
+        ratio = product / old_product
         for i in range(n):
             for j in range(n):
-                direction[i, j] = z[i, j] + ratio * direction[i, j]
+                direction[i, j] = z[i, j] + ratio * direction[i, j] if iterations > 0 else z[i, j]
         apply_fluxes(below, left, direction, image)
         curvature = 0.0
         for i in range(n):
@@ -120,43 +140,48 @@ def solve_shifted(
                 row += image[i, j] * direction[i, j]
             curvature += row
         length = product / curvature
+        size = 0.0
         for i in range(n):
+            row = 0.0
             for j in range(n):
                 u[i, j] += length * direction[i, j]
                 residual[i, j] -= length * image[i, j]
+                row += abs(residual[i, j])
+            size += row
         old_product = product
         iterations += 1
     return u, iterations
 
 
 @njit(cache=True)
-def _prepare(grids: Grids, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shifts and 1 / diagonal on all grids, flattened as in ``grids``, and L of the coarsest matrix L L^T."""
-    begins, sizes = grids.begins, grids.sizes
-    shifts, inverses = np.empty(grids.below.size), np.empty(grids.below.size)
-    for level in range(sizes.size):
-        n, begin, end = sizes[level], begins[level], begins[level + 1]
-        here = shifts[begin:end].reshape(n, n)
+def _square(flat: np.ndarray, begin: int, n: int) -> np.ndarray:
+    """The grid of n x n cells that begins at entry ``begin``, a view."""
+    return flat[begin : begin + n * n].reshape(n, n)
+
+
+@njit(cache=True)
+def _prepare(grids: Grids, shift: np.ndarray) -> np.ndarray:
+    """L of the coarsest matrix L L^T; the shifts and 1 / diagonal of all grids go to ``grids.work``."""
+    for level in range(grids.sizes.size):
+        n, begin = grids.sizes[level], grids.begins[level]
+        here = _square(grids.work[SHIFT], begin, n)
         if level == 0:
             here[:] = shift
         else:
-            fine = shifts[begins[level - 1] : begin].reshape(2 * n, 2 * n)
+            fine = _square(grids.work[SHIFT], grids.begins[level - 1], 2 * n)
             for i in range(n):
                 for j in range(n):
                     pair = fine[2 * i, 2 * j] + fine[2 * i, 2 * j + 1]
                     here[i, j] = (pair + fine[2 * i + 1, 2 * j] + fine[2 * i + 1, 2 * j + 1]) / 4
-        below, left = grids.below[begin:end].reshape(n, n), grids.left[begin:end].reshape(n, n)
-        inverse = inverses[begin:end].reshape(n, n)
+        below, left = _square(grids.below, begin, n), _square(grids.left, begin, n)
+        inverse = _square(grids.work[INVERSE], begin, n)
         for i in range(n):
             after = i + 1 if i < n - 1 else 0
             for j in range(n):
                 following = j + 1 if j < n - 1 else 0
-                inverse[i, j] = 1 / (
-                    here[i, j] + below[i, j] + below[after, j] + left[i, j] + left[i, following]
-                )
-    level = sizes.size - 1
-    n, begin = sizes[level], begins[level]
-    return shifts, inverses, _cholesky(_dense(n, shifts[begin:], grids.below[begin:], grids.left[begin:]))
+                inverse[i, j] = 1 / (here[i, j] + below[i, j] + below[after, j] + left[i, j] + left[i, following])
+    begin = grids.begins[grids.sizes.size - 1]
+    return _cholesky(_dense(n, grids.work[SHIFT, begin:], grids.below[begin:], grids.left[begin:]))
 
 
 @njit(cache=True)
@@ -190,37 +215,29 @@ def _cholesky(matrix: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True)
-def _v_cycle(
-    grids: Grids,
-    shifts: np.ndarray,
-    inverses: np.ndarray,
-    factor: np.ndarray,
-    right_sides: np.ndarray,
-    solutions: np.ndarray,
-) -> None:
-    """One V-cycle from zero for the finest right side, into the finest solution; the coarse ones are overwritten."""
-    sizes, begins = grids.sizes, grids.begins
-    last = sizes.size - 1
+def _v_cycle(grids: Grids, factor: np.ndarray) -> None:
+    """One V-cycle from zero for the finest right side, to the finest solution; both are in ``grids.work``."""
+    last = grids.sizes.size - 1
     for level in range(last):
-        n, begin, end = sizes[level], begins[level], begins[level + 1]
-        below, left = grids.below[begin:end].reshape(n, n), grids.left[begin:end].reshape(n, n)
-        inverse, right = inverses[begin:end].reshape(n, n), right_sides[begin:end].reshape(n, n)
-        u = solutions[begin:end].reshape(n, n)
+        n, begin = grids.sizes[level], grids.begins[level]
+        below, left = _square(grids.below, begin, n), _square(grids.left, begin, n)
+        inverse, right = _square(grids.work[INVERSE], begin, n), _square(grids.work[RIGHT_SIDE], begin, n)
+        u = _square(grids.work[SOLUTION], begin, n)
         for i in range(n):
             for j in range(n):
                 u[i, j] = right[i, j] * inverse[i, j] if (i + j) % 2 == 0 else 0.0
         _relax(below, left, inverse, right, u, 1)
-        coarse = right_sides[end : begins[level + 2]].reshape(n // 2, n // 2)
-        _restrict_residual(below, left, shifts[begin:end].reshape(n, n), right, u, coarse)
-    begin = begins[last]
-    solutions[begin:] = right_sides[begin:]
-    _solve_cholesky(factor, solutions[begin:])
+        coarse = _square(grids.work[RIGHT_SIDE], grids.begins[level + 1], n // 2)
+        _restrict_residual(below, left, _square(grids.work[SHIFT], begin, n), right, u, coarse)
+    coarsest = grids.work[SOLUTION, grids.begins[last] :]
+    coarsest[:] = grids.work[RIGHT_SIDE, grids.begins[last] :]
+    _solve_cholesky(factor, coarsest)
     for level in range(last - 1, -1, -1):
-        n, begin, end = sizes[level], begins[level], begins[level + 1]
-        below, left = grids.below[begin:end].reshape(n, n), grids.left[begin:end].reshape(n, n)
-        inverse, right = inverses[begin:end].reshape(n, n), right_sides[begin:end].reshape(n, n)
-        u = solutions[begin:end].reshape(n, n)
-        _add_interpolated(solutions[end : begins[level + 2]].reshape(n // 2, n // 2), u)
+        n, begin = grids.sizes[level], grids.begins[level]
+        below, left = _square(grids.below, begin, n), _square(grids.left, begin, n)
+        inverse, right = _square(grids.work[INVERSE], begin, n), _square(grids.work[RIGHT_SIDE], begin, n)
+        u = _square(grids.work[SOLUTION], begin, n)
+        _add_interpolated(_square(grids.work[SOLUTION], grids.begins[level + 1], n // 2), u)
         _relax(below, left, inverse, right, u, 1)
         _relax(below, left, inverse, right, u, 0)
 
@@ -249,22 +266,21 @@ def _relax(
 def _restrict_residual(
     below: np.ndarray, left: np.ndarray, shift: np.ndarray, right: np.ndarray, u: np.ndarray, coarse: np.ndarray
 ) -> None:
-    """coarse (n/2, n/2) <- P^T (right - K u) / 4: weights 1, 3, 3, 1 over 8 per axis."""
+    """coarse (n/2, n/2) <- P^T (right - K u) / 4, K u row by row: the residual is never stored as a whole."""
     n, half = u.shape[0], coarse.shape[0]
-    residual = np.empty((n, n))
-    apply_fluxes(below, left, u, residual)
+    residual = np.empty(n)
+    coarse[:] = 0
     for i in range(n):
+        _flux_row(below, left, u, i, residual)
         for j in range(n):
-            residual[i, j] = right[i, j] - shift[i, j] * u[i, j] - residual[i, j]
-    row = np.empty(n)
-    for i in range(half):
-        before, after = 2 * i - 1 if i > 0 else n - 1, 2 * i + 2 if i < half - 1 else 0
-        for j in range(n):
-            middle = 3 * (residual[2 * i, j] + residual[2 * i + 1, j])
-            row[j] = residual[before, j] + middle + residual[after, j]
+            residual[j] = right[i, j] - shift[i, j] * u[i, j] - residual[j]
+        near = i // 2
+        far = (near + (1 if i % 2 == 1 else half - 1)) % half
         for j in range(half):
             previous, following = 2 * j - 1 if j > 0 else n - 1, 2 * j + 2 if j < half - 1 else 0
-            coarse[i, j] = (row[previous] + 3 * (row[2 * j] + row[2 * j + 1]) + row[following]) / 64
+            part = (3 * (residual[2 * j] + residual[2 * j + 1]) + (residual[previous] + residual[following])) / 64
+            coarse[near, j] += 3 * part
+            coarse[far, j] += part
 
 
 @njit(cache=True)

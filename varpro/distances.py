@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from numba import njit, prange
-from scipy.fft import irfft2, rfft2
+from scipy.fft import fftfreq, irfft2, rfft2, rfftfreq
 
 
 class CircleMeasure:
@@ -118,32 +118,23 @@ def _mean_distances(x, y, other_x, other_y, other_masses, rows):
 
 
 class TorusDensity:
-    """A law on the torus that is uniform in each cell of a grid: ``density (n, n)``, x along the first axis.
+    """A smooth law on the torus given by averages over cells, ``density (n, n)``, x along the first axis.
 
-    Cell (i, j) has its centre at (-2 + (i + 1/2) h, -2 + (j + 1/2) h), h = 4/n. ``density`` is non-negative and is
-    divided by its integral. The potential U(x) = E|wrap(x - Y)| at the centres is a circular convolution (one fast
-    Fourier transform and back) with the mean of |z| over a cell, which has a closed form; between them a polynomial
-    of degree 5 per axis goes through the nearest 6 x 6 values.
+    Cell (i, j) has its centre at (-2 + (i + 1/2) h, -2 + (j + 1/2) h), h = 4/n. ``density`` is divided by its
+    integral. The potential U(x) = E|wrap(x - Y)| at the centres is one fast Fourier transform and back; between them
+    a polynomial of degree 5 per axis goes through the nearest 6 x 6 values. Fourth order in h (docs/diffusion_2d.md).
+
+    Raises ValueError where ``density`` is not square or n < 6.
     """
 
     def __init__(self, density: np.ndarray) -> None:
         density = np.asarray(density, dtype=np.float64)
         if density.ndim != 2 or density.shape[0] != density.shape[1] or len(density) < 6:
             raise ValueError(f"the density must be square, (n, n) with n >= 6, not {density.shape}")
-        self.masses = density / density.sum()
-        n = len(density)
-        self.potential = irfft2(rfft2(self.masses) * _kernel_transform(n), s=(n, n))
-
-    @cached_property
-    def self_distance(self) -> float:
-        """E|wrap(Y - Y')|: the mean of U over the cells, u + (D_x + D_y) u, D = delta^2/24 - 17 delta^4/5760."""
-        u = self.potential
-        mean = u.copy()
-        for axis in (0, 1):
-            near = np.roll(u, 1, axis) + np.roll(u, -1, axis)
-            far = np.roll(u, 2, axis) + np.roll(u, -2, axis)
-            mean += (near - 2 * u) / 24 - 17 * (far - 4 * near + 6 * u) / 5760
-        return float((self.masses * mean).sum())
+        spectrum = rfft2(density / density.sum())
+        kernel, self_kernel = _kernels(len(density))
+        self.potential = irfft2(spectrum * kernel, s=density.shape)
+        self.self_distance = float((np.square(np.abs(spectrum)) * self_kernel).sum())  # E|wrap(Y - Y')|
 
     def mean_distance(self, other: TorusMeasure) -> float:
         """E|wrap(X - Y)| with X from the point set ``other`` and Y from this law."""
@@ -156,16 +147,27 @@ class TorusDensity:
 
 
 @lru_cache(maxsize=4)
-def _kernel_transform(n: int) -> np.ndarray:
-    """Transform of the means of |wrap(z)| over the cells around the n x n differences of cell centres."""
+def _kernels(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Factors (n, n // 2 + 1) of the transformed cell masses: for the potential at the centres, for the self-distance.
+
+    The first is the transform of the means of |wrap(z)| over the cells around all differences of centres, which is
+    exact for a density that is constant in each cell. Along an axis, with s(k) = sinc(k h / 2), averages over cells
+    are s times a smooth density and steps are s times their transform: dividing by s^2 gives the smooth density. The
+    self-distance needs its values at the centres, one more s, and Parseval's sum over half of the transform.
+    """
     width = 4.0 / n
     steps = np.arange(n // 2 + 1) * width
     low, high = steps - width / 2, np.minimum(steps + width / 2, 2.0)  # |wrap| is even about 2, so half a cell will do
     corners = [_distance_integral(a[:, None], b[None]) for a in (low, high) for b in (low, high)]
-    integrals = corners[3] - corners[2] - corners[1] + corners[0]
-    means = integrals / np.outer(high - low, high - low)
+    means = (corners[3] - corners[2] - corners[1] + corners[0]) / np.outer(high - low, high - low)
     index = np.minimum(np.arange(n), n - np.arange(n))
-    return rfft2(means[np.ix_(index, index)])
+    sinc = np.outer(np.sinc(fftfreq(n)), np.sinc(rfftfreq(n)))
+    kernel = rfft2(means[np.ix_(index, index)]).real / sinc**2  # even, so real
+    times = np.full(n // 2 + 1, 2.0)  # how often Parseval's sum has each column
+    times[0] = 1.0
+    if n % 2 == 0:
+        times[-1] = 1.0
+    return kernel, kernel / sinc * times / n**2
 
 
 def _distance_integral(a: np.ndarray, b: np.ndarray) -> np.ndarray:

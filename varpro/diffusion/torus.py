@@ -127,7 +127,7 @@ def solve_torus_diffusion(
     snapshot_epochs: Sequence[int],
     time_scale: float = 2**-10,
     grid_size: int = 256,
-    rtol: float = 1e-4,
+    rtol: float = 1e-5,
     progress: Callable[[float], None] | None = None,
     start: np.ndarray | None = None,
 ) -> TorusDiffusion:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from varpro import results, ridge
 from varpro.cli import duration
-from varpro.threads import one_torch_thread
+from varpro.loss import VarProLoss
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
 
@@ -59,9 +59,7 @@ class Descent:
 
         The features are computed once, and nothing here but Shampoo's decompositions waits for the device.
         """
-        features = self._features(images)
-        self._before_loss(features.detach(), targets)
-        loss = ridge.loss(features, targets, self.network.outer, self.lmbda, _CENTRE)
+        loss = self._loss(self._features(images), targets)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -81,15 +79,17 @@ class Descent:
             features = self.network.features(images)
         return features.to(images.dtype)
 
-    def _before_loss(self, features: torch.Tensor, targets: torch.Tensor) -> None:
-        """What happens between the features (B, M) and their loss."""
+    def _loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """L of ``features (B, M)``, with gradients."""
+        return ridge.loss(features, targets, self.network.outer, self.lmbda, _CENTRE)
 
 
 class VarProM(Descent):
     """Descent in the features only; u is a running average of the optimal outer weights of the mini-batches.
 
     With ``averaging`` m, every step does u <- m u + (1 - m) argmin_u L and then descends along dL/dtheta with this u
-    held fixed. For m = 0 that is the gradient of the reduced loss min_u L (envelope theorem), for m > 0 it is not.
+    held fixed (:class:`varpro.loss.VarProLoss`). For m = 0 that is the gradient of the reduced loss min_u L, for m > 0
+    it is not.
     """
 
     def __init__(
@@ -102,26 +102,15 @@ class VarProM(Descent):
         mixed_precision: bool = False,
     ) -> None:
         super().__init__(network, optimizer, lmbda, mixed_precision=mixed_precision)
-        self.averaging = averaging
         network.readout.requires_grad_(False)
-        self._failed = torch.zeros((), dtype=torch.bool, device=network.outer.device)
+        self.criterion = VarProLoss(lmbda, _CENTRE, averaging, outer=network.outer)  # updates the network's own u
 
     def check(self) -> None:
         """Raise FloatingPointError where a ridge system was not positive definite."""
-        if self._failed.item():
-            raise FloatingPointError(
-                f"inner solve: a system was not positive definite at lambda {self.lmbda:g}; use a larger lambda"
-            )
+        self.criterion.check()
 
-    @torch.no_grad()
-    def _before_loss(self, features: torch.Tensor, targets: torch.Tensor) -> None:
-        # float64, whatever the features are: the condition number of the system grows like 1 / lam (2e3 at 1e-3, where
-        # float32 is 3e-5 off in u), and at a size of 64 x 64 or less nothing is saved by less
-        with one_torch_thread():
-            solution, failed = ridge.solve_unchecked(features.double(), targets.double(), self.lmbda, _CENTRE)
-        outer = self.network.outer
-        outer.lerp_(solution.to(outer.dtype), 1 - self.averaging)  # u <- m u + (1 - m) u_new
-        self._failed |= failed != 0
+    def _loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.criterion(features, targets)
 
 
 @dataclass(frozen=True)

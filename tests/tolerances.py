@@ -1,5 +1,7 @@
 """The one table of tolerances. Each is for float64 unless its name says otherwise, and says why it is what it is."""
 
+import torch
+
 EXACT = 1e-12  # the same formula in another order of operations, quantities of size 1
 SOLVE = 1e-10  # two ways to a ridge solution: round-off times a condition number of 1e4 or so
 TRAJECTORY = 1e-9  # weights of two solvers after 300 epochs
@@ -42,4 +44,10 @@ RESNET_TRAINING = {
     "trajectory": 1e-9,  # relative, 9 steps in float64 against literal ones; batch-norm magnifies round-off
     "statistics": 1e-12,  # one mean and one variance in another order
     "bfloat16": 5e-2,  # relative; 8 bits through 19 layers
+}
+
+LOSS = {
+    "gradient": 1e-8,  # relative; central differences of step 1e-5: 1e-10 of it, and round-off over the step
+    "float32 features": 1e-5,  # relative; u in float64, features and gradient rounded to float32
+    "risk of a perfect fit": {torch.float32: 1e-8, torch.float64: 1e-24},  # round-off squared, over 2 lambda = 2e-6
 }

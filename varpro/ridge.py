@@ -59,9 +59,10 @@ def solve_unchecked(
 def not_definite(features: torch.Tensor, lmbda: float) -> FloatingPointError:
     """The error of a solve whose matrix is not positive definite in the precision of ``features (N, M)``."""
     size = min(features.shape)
+    remedy = "a larger lambda" if features.dtype == torch.float64 else "float64 or a larger lambda"
     return FloatingPointError(
         f"inner solve: the {size} x {size} system is not positive definite in "
-        f"{str(features.dtype).removeprefix('torch.')} at lambda {lmbda:g}; use float64 or a larger lambda"
+        f"{str(features.dtype).removeprefix('torch.')} at lambda {lmbda:g}; use {remedy}"
     )
 
 

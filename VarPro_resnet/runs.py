@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -21,8 +22,9 @@ _MOMENTUM = {  # what it weighs, from 0 to below 1
     "sgdm": "momentum of the steps",
     "shampoo": "weight m of the last preconditioned gradient b in what is preconditioned: (1 - m) g + m b",
 }
-_NAMED = ("time_scale", "momentum", "final_epochs", *_SHAMPOO, "mixed_precision", "tf32", "dtype")
+_NAMED = ("flips", "time_scale", "momentum", "final_epochs", *_SHAMPOO, "mixed_precision", "tf32", "dtype")
 # ... are in the file name where they are not the default
+_DIGITS = 12  # of the digest of a set of images, in file names
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,22 @@ def add_problem(to: argparse.ArgumentParser, *, dataset: str, lmbda: float) -> N
         "--dataset",
         choices=cifar.DATASETS,
         default=dataset,
-        help="cifar10 is downloaded once; digits comes with scikit-learn, 1500 + 297 images; synthetic is noise of the "
-        "size of cifar10, to measure speed",
+        help="cifar10 is downloaded once, or read from --data-dir; images are any ones in class folders; digits "
+        "comes with scikit-learn, 1500 + 297 images; synthetic is noise of the size of cifar10, to measure speed",
     )
     group.add_argument(
         "--data-dir",
         "--data_dir",
         type=Path,
         metavar="DIR",
-        help="folder of the downloaded data (default: data/ in the repository)",
+        help="folder with train/<class>/*.png and test/<class>/*.png (or JPEG, or WebP); for cifar10 also with the "
+        "official archive, or where it is downloaded to (default there: data/ in the repository)",
+    )
+    group.add_argument(
+        "--flips",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="mirror half of the training images of --dataset images (default: yes)",
     )
     cli.add_seeds(group)
     cli.add_lambda(group, lmbda)
@@ -179,8 +188,12 @@ def parse(
     if options.optimizer != "shampoo":
         for name in sorted(options.given & set(_SHAMPOO)):
             raise cli.UsageError(f"--{name}: has no effect here; it goes with --optimizer shampoo")
-    if options.dataset != "cifar10" and "data_dir" in options.given:
-        raise cli.UsageError("--data-dir: has no effect here; it goes with --dataset cifar10")
+    if options.dataset not in ("cifar10", "images") and "data_dir" in options.given:
+        raise cli.UsageError("--data-dir: has no effect here; it goes with --dataset cifar10 or images")
+    if options.dataset == "images" and options.data_dir is None:
+        raise cli.UsageError("--dataset images: name their folder with --data-dir DIR")
+    if options.dataset != "images" and "flips" in options.given:
+        raise cli.UsageError("--flips: has no effect here; it goes with --dataset images")
     options.device = cli.resolve_device(options)
     if options.mixed_precision and options.dtype != "float32":
         raise cli.UsageError("--mixed_precision: has no effect here; it goes with --dtype float32")
@@ -197,21 +210,22 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
 
     Raises UsageError or ResultError, each a line for the user, before a run with wrong options starts.
     """
-    images = None
+    # of any images the result states which; otherwise one that has its results needs no data
+    images = _images(options) if options.dataset == "images" else None
     wanted = []
     for seed in options.seed:
-        config = _config(options, seed)
-        path = (options.output or results.directory("VarPro_resnet")) / _file_name(options, config)
+        config = _config(options, seed, images)
+        path = _directory(options) / _file_name(options, config)
         results.prepare(path)
         wanted.append((seed, config, path, not options.force and results.complete(path, config)))
     for seed, config, path, complete in wanted:
         if complete:
             print(f"{_label(config)}: kept {path}", flush=True)
             continue
-        if images is None:  # one that has its results needs no data
-            images = _images(options)
+        images = images or _images(options)
         plan = Plan(len(images.train), options.batch_size, options.epochs, options.final_epochs)
-        yield Run(config | {"device": options.device}, path, images, plan, _network(options, seed, images.classes))
+        own = {"device": options.device, "images": images.digest}  # of this run; any other is not done again
+        yield Run(config | own, path, images.to(options.device), plan, _network(options, seed, images.classes))
 
 
 def perform(run: Run, step: Descent, *, resume: bool, progress: bool) -> None:
@@ -263,7 +277,7 @@ def _contents(run: Run, record: Record) -> dict:
     }
 
 
-def _config(options: argparse.Namespace, seed: int) -> dict:
+def _config(options: argparse.Namespace, seed: int, images: cifar.Images | None) -> dict:
     config = {
         "experiment": "VarPro_resnet",
         "dataset": options.dataset,
@@ -280,6 +294,8 @@ def _config(options: argparse.Namespace, seed: int) -> dict:
         "seed": seed,
         "name": options.name,
     }
+    if options.dataset == "images":
+        config |= {"data": images.digest[:_DIGITS], "flips": options.flips}
     if options.optimizer == "shampoo":
         config |= {name: getattr(options, name) for name in _SHAMPOO}
     return config
@@ -287,7 +303,8 @@ def _config(options: argparse.Namespace, seed: int) -> dict:
 
 def _file_name(options: argparse.Namespace, config: dict) -> str:
     """States the paper's parameters always, the others where they are not the default."""
-    stated = {key: config[key] for key in ("dataset", "optimizer", "batch_size", "lambda", "epochs")}
+    stated = {key: config[key] for key in ("dataset", "data") if key in config}
+    stated |= {key: config[key] for key in ("optimizer", "batch_size", "lambda", "epochs")}
     stated |= {key: config[key] for key in _NAMED if key in config and config[key] != options.defaults[key]}
     return results.file_name(stated | {"seed": config["seed"]}, options.name)
 
@@ -297,10 +314,17 @@ def _label(config: dict) -> str:
 
 
 def _images(options: argparse.Namespace) -> cifar.Images:
-    images = cifar.load(options.dataset, options.data_dir or cifar.FOLDER)
+    folder = options.data_dir or cifar.FOLDER
+    cache = _directory(options) / "images"
+    images = cifar.load(options.dataset, folder, flips=options.flips, cache=cache, report=partial(print, flush=True))
     if options.batch_size > len(images.train):
         raise cli.UsageError(f"--batch_size {options.batch_size}: {options.dataset} has {len(images.train)} images")
-    return images.to(options.device)
+    return images
+
+
+def _directory(options: argparse.Namespace) -> Path:
+    """Of the result files."""
+    return options.output or results.directory("VarPro_resnet")
 
 
 def _network(options: argparse.Namespace, seed: int, classes: int) -> ResNet20:

@@ -1,4 +1,4 @@
-"""VarProLoss: gradient of the re-solved risk, known answers, averaging, all kinds of targets, state, moves, training."""
+"""VarProLoss: gradient of the re-solved risk, known answers, averaging, kinds of targets, state, moves, training."""
 
 import copy
 import io
@@ -179,6 +179,92 @@ def test_outer_weights_of_a_network_are_updated_in_place():
     torch.testing.assert_close(layer(features) / 5, criterion.predict(features), rtol=0, atol=EXACT)
 
 
+# --- memory ------------------------------------------------------------------------------------------------------
+
+
+def remembered(batches, memory: float, lmbda: float, centre: float) -> tuple[torch.Tensor, float, float]:
+    """u, min_u R and the weight of the last batch, for R the mean of the batches' data terms with weights m^age, by
+    least squares of all rows."""
+    weights = torch.tensor([memory**age for age in reversed(range(len(batches)))], dtype=torch.float64)
+    weights /= weights.sum()
+    scaled = [
+        (features * (len(batches) * weight).sqrt(), targets * (len(batches) * weight).sqrt())
+        for (features, targets), weight in zip(batches, weights, strict=True)
+    ]
+    features, targets = (torch.cat(each) for each in zip(*scaled, strict=True))  # batches of one size
+    outer = least_squares(features, targets, lmbda, centre)
+    return outer, reduced_risk(features, targets, lmbda, centre), weights[-1].item()
+
+
+@pytest.mark.parametrize("samples", [12, 3], ids=["wide batches", "narrow batches"])
+@pytest.mark.parametrize("centre", [0.0, 1.0])
+def test_memory_minimises_the_risk_of_all_batches_so_far(samples, centre):
+    criterion, batches = VarProLoss(1e-2, centre, memory=0.8), []
+    for seed in range(5):
+        batches.append(problem(samples, seed=seed))
+        loss = criterion(*batches[-1])
+        expected, _, _ = remembered(batches, 0.8, 1e-2, centre)
+        torch.testing.assert_close(criterion.outer, expected, rtol=0, atol=10 * SOLVE)
+        assert loss.item() == pytest.approx(ridge.loss(*batches[-1], expected, 1e-2, centre).item(), rel=SOLVE)
+
+
+def test_gradient_with_memory_is_that_of_the_remembered_risk_solved_anew():
+    """Up to the weight of the batch, by central differences in its features, those of older batches held."""
+    batches = [problem(seed=seed) for seed in range(3)]
+    criterion = VarProLoss(1e-2, 1.0, memory=0.7)
+    for batch in batches[:-1]:
+        criterion(*batch)
+    features, targets = batches[-1]
+    found = gradient(criterion, features, targets)
+    generator, step = torch.Generator().manual_seed(1), 1e-5
+    for _ in range(3):
+        direction = torch.randn(features.shape, generator=generator, dtype=torch.float64)
+        risks = []
+        for sign in (1, -1):
+            moved = [*batches[:-1], (features + sign * step * direction, targets)]
+            _, risk, weight = remembered(moved, 0.7, 1e-2, 1.0)
+            risks.append(risk)
+        slope = (risks[0] - risks[1]) / (2 * step) / weight
+        assert abs((found * direction).sum() - slope) < LOSS["gradient"] * found.norm() * direction.norm()
+
+
+def test_memory_of_one_batch_is_its_solution():
+    features, targets = problem()
+    criterion = VarProLoss(1e-2, 1.0, memory=0.9)
+    for _ in range(3):  # the same again and again
+        criterion(features, targets)
+        expected = least_squares(features, targets, 1e-2, 1.0)
+        torch.testing.assert_close(criterion.outer, expected, rtol=0, atol=10 * SOLVE)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_memory_is_in_the_state(moved):
+    first, fresh, twin = (VarProLoss(1e-2, memory=0.9) for _ in range(3))
+    for seed in range(3):
+        first(*problem(seed=seed))
+    fresh.load_state_dict(first.state_dict())
+    twin.load_state_dict(first.state_dict())
+    assert set(first.state_dict()) == {"outer", "second_moment", "cross_moment", "memory_weight"}
+    batch = problem(seed=3)
+    expected = first(*batch)
+    if moved:
+        assert twin.float().second_moment.dtype == torch.float32
+        torch.testing.assert_close(twin(*batch), expected, rtol=LOSS["float32 features"], atol=0)
+    assert torch.equal(fresh(*batch), expected)
+    assert torch.equal(fresh.outer, first.outer)
+
+
+def test_what_cannot_be_solved_is_not_remembered():
+    features, targets = problem()
+    criterion, twin = VarProLoss(1e-2, memory=0.9), VarProLoss(1e-2, memory=0.9)
+    for each in (criterion, twin):
+        each(features, targets)
+    with pytest.raises(FloatingPointError, match="features are not finite"):
+        criterion(features * torch.nan, targets)
+    other = problem(seed=1)
+    assert torch.equal(criterion(*other), twin(*other))
+
+
 # --- targets -----------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +364,8 @@ def test_autocast_and_half_precision(lmbda):
 
 
 def test_options_are_shown():
-    assert repr(VarProLoss(1e-3, 1, 0.5, classes=10)) == "VarProLoss(lmbda=0.001, centre=1, averaging=0.5, classes=10)"
+    expected = "VarProLoss(lmbda=0.001, centre=1, averaging=0.5, memory=0, classes=10)"
+    assert repr(VarProLoss(1e-3, 1, 0.5, classes=10)) == expected
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------
@@ -291,6 +378,8 @@ def test_options_are_shown():
         ({"lmbda": float("inf")}, "lmbda: inf is not allowed"),
         ({"lmbda": 1, "centre": float("nan")}, "centre: nan is not allowed"),
         ({"lmbda": 1, "averaging": 1.0}, "averaging: 1.0 is not allowed: a number from 0 to below 1"),
+        ({"lmbda": 1, "memory": -0.1}, "memory: -0.1 is not allowed: a number from 0 to below 1"),
+        ({"lmbda": 1, "averaging": 0.5, "memory": 0.5}, "averaging and memory: one of them may be above 0"),
         ({"lmbda": 1, "classes": 0}, "classes: 0 is not allowed"),
         ({"lmbda": 1, "outer": torch.zeros(2, 2, 2)}, r"outer: \(2, 2, 2\) of torch.float32 is not allowed"),
         ({"lmbda": 1, "dtype": torch.float16}, "dtype: torch.float16 is not allowed"),

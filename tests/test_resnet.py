@@ -399,7 +399,7 @@ TINY = ["--batch_size", "16", "--epochs", "1", "--final_epochs", "1", "--device"
 
 @pytest.fixture
 def tiny_data(monkeypatch):
-    monkeypatch.setattr(cifar, "load", lambda name, folder: tiny_images(20))
+    monkeypatch.setattr(cifar, "load", lambda name, folder, **_: tiny_images(20))
 
 
 def only_result(folder: Path) -> dict:
@@ -458,7 +458,7 @@ def test_options_reach_the_step(arguments, state):
 @pytest.mark.usefixtures("tiny_data")
 def test_options_reach_the_run(tmp_path, monkeypatch):
     folders = []
-    monkeypatch.setattr(cifar, "load", lambda name, folder: folders.append((name, folder)) or tiny_images(20))
+    monkeypatch.setattr(cifar, "load", lambda name, folder, **_: folders.append((name, folder)) or tiny_images(20))
     arguments = [*TINY, "--dataset", "cifar10", "--optimizer", "sgdm", "--dtype", "float64", "--output", str(tmp_path)]
     main([*arguments, "--data-dir", "somewhere", "--time_scale", "1e-4"])
     assert folders == [("cifar10", Path("somewhere"))]
@@ -539,7 +539,9 @@ def test_an_interrupted_command_goes_on(tmp_path, capsys, monkeypatch):
         (["--optimizer", "sgdm", "--update_every", "2"], 2, "--update_every: has no effect here; it goes with"),
         (["--mixed_precision", "--dtype", "float64"], 2, "--mixed_precision: has no effect here; it goes with"),
         (["--tf32"], 2, "--tf32: has no effect here; it goes with --device cuda --dtype float32"),
-        (["--data-dir", "x"], 2, "--data-dir: has no effect here; it goes with --dataset cifar10"),
+        (["--data-dir", "x"], 2, "--data-dir: has no effect here; it goes with --dataset cifar10 or images"),
+        (["--dataset", "images"], 2, "--dataset images: name their folder with --data-dir DIR"),
+        (["--no-flips"], 2, "--flips: has no effect here; it goes with --dataset images"),
         (["--batch_size", "21"], 2, "--batch_size 21: digits has 20 images"),
         (["--seed", "1", "1"], 2, "names a seed twice"),
         (["--optimizer", "sgdm", "--time_scale", "1e6"], 1, ": the loss is not finite; try a smaller --time_scale"),

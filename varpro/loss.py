@@ -40,6 +40,15 @@ class VarProLoss(nn.Module):
     u <- m u + (1 - m) argmin_u L (paper, Section 6.2), and so no minimiser: what is returned is L(u), and its gradient
     is that at fixed u, not that of the reduced risk. The first u is the first solution, unless there was one before.
 
+    **Memory.** The solution of a mini-batch that is not much larger than M fits its noise, and so do averages of a few
+    such solutions. With ``memory`` m > 0 the second moments are averaged instead, A <- m A + (1 - m) phi^T phi / N and
+    b <- m b + (1 - m) phi^T y / N, each divided by the sum of its weights, and u is solved from them: it minimises
+    R(u) = sum_s w_s data_s(u) + penalty(u) over all mini-batches s so far, with weights w_s that decay like m^age and
+    the features as they were then: that of about 1 / (1 - m) mini-batches. L(u) of the mini-batch at hand is returned.
+    Its gradient is 1 / w_t times that of min_u R in the features of this mini-batch, w_t being its weight, exactly
+    (envelope theorem again, since u minimises R). It is also an estimate of the gradient of the reduced risk of all
+    data, as good as old features stand for new ones.
+
     **Modes.** In training mode every call solves and updates ``outer``. In evaluation mode nothing is solved: the loss
     is L at the ``outer`` that is kept.
 
@@ -68,18 +77,23 @@ class VarProLoss(nn.Module):
         centre: float = 0.0,
         averaging: float = 0.0,
         *,
+        memory: float = 0.0,
         classes: int | None = None,
         outer: torch.Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_options(lmbda, centre, averaging, classes, outer, dtype)
-        self.lmbda, self.centre, self.averaging = lmbda, centre, averaging
+        _check_options(lmbda, centre, averaging, memory, classes, outer, dtype)
+        self.lmbda, self.centre, self.averaging, self.memory = lmbda, centre, averaging, memory
         self.classes, self.dtype = classes, dtype
+        device = None if outer is None else outer.device
         self.register_buffer("outer", None if outer is None else outer.detach())
-        self.register_buffer("_failed", torch.zeros((), dtype=torch.bool), persistent=False)
-        if outer is not None:
-            self._failed = self._failed.to(outer.device)
+        self.register_buffer("second_moment", None)  # A (M, M), b (M, k), and the sum of the weights in them
+        self.register_buffer("cross_moment", None)
+        self.register_buffer(
+            "memory_weight", torch.zeros((), dtype=torch.float64, device=device), persistent=memory > 0
+        )
+        self.register_buffer("_failed", torch.zeros((), dtype=torch.bool, device=device), persistent=False)
 
     def forward(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """L, a scalar, for ``features (N, M)`` and ``targets`` (N, k) or (N,); training updates ``outer``."""
@@ -118,8 +132,8 @@ class VarProLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for ``print``."""
-        classes = "" if self.classes is None else f", classes={self.classes}"
-        return f"lmbda={self.lmbda:g}, centre={self.centre:g}, averaging={self.averaging:g}{classes}"
+        options = {name: getattr(self, name) for name in ("lmbda", "centre", "averaging", "memory", "classes")}
+        return ", ".join(f"{name}={value:g}" for name, value in options.items() if value is not None)
 
     # --- the solve -------------------------------------------------------------------------------------------------
 
@@ -144,14 +158,35 @@ class VarProLoss(nn.Module):
         small = features.device.type == "cpu" and samples * width * min(samples, width) <= _SMALL
         columns = targets if targets.ndim == 2 else targets[:, None]
         with one_torch_thread() if small else nullcontext(), ridge.matrix_products(tf32=False):
-            solution, failed = ridge.solve_unchecked(features.to(dtype), columns.to(dtype), self.lmbda, self.centre)
+            if self.memory > 0:
+                solution, failed, remembered = self._solve_remembered(features.to(dtype), columns.to(dtype))
+            else:
+                solution, failed = ridge.solve_unchecked(features.to(dtype), columns.to(dtype), self.lmbda, self.centre)
         if features.device.type == "cpu":
             if failed.item():
                 raise _failure(features, dtype, self.lmbda)
         else:
             self._failed |= failed != 0
             solution = torch.where(failed != 0, math.nan, solution)
+        if self.memory > 0:  # only now, when nothing has failed
+            self.second_moment, self.cross_moment, self.memory_weight = remembered
         return solution if targets.ndim == 2 else solution[:, 0]
+
+    def _solve_remembered(
+        self, features: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+        """argmin_u of the remembered risk, this batch included; whether it failed; the moments and their weight.
+
+        Means with weights m^age: A <- A + (1 - m) (phi^T phi / N - A) / W, where W <- m W + 1 - m from 0.
+        """
+        second, cross = ridge.moments(features, targets, self.centre)
+        weight = self.memory * self.memory_weight + (1 - self.memory)
+        if self.second_moment is not None:
+            share = ((1 - self.memory) / weight).to(second.dtype)
+            second = self.second_moment.to(second.dtype).lerp(second, share)
+            cross = self.cross_moment.to(cross.dtype).lerp(cross, share)
+        outer, failed = ridge.solve_moments_unchecked(second, cross, self.lmbda, self.centre)
+        return outer, failed, (second, cross, weight)
 
     def _solve_dtype(self, features: torch.Tensor) -> torch.dtype:
         if self.dtype is not None:
@@ -221,9 +256,10 @@ class VarProLoss(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments) -> None:
         """As in the base class, except that what has no shape yet takes that of the state."""
-        saved = state_dict.get(prefix + "outer")
-        if self.outer is None and saved is not None:
-            self.outer = torch.empty_like(saved, device=self._failed.device)
+        for name in ("outer", *(("second_moment", "cross_moment") if self.memory > 0 else ())):
+            saved = state_dict.get(prefix + name)
+            if getattr(self, name) is None and saved is not None:
+                setattr(self, name, torch.empty_like(saved, device=self._failed.device))
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
@@ -252,6 +288,7 @@ def _check_options(
     lmbda: float,
     centre: float,
     averaging: float,
+    memory: float,
     classes: int | None,
     outer: torch.Tensor | None,
     dtype: torch.dtype | None,
@@ -262,6 +299,10 @@ def _check_options(
         raise ValueError(f"centre: {centre} is not allowed: a finite number")
     if not 0 <= averaging < 1:
         raise ValueError(f"averaging: {averaging} is not allowed: a number from 0 to below 1")
+    if not 0 <= memory < 1:
+        raise ValueError(f"memory: {memory} is not allowed: a number from 0 to below 1")
+    if averaging > 0 and memory > 0:
+        raise ValueError("averaging and memory: one of them may be above 0")
     if classes is not None and not (isinstance(classes, int) and classes >= 1):
         raise ValueError(f"classes: {classes} is not allowed: a whole number from 1 up, or None")
     if outer is not None and not (outer.ndim in (1, 2) and outer.is_floating_point()):

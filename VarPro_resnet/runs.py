@@ -156,6 +156,13 @@ def add_run(to: argparse.ArgumentParser) -> None:
         default="auto",
         help="where to compute; auto is CUDA where there is a device",
     )
+    group.add_argument(
+        "--threads",
+        type=cli.whole(1, 1024),
+        metavar="K",
+        help="of the CPU; the last bits depend on it (default: all, or one where a trial at the start shows that it is "
+        "faster; a run that goes on keeps its number)",
+    )
     group.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="precision")
     group.add_argument(
         "--mixed_precision",
@@ -195,6 +202,8 @@ def parse(
     if options.dataset != "images" and "flips" in options.given:
         raise cli.UsageError("--flips: has no effect here; it goes with --dataset images")
     options.device = cli.resolve_device(options)
+    if options.threads is not None and options.device != "cpu":
+        raise cli.UsageError("--threads: has no effect here; it goes with --device cpu")
     if options.mixed_precision and options.dtype != "float32":
         raise cli.UsageError("--mixed_precision: has no effect here; it goes with --dtype float32")
     if options.tf32 and (options.device, options.dtype) != ("cuda", "float32"):
@@ -228,7 +237,7 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
         yield Run(config | own, path, images.to(options.device), plan, _network(options, seed, images.classes))
 
 
-def perform(run: Run, step: Descent, *, resume: bool, progress: bool) -> None:
+def perform(run: Run, step: Descent, *, threads: int | None, resume: bool, progress: bool) -> None:
     """Train and save one run; an interrupted one goes on from its checkpoint."""
     config, label = run.config, _label(run.config)
     checkpoint = run.path.with_suffix(".checkpoint")
@@ -240,6 +249,7 @@ def perform(run: Run, step: Descent, *, resume: bool, progress: bool) -> None:
         seed=config["seed"],
         memory_format=memory_format(config["device"], config["mixed_precision"] or config["tf32"]),
         tf32=config["tf32"],
+        threads=threads,
         checkpoint=checkpoint,
         config=config,
         resume=resume,
@@ -273,7 +283,7 @@ def _contents(run: Run, record: Record) -> dict:
         "elapsed_time": record.elapsed,
         "images_per_second": run.plan.passes * run.plan.images / record.elapsed,  # tests included in the time
         "provenance": results.provenance(run.config["device"])
-        | {"torchvision": metadata.version("torchvision"), "threads": str(torch.get_num_threads())},
+        | {"torchvision": metadata.version("torchvision"), "threads": " ".join(map(str, record.threads))},
     }
 
 

@@ -11,6 +11,7 @@ from conftest import ROOT, load_script
 from tolerances import RESNET_TRAINING, SOLVE
 
 from varpro import results, ridge
+from varpro.threads import Sharing
 from VarPro_resnet import cifar, runs, training
 from VarPro_resnet.Experiment import OPTIMIZERS, main, parser, step
 from VarPro_resnet.resnet import WIDTH, ResNet20
@@ -335,6 +336,56 @@ def test_a_checkpoint_that_is_of_no_use(reason, tmp_path, monkeypatch):
     assert lines == [] if reason == "not wanted" else lines[0].startswith(said[reason])
 
 
+class Threads:
+    """Counts of threads as they are set, with two to start from; one is ``faster``."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, faster: int) -> None:
+        self.now, self.trials = 2, []
+        patch.setattr(torch, "get_num_threads", lambda: self.now)
+        patch.setattr(torch, "set_num_threads", lambda number: setattr(self, "now", number))
+        patch.setattr(Sharing, "note", lambda _, number, *rest: self.trials.append(number))
+        patch.setattr(Sharing, "plan", lambda *_: (faster if len(self.trials) == 3 else 1 + len(self.trials) % 2, 1))
+
+
+@pytest.mark.parametrize("faster", [1, 2])
+def test_threads_are_chosen_once_and_kept(faster, tmp_path, monkeypatch):
+    """By a trial that leaves no trace; who goes on from a checkpoint keeps the number, unless told another."""
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+    path, plan, lines, seen = tmp_path / "run.checkpoint", Plan(8, 4, 2, 0), [], []
+
+    def sitting(steps=None, threads=None, config=None):
+        of = network(dtype=torch.float32)
+        take = chosen_step(of, "sgdm")
+        original, counts = type(take).__call__, Threads(monkeypatch, faster)
+
+        class Watched(type(take)):
+            def __call__(self, *batch):
+                seen.append(counts.now)
+                return original(self, *batch)
+
+        take.__class__ = Watched
+        if steps is not None:
+            take = killed_after(take, steps + 3)  # those of the trial
+        keywords = {"checkpoint": path, "config": {}, "report": lines.append} if config is None else {}
+        record = train(take, tiny_images(8), plan, seed=0, threads=threads, **keywords)
+        assert counts.now == 2  # as it was
+        return record, counts
+
+    alone, counts = sitting(threads=faster, config={})
+    assert (alone.threads, counts.trials) == ([faster], [])
+    seen.clear()
+    with pytest.raises(Killed):
+        sitting(steps=3)
+    assert seen == [1, 2, 1, *[faster] * 3]
+    record, counts = sitting()
+    assert (record.threads, counts.trials) == ([faster], [])
+    assert torch.equal(record.loss, alone.loss)
+    other = 3 - faster
+    record, _ = sitting(threads=other)
+    assert record.threads == [faster, other]
+    assert f"goes on with {other} threads, not {faster}: the last bits are those of neither" in lines
+
+
 def test_cost_is_said_once(monkeypatch):
     monkeypatch.setattr(training, "_TIMED_SECONDS", 0.0)
     lines = []
@@ -541,6 +592,7 @@ def test_an_interrupted_command_goes_on(tmp_path, capsys, monkeypatch):
         (["--tf32"], 2, "--tf32: has no effect here; it goes with --device cuda --dtype float32"),
         (["--data-dir", "x"], 2, "--data-dir: has no effect here; it goes with --dataset cifar10 or images"),
         (["--dataset", "images"], 2, "--dataset images: name their folder with --data-dir DIR"),
+        (["--threads", "0"], 2, "--threads: '0' is not allowed: a whole number from 1 to 1024"),
         (["--no-flips"], 2, "--flips: has no effect here; it goes with --dataset images"),
         (["--batch_size", "21"], 2, "--batch_size 21: digits has 20 images"),
         (["--seed", "1", "1"], 2, "names a seed twice"),

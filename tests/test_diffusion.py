@@ -94,7 +94,7 @@ def test_linear_solve_against_a_dense_matrix(n, gamma):
     definite, inverse, lower, row = diffusion._factor(diffusion._evaluate(x, diffusion._teacher(gamma)), 0.05)
     assert definite
     solution = diffusion._solve(inverse, lower, row, right)
-    np.testing.assert_allclose(solution, expected, rtol=TOLERANCE["linear solve"], atol=0.01 * TOLERANCE["linear solve"])
+    np.testing.assert_allclose(solution, expected, rtol=TOLERANCE["linear solve"], atol=1e-8)
 
 
 def test_indefinite_matrix_is_reported():

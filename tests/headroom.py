@@ -43,7 +43,7 @@ def record(entry: str, observed: float, allowed: float) -> None:
 
 
 class Tolerance:
-    """A positive number with a name: its multiples keep the name, and ``error < tolerance`` is recorded.
+    """A positive number with a name: multiples and sums keep the name, and ``error < tolerance`` is recorded.
 
     Not a ``float``: numpy and torch would compare with that on their own.
     """
@@ -66,6 +66,14 @@ class Tolerance:
         return Tolerance(self.name, self.value * float(factor))
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> "Tolerance":
+        return Tolerance(self.name, self.value / float(divisor))
+
+    def __add__(self, bound: Any) -> "Tolerance":
+        return Tolerance(self.name, self.value + float(bound))
+
+    __radd__ = __add__
 
     def __gt__(self, error: Any) -> bool:
         """``error < self``, or ``self > error``."""

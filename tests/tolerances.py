@@ -68,6 +68,19 @@ RESNET_TRAINING = {
     "bfloat16": 5e-2,  # relative; 8 bits through 19 layers
 }
 
+NEWTON = {
+    "rounding": 2e-15,  # over lambda times the damping: a step's error where its computed bound is round-off
+    "refined": 1e-6,  # relative, a step whose energy error is 1e-8, condition number 1e4
+    "step": 1e-9,  # relative, in the energy norm; the factor alone at lambda 1e-3
+    "outer": 1e-9,  # u of the training against u solved anew; round-off times a condition number of 1e4
+    "risk": 1e-9,  # the same for the risk
+    "zero risk": 1e-16,  # where the teacher can be reached exactly; rounding leaves (1e-15)^2 / lambda
+    "found": 1e-6,  # radians from such a teacher
+    "trajectory": 1e-8,  # two ways to six steps; round-off times a condition number of 1e5
+}
+
+EXTENSION = 1e-9  # relative, 40 epochs of a dense float64 run against a literal loop: round-off
+
 # Errors that round-off does not make: of a grid, of published numbers, what a solver itself stops at, a sharp bound.
 # They are nearly the same on every machine, and need no factor 10.
 METHOD = [

@@ -7,6 +7,7 @@ of ``tolerances.py`` are no plain numbers. They remember every error that they a
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -165,9 +166,9 @@ class _Approximation:
 
     def __eq__(self, actual: Any) -> bool:
         expected, rel, abs = self.bounds
-        allowed = max(float(rel) * np.abs(expected), float(abs))
+        allowed = max(float(rel) * math.fabs(expected), float(abs))
         for entry in _entries(rel, abs):
-            record(entry, float(np.abs(actual - expected)), float(allowed))
+            record(entry, math.fabs(float(actual) - float(expected)), allowed)
         return self.plain == actual
 
     def __repr__(self) -> str:

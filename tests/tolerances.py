@@ -69,7 +69,7 @@ RESNET_TRAINING = {
 }
 
 NEWTON = {
-    "rounding": 2e-15,  # over lambda times the damping: a step's error where its computed bound is round-off
+    "rounding": 4e-15,  # over lambda times the damping: a step's error where its computed bound is round-off
     "refined": 1e-6,  # relative, a step whose energy error is 1e-8, condition number 1e4
     "step": 1e-9,  # relative, in the energy norm; the factor alone at lambda 1e-3
     "outer": 1e-9,  # u of the training against u solved anew; round-off times a condition number of 1e4

@@ -32,6 +32,7 @@ NUMERICAL = [  # the files of tests whose outcome depends on the last digits
     "test_distances.py",
     "test_extension.py",
     "test_graphs.py",
+    "test_loss.py",
     "test_optimizers.py",
     "test_resnet.py",
     "test_resnet_network.py",

@@ -78,7 +78,7 @@ def add_optimizer(to: argparse.ArgumentParser, optimizers: Mapping[str, Numbers]
         "time_scale",
         optimizers,
         optimizer,
-        type=cli.pace,
+        type=cli.time_scale,
         metavar="H",
         help="learning rate of the features, per neuron: eta = 64 * time_scale",
     )
@@ -201,7 +201,7 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
     wanted = []
     for seed in options.seed:
         config = _config(options, seed)
-        path = (options.output or results.directory("VarPro_resnet")) / _file_name(options, config)
+        path = (options.output or names.directory("VarPro_resnet")) / _file_name(options, config)
         results.prepare(path)
         wanted.append((seed, config, path, not options.force and results.complete(path, config)))
     for seed, config, path, complete in wanted:

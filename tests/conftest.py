@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import headroom
 import pytest
 import torch
 from hypothesis import settings
@@ -22,6 +23,14 @@ ROOT = Path(__file__).resolve().parents[1]
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    headroom.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(headroom.Headroom(config))
 
 
 def load_script(path: str) -> ModuleType:

@@ -65,9 +65,10 @@ def resnet(config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, 
     return file_name(stated | _ordered(changed) | {"seed": config["seed"]}, name)
 
 
-def diffusion(config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, name: str = "") -> str:
-    """The file name of a diffusion; ``config`` has ``gamma`` and ``epochs``, the rest is as in :func:`shallow`."""
-    return file_name({"diffusion_gamma": config["gamma"], "epochs": config["epochs"]} | _ordered(changed), name)
+def limit(prefix: str, config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, name: str = "") -> str:
+    """The file name of a limit of the dynamics, ``prefix`` says of which; ``config`` has ``gamma`` and ``epochs``, all
+    else is as in :func:`shallow`."""
+    return file_name({f"{prefix}_gamma": config["gamma"], "epochs": config["epochs"]} | _ordered(changed), name)
 
 
 def _ordered(changed: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from varpro.figures.animation import Film, film, frame_epochs
 from varpro.figures.panels import PUBLISHED_LOOK, TEACHER_LOOK
 from varpro.figures.publish import Publisher
 from varpro.paper import grid, published, records
-from varpro.teachers import circle_density
+from varpro.domains.circle import circle_density
 
 publish = Publisher()
 

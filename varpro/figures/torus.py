@@ -17,7 +17,7 @@ from varpro.figures import panels
 from varpro.figures.animation import Film, film, frame_epochs
 from varpro.figures.publish import Publisher
 from varpro.paper import grid, records
-from varpro.teachers import torus_problem
+from varpro.problem import drawn_problem
 
 publish = Publisher()
 
@@ -90,7 +90,7 @@ def teacher(spec: grid.Figure, seeds: Sequence[int] | None = None) -> Figure:
     with panels.style():
         figure = Figure(figsize=(8, 7))
         for row, gamma in enumerate((100.0, math.inf)):
-            neurons = torus_problem(RadialTorus(LAPLACE), 0, 1, 1, 4096, gamma).teacher
+            neurons = drawn_problem(RadialTorus(LAPLACE), 0, 1, 1, 4096, gamma).teacher
             axes = figure.add_subplot(2, 2, 2 * row + 1)
             few = len(neurons) < 10
             for k, colour in enumerate(panels.colours("epoch", 4)[1::2]):  # even and odd neurons: one mode each

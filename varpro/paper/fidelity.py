@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from varpro import results
+from varpro.domains.circle import circle_density
 from varpro.paper import grid, published, records
 from varpro.paper.published import RunCurve
-from varpro.teachers import circle_density
 
 ALLOWED = {"loss": 0.03, "distance": 0.01, "density": 0.01}  # the median deviation, by the first word of the quantity
 # The published runs solve the inner problem in float32. That leaves an excess risk which grows like 1 / lambda^2: about

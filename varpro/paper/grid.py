@@ -55,7 +55,7 @@ class Diffusion:
     @property
     def path(self) -> Path:
         """The file of this solution, whether it exists or not."""
-        return names.directory() / names.diffusion({"gamma": self.gamma, "epochs": self.epochs})
+        return names.directory() / names.limit("diffusion", {"gamma": self.gamma, "epochs": self.epochs})
 
     @property
     def label(self) -> str:

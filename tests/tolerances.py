@@ -78,6 +78,13 @@ NEWTON = {
     "trajectory": 1e-8,  # two ways to six steps; round-off times a condition number of 1e5
 }
 
+LOSS = {
+    "gradient": 1e-8,  # relative; central differences of step 1e-5: 1e-10 of it, and round-off over the step
+    "float32 features": 1e-5,  # relative; u in float64, features and gradient rounded to float32
+    "perfect fit float32": 1e-8,  # round-off squared, over 2 lambda = 2e-6
+    "perfect fit float64": 1e-24,
+}
+
 EXTENSION = 1e-9  # relative, 40 epochs of a dense float64 run against a literal loop: round-off
 
 # Errors that round-off does not make: of a grid, of the published numbers, of a stopping rule, of a sharp bound. They are

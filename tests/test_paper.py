@@ -63,7 +63,7 @@ def test_names_state_options_in_one_order():
     expected = "x_lambda=0.001_width=8_gamma=inf_epochs=5_samples=64_solver=dense_dtype=float32_mine=1_seed=3.pt"
     assert names.shallow(config, stated, "x") == expected
     assert names.shallow(config | {"data": "own-12"}) == "lambda=0.001_width=8_data=own-12_epochs=5_seed=3.pt"
-    assert names.diffusion({"gamma": 10.0, "epochs": 5}, {"saving_step": 2, "grid_size": 64}) == (
+    assert names.limit("diffusion", {"gamma": 10.0, "epochs": 5}, {"saving_step": 2, "grid_size": 64}) == (
         "diffusion_gamma=10_epochs=5_grid_size=64_saving_step=2.pt"
     )
 

@@ -3,8 +3,8 @@
 A reference table holds the seconds of every kind of run on one core of one machine. What this machine does is measured
 anew each time, in about a second, by small fixed computations, one for each kind: they spend their time on the same
 operations as the runs do, so both grow by much the same factor from one processor to the next. (With AVX2 in place of
-AVX-512 the probe of the torus takes 1.7 times as long and its epochs 1.6 to 1.8 times, that of the ResNets 1.7 and their
-steps 1.8, that of the circle 1.0 and its epochs 1.0 to 1.3.) No kernel is compiled for that.
+AVX-512 the probe of the torus takes 1.7 times as long and its epochs 1.6 to 1.8 times, that of the ResNets 1.7 and
+their steps 1.8, that of the circle 1.0 and its epochs 1.0 to 1.3.) No kernel is compiled for that.
 """
 
 import math

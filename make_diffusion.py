@@ -10,7 +10,7 @@ Measured on one core: 0.2, 0.4 and 0.8 s for gamma 10, 100 and 1000, after 2.5 s
 
 from tqdm import tqdm
 
-from varpro import cli, results
+from varpro import cli, names
 from varpro.domains.circle import CIRCLE
 from varpro.runs.limits import CIRCLE_DIFFUSION
 from varpro.runs.options import add_diffusion
@@ -36,7 +36,7 @@ def main(argv=None):
             epochs=options.epochs,
             time_scale=options.time_scale,
             snapshot_epochs=epochs,
-            folder=options.output or results.directory(),
+            folder=options.output or names.directory(),
             grid_size=options.grid_size,
             name=options.name,
             force=options.force,

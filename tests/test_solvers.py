@@ -33,7 +33,7 @@ class LeakyCircle(ReLUCircle):
         return torch.nn.functional.leaky_relu(inputs @ weights.T, 0.1)
 
     def pull_back(self, weights, inputs, features, cotangent):
-        return (cotangent * torch.where(features > 0, 1.0, 0.1)).T @ inputs
+        return cotangent.where(features > 0, 0.1 * cotangent).T @ inputs
 
     predict = FeatureMap.predict
 
@@ -82,7 +82,7 @@ def test_reduced_risk_against_dense_solves_and_finite_differences(kind, features
         risk, outer = risk_of(weights)
         assert found.risk == pytest.approx(risk, rel=SOLVE)
         np.testing.assert_allclose(torch.as_tensor(found.outer).flatten(), outer, rtol=0, atol=10 * SOLVE)
-        gradient, step = torch.as_tensor(found.gradient), 1e-5
+        gradient, step = torch.as_tensor(found.gradient), 2e-6
         for _ in range(3):
             direction = torch.randn(width, 2, dtype=torch.float64, generator=stream)
             direction = domain.tangent(weights, direction)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numba import njit
-from tolerances import EXACT, FLOAT32, GRADIENT, SOLVE, TRAJECTORY
+from tolerances import EXACT, EXPONENTIAL, FEATURE, FLOAT32, FOLLOWS, GRADIENT, OUTER, RESIDUAL, SOLVE, TRAJECTORY
 
 from varpro.features import RADIAL_KERNELS, RadialTorus
 from varpro.solvers import torus
@@ -12,10 +12,6 @@ from varpro.solvers.dense import DenseSolver
 from varpro.solvers.torus import KERNELS, TorusSolver
 
 LMBDA, TIME_SCALE = 1e-3, 2**-10
-FOLLOWS = 10 * TRAJECTORY  # two runs whose inner solves leave relative residuals of up to 1e-10 each
-RESIDUAL = {"float32": 1e-6, "float64": 1e-10}  # |b - A u| / |b|, promised
-FEATURE = {"float32": 2e-6, "float64": 1e-14}  # relative to max g; rounding of w - x and of g
-EXPONENTIAL = {"float32": 2e-7, "float64": 1e-15}  # relative
 kernels = pytest.mark.parametrize("kernel", KERNELS)
 precisions = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
@@ -249,7 +245,7 @@ def test_one_solver_takes_up_other_states():
         w = weights[:width].copy()
         outer = solver.solve(w)
         expected = np.linalg.solve(*system("laplace", inputs, targets, w))
-        np.testing.assert_allclose(outer, expected, rtol=1e-6)
+        np.testing.assert_allclose(outer, expected, rtol=OUTER)
         other = weights[-width:].copy()
         outer = np.linalg.solve(*system("laplace", inputs, targets, other))
         losses = solver.advance(other, outer, 1)

@@ -9,12 +9,13 @@ import torch
 from conftest import load_script
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerances import EXACT, GRADIENT, PINNED, SOLVE
+from tolerances import EXACT, FLOAT32_STATE, GRADIENT, PINNED, PRINTED, RESIDUAL, SOLVE, WRAPPED
 
-from varpro import paper, results
+from varpro import results
 from varpro.distances import TorusMeasure
 from varpro.domains.torus import TORUS, wrap_torus
 from varpro.features import RADIAL_KERNELS, RadialKernel, RadialTorus
+from varpro.paper import grid, published
 from varpro.solvers.dense import DenseSolver
 
 KERNELS = sorted(RADIAL_KERNELS)
@@ -114,11 +115,11 @@ def test_first_numbers_of_seed_0():
 def test_initial_distances_are_the_published_ones(width, distance):
     """Means over the six seeds; they see nothing but the draws."""
     found = []
-    for seed in paper.SEEDS:
+    for seed in grid.SEEDS:
         draws = TORUS.draws(seed, 4096, width, 4096, 100.0)
         found.append(TorusMeasure(draws.student).energy_distance(TorusMeasure(draws.teacher)))
-    assert np.mean(found) == pytest.approx(distance, rel=1e-5)
-    curve = paper.published("convolution_width_distance")["single", "distance_teacher", f"M={width}", "solid"]
+    assert np.mean(found) == pytest.approx(distance, rel=PRINTED)
+    curve = published.table("convolution_width_distance")["single", "distance_teacher", f"M={width}", "solid"]
     assert curve.y[0] == distance
 
 
@@ -191,8 +192,8 @@ def test_distances_are_those_of_the_states(tmp_path):
     for epoch, weights in zip(found["snapshot_epochs"], found["weights"], strict=True):
         place = int(np.searchsorted(found["distance_epochs"].numpy(), int(epoch)))
         expected = TorusMeasure(weights.numpy()).energy_distance(teacher)
-        assert found["distance_teacher"][place].item() == pytest.approx(expected, rel=1e-5)  # states are float32
-    assert found["inner_solves"]["worst_residual"] <= 1e-6
+        assert found["distance_teacher"][place].item() == pytest.approx(expected, rel=FLOAT32_STATE)
+    assert found["inner_solves"]["worst_residual"] <= RESIDUAL["float32"]
     assert found["inner_solves"]["solves"] >= 5
 
 
@@ -211,4 +212,4 @@ def test_inputs_any_number_of_periods_away_are_the_same_data(tmp_path):
         load_script(SCRIPT).main(["--epochs", "6", "--data", f"{folder}/data/mine.pt", "--output", str(folder)])
         (path,) = folder.glob("*.pt")
         losses.append(results.load(path)["loss"])
-    torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
+    torch.testing.assert_close(*losses, rtol=WRAPPED, atol=0)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import random_problem
-from tolerances import EXACT, SOLVE
+from tolerances import EXACT, FLOAT32_STATE, SOLVE
 
 from varpro import cli, ridge
 from varpro.features import LAPLACE, RadialTorus, ReLUCircle
@@ -72,9 +72,9 @@ def test_record_of_a_run(make_solver, outer_update):
     for place, epoch in enumerate(record.snapshot_epochs[:-1].tolist()):
         features = torch.relu(torch.from_numpy(PROBLEM.inputs) @ record.weights[place].double().T)
         loss = ridge.loss(features, targets, record.outer[place].double()[:, None], 1e-2, 1.0)
-        assert loss.item() == pytest.approx(record.loss[epoch].item(), abs=1e-6)  # states are kept in float32
+        assert loss.item() == pytest.approx(record.loss[epoch].item(), abs=FLOAT32_STATE)
     assert sorted(seen) == list(range(21))
-    np.testing.assert_allclose(seen[9], record.weights[3], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(seen[9], record.weights[3], rtol=0, atol=FLOAT32_STATE)
     assert record.measured["distance_teacher"].tolist() == plan.distance_epochs.tolist()
 
 

@@ -1,4 +1,4 @@
-"""Result files: names, atomic writing, safe reading, provenance (docs/definitions.md, 7).
+"""Result files: atomic writing, safe reading, provenance (docs/definitions.md, 7); names are those of varpro/names.py.
 
 One ``.pt`` file per run holds plain tensors, numbers, strings, dicts and lists. It is read with
 ``torch.load(weights_only=True)``: nothing in it can execute code.
@@ -17,32 +17,14 @@ from typing import IO, Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]  # the repository: the package is installed in editable mode
-_RESULTS_ROOT = "VARPRO_RESULTS"  # environment variable: another place for every experiment's results
+from varpro.names import ROOT
+
 _UNFINISHED = ".tmp"  # suffix of a file that is being written
 _PACKAGES = ("torch", "numpy", "scipy", "numba")
 
 
 class ResultError(Exception):
     """A result file is missing, unreadable, or belongs to another run; the message is one line for the user."""
-
-
-def directory(experiment: str = "") -> Path:
-    """``results/`` of an experiment folder; of the repository itself for ``""``.
-
-    Below ``$VARPRO_RESULTS`` where that is set, which tests and other sweeps use.
-    """
-    return Path(os.environ.get(_RESULTS_ROOT, ROOT)) / experiment / "results"
-
-
-def file_name(parameters: Mapping[str, Any], name: str = "") -> str:
-    """``[name_]key=value_..._key=value.pt`` in the order of ``parameters``; numbers in their shortest form."""
-    parts = [f"{key}={_short(value)}" for key, value in parameters.items()]
-    return "_".join([name, *parts] if name else parts) + ".pt"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def save(path: Path, contents: Mapping[str, Any]) -> None:

@@ -56,12 +56,32 @@ def solve_unchecked(
     return centre + torch.cholesky_solve(features.T @ residual, factor), failed
 
 
+def moments(features: torch.Tensor, targets: torch.Tensor, centre: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """All that L knows of ``features (N, M)``, ``targets (N, k)``: phi^T phi / N (M, M), phi^T (y - phi c / M) / N."""
+    residual = targets - centre * features.mean(dim=1, keepdim=True)
+    return features.T @ features / len(features), features.T @ residual / len(features)
+
+
+def solve_moments_unchecked(
+    second: torch.Tensor, cross: torch.Tensor, lmbda: float, centre: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :func:`solve_unchecked` returns, from means of :func:`moments` over several batches.
+
+    (A / M + lam I) delta = b for ``second`` A (M, M) and ``cross`` b (M, k).
+    """
+    matrix = second / len(second)
+    matrix.diagonal().add_(lmbda)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return centre + torch.cholesky_solve(cross, factor), failed
+
+
 def not_definite(features: torch.Tensor, lmbda: float) -> FloatingPointError:
     """The error of a solve whose matrix is not positive definite in the precision of ``features (N, M)``."""
     size = min(features.shape)
+    remedy = "a larger lambda" if features.dtype == torch.float64 else "float64 or a larger lambda"
     return FloatingPointError(
         f"inner solve: the {size} x {size} system is not positive definite in "
-        f"{str(features.dtype).removeprefix('torch.')} at lambda {lmbda:g}; use float64 or a larger lambda"
+        f"{str(features.dtype).removeprefix('torch.')} at lambda {lmbda:g}; use {remedy}"
     )
 
 

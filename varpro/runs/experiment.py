@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from varpro import cli, results
+from varpro import cli, names, results
 from varpro.features import FeatureMap
 from varpro.problem import Problem, drawn_problem, problem_from_tensors
 from varpro.runs.bookkeeping import Checkpoint, locked
@@ -95,7 +95,7 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
             config["activation"] = options.activation
         if options.tf32:
             config["tf32"] = True
-        path = (options.output or results.directory(folder.name)) / file_name(options, config, usual=choice.usual)
+        path = (options.output or names.directory(folder.name)) / _file_name(options, config, usual=choice.usual)
         results.prepare(path)
         limit = choices.limit if tensors is None else None
         run = Run(config, path, problem, objective, choice, plan, limit, options.output)
@@ -217,7 +217,7 @@ def _measurement(run: Run) -> Measurement | None:
             epochs=run.plan.epochs,
             time_scale=run.config["time_scale"],
             snapshot_epochs=run.plan.measured_epochs,
-            folder=run.folder or results.directory(),
+            folder=run.folder or names.directory(),
         )
     if teacher is None and limit is None:
         return None
@@ -233,15 +233,11 @@ def _measurement(run: Run) -> Measurement | None:
     return measure
 
 
-def file_name(options: argparse.Namespace, config: dict, *, usual: bool) -> str:
-    """States the paper's parameters always, the others where they are not the default; the solver unless ``usual``."""
-    stated = {"lambda": config["lambda"], "width": config["student_width"]}
-    stated |= {"gamma": config["gamma"]} if config["data"] is None else {"data": config["data"]}
-    stated |= {"epochs": config["epochs"]}
-    stated |= {key: config[key] for key in _NAMED if key in options.given and config[key] != options.defaults[key]}
+def _file_name(options: argparse.Namespace, config: dict, *, usual: bool) -> str:
+    changed = {key: config[key] for key in _NAMED if key in options.given and config[key] != options.defaults[key]}
     if not usual:
-        stated |= {"solver": config["solver"], "dtype": "tf32" if "tf32" in config else config["dtype"]}
-    return results.file_name(stated | {"seed": config["seed"]}, options.name)
+        changed |= {"solver": config["solver"], "dtype": "tf32" if "tf32" in config else config["dtype"]}
+    return names.shallow(config, changed, options.name)
 
 
 def _read_data(options: argparse.Namespace) -> tuple[dict | None, str | None]:

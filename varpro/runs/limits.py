@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from varpro import results
+from varpro import names, results
 from varpro.diffusion.circle import solve_diffusion
 from varpro.domains.base import Measure
 from varpro.domains.circle import CIRCLE
@@ -52,11 +52,10 @@ class Limit:
         grid_size = grid_size or self.grid_size
         step = int(snapshot_epochs[1] - snapshot_epochs[0])
         usual = np.array_equal(snapshot_epochs, schedule(epochs).measured_epochs)
-        parameters = {f"{self.prefix}_gamma": gamma, "epochs": epochs}
-        parameters |= {"grid_size": grid_size} if grid_size != self.grid_size else {}
-        parameters |= {"time_scale": time_scale} if time_scale != TIME_SCALE else {}
-        parameters |= {} if usual else {"saving_step": step}
-        path = folder / results.file_name(parameters, name)
+        changed = {"grid_size": grid_size} if grid_size != self.grid_size else {}
+        changed |= {"time_scale": time_scale} if time_scale != TIME_SCALE else {}
+        changed |= {} if usual else {"saving_step": step}
+        path = folder / names.limit(self.prefix, {"gamma": gamma, "epochs": epochs}, changed, name)
         numbers = {"gamma": gamma, "epochs": epochs, "time_scale": time_scale, "grid_size": grid_size}
         config = numbers | {"saving_step": step}
         results.prepare(path)

@@ -280,7 +280,7 @@ def test_error_follows_the_tolerance():
     exact = solve_torus_diffusion(100.0, EPOCHS, grid_size=16, rtol=1e-8).density
     for rtol in (1e-3, 1e-4, 1e-5):
         found = solve_torus_diffusion(100.0, EPOCHS, grid_size=16, rtol=rtol).density
-        assert l1_distance(found, exact).max() < rtol ** (2 / 3)  # second order, steps as rtol^(1/3)
+        assert l1_distance(found, exact).max() < 0.7 * rtol ** (2 / 3)  # second order, steps as rtol^(1/3)
 
 
 def test_interpolation_stays_positive_where_the_cubic_is_not():
@@ -422,19 +422,17 @@ def law_at(points: np.ndarray, gamma: float) -> np.ndarray:
 
 
 def test_potential_against_the_direct_sum():
-    # Points of a 768^2 lattice, weighted by the law; its error is of order h^2 and leaves when extrapolated.
-    rng = np.random.default_rng(0)
-    points = np.concatenate([rng.uniform(-6, 6, (10, 2)), [[-1, 0], [-0.98, 0.03], [1, 1], [-2, 2], [0, 0]]])
+    # Points of a 768^2 lattice, weighted by the law. Its error of order h^2 leaves when extrapolated; that of order h^3,
+    # from the kink at the place itself, is small where the place is a corner between cells.
+    places = np.random.default_rng(0).integers(-500, 500, (20, 2)) / 96
     found = TorusDensity(TorusTeacher.of_law(10.0, 96).cells)
     sums = []
     for n in (384, 768):
         law = TorusMeasure(lattice(n), law_at(lattice(n), 10.0))
-        sums.append(np.array([TorusMeasure(point[None]).mean_distance(law) for point in points]))
+        sums.append(np.array([TorusMeasure(place[None]).mean_distance(law) for place in places]))
     direct = sums[1] + (sums[1] - sums[0]) / 3
-    potential = np.array([found.mean_distance(TorusMeasure(point[None])) for point in points])
-    # what is left in the sums is of order h^3 times the density, from the kink at the point itself
-    np.testing.assert_allclose(potential, direct, atol=10 * TOLERANCE["potential"])
-    assert np.abs(potential - direct).mean() < 3 * TOLERANCE["potential"]
+    potential = np.array([found.mean_distance(TorusMeasure(place[None])) for place in places])
+    np.testing.assert_allclose(potential, direct, atol=TOLERANCE["potential"])
 
 
 def test_potential_is_of_fourth_order():

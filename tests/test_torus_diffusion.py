@@ -383,7 +383,7 @@ def test_cubics_in_the_logarithm_are_interpolated_exactly():
     for epoch in (0, 3, 7, 33, 49, 50):
         s = math.log1p(epoch)
         np.testing.assert_allclose(density_at(density, epochs, epoch), 9 + field * s**3 - s, rtol=1e-12)
-    with pytest.raises(ValueError, match="epoch must be between 0 and 50, .* not 51"):
+    with pytest.raises(ValueError, match=r"epoch must be between 0 and 50, .* not 51"):
         density_at(density, epochs, 51)
 
 
@@ -422,8 +422,8 @@ def law_at(points: np.ndarray, gamma: float) -> np.ndarray:
 
 
 def test_potential_against_the_direct_sum():
-    # Points of a 768^2 lattice, weighted by the law. Its error of order h^2 leaves when extrapolated; that of order h^3,
-    # from the kink at the place itself, is small where the place is a corner between cells.
+    # Points of a 768^2 lattice, weighted by the law. Its error of order h^2 leaves when extrapolated; that of order
+    # h^3, from the kink at the place itself, is small where the place is a corner between cells.
     places = np.random.default_rng(0).integers(-500, 500, (20, 2)) / 96
     found = TorusDensity(TorusTeacher.of_law(10.0, 96).cells)
     sums = []

@@ -47,6 +47,21 @@ DIFFUSION = {
     "published": 2e-3,  # relative; the published curves are as far (1e-3) from converged finite volumes
 }
 
+TORUS_DIFFUSION = {
+    "linear solve": 1e-10,  # relative; the residual asked for is 1e-12, condition numbers up to 1e2
+    "average": 1e-10,  # relative; Gauss quadrature of the law over cells, differences of cdfs of size 1
+    "mass": 1e-12,  # round-off of a sum of 4096 cells
+    "stationary": 1e-10,  # relative; round-off of the start, the same in every step
+    "symmetric": 1e-6,  # relative; linear solves stop at other residuals where red cells are others (rtol 1e-6)
+    "converged": 1e-10,  # L1, after 200 units of time; what a few very long L-stable steps leave
+    "circle": 1e-3,  # L1; both solvers' errors in time and space, about 1e-4
+    "decay rate": 3e-3,  # relative; the start is 1e-3 from linear, and 3e-4 is seen
+    "stiff reference": 3e-5,  # L1; rtol 1e-7 leaves 3e-6, the reference less
+    "restart": 5e-5,  # L1; two runs with different steps, 3e-6 apart
+    "potential": 1e-6,  # distances of size 1; what is asked for, and the direct sum itself is good to 1e-7
+    "law": 1e-11,  # distances of size 1 by Fourier transforms: a closed form over a cell's area loses 4 digits
+}
+
 SHAMPOO = {
     "oracle": 1e-8,  # relative, after 10 steps; round-off times the condition number of P, 1e6 where few gradients have
     # been seen, is 1e-10 in each of two roots; changes of the gradients grow five hundredfold

@@ -40,6 +40,7 @@ WEIGHT = math.sqrt(2) / 4  # of the first two slopes in the step
 ERROR_WEIGHTS = ((1 - WEIGHT) / 3 - WEIGHT, (3 * WEIGHT + 1) / 3 - WEIGHT, DIAGONAL / 3 - DIAGONAL)
 NEWTON_SHARE = 1e-2  # of what a step may err, or of what it moves where that is less: L1 residual of a stage
 NEWTON_FLOOR = 1e-16  # L1; the mass is 1
+FLAT = 1e-24  # an energy this close to its minimum is round-off: it may go up
 FILTER_SHARE = 0.1  # of what a step may err: residual of the linear system in its error estimate
 FORCING = 0.1  # residual of the linear system in Newton's steps, relative; less when Newton converges fast
 MAX_NEWTON_STEPS = 30
@@ -188,7 +189,8 @@ def _initial_state(problem: _Problem, density: np.ndarray) -> _State:
 def _attempt(state: _State, size: float, problem: _Problem) -> Trial:
     """One step of TR-BDF2: admissible where both stages converged and the energy falls; details: the iterations."""
     solved, after, error, iterations = _step(problem, state, size)
-    falls = _excess_energy(after, problem.area) <= _excess_energy(state, problem.area)
+    excess, new_excess = _excess_energy(state, problem.area), _excess_energy(after, problem.area)
+    falls = new_excess <= excess or max(new_excess, excess) < FLAT
     return Trial(error, solved and falls, state, after, iterations)
 
 

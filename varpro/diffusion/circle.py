@@ -25,16 +25,11 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from varpro.diffusion.stepping import DIAGONAL, E32, Step, accepted_steps, decreases, fill_snapshots, first_size
 from varpro.teachers import BUMP_MASSES, SECOND_BUMP
 
 MIN_GRID_SIZE = 8
 MAX_GAMMA = 1e8  # beyond, Y has too few digits between the bumps (and a bump is 4e-4 wide)
-DIAGONAL = 1 / (2 + math.sqrt(2))  # d of the Rosenbrock pair, the value that makes it L-stable
-E32 = 6 + math.sqrt(2)  # e_32 of the pair's error estimate
-SAFETY = 0.9
-STEP_RATIO_LIMITS = (0.2, 4.0)  # of two steps in a row
-FLAT = 1e-18  # an energy this close to its minimum is round-off: it may go up
-MAX_REJECTIONS = 60  # in a row; the step is then below 1e-20 of the first try
 
 
 @dataclass(frozen=True)
@@ -63,17 +58,6 @@ class _State(NamedTuple):
     density: np.ndarray
     slope: np.ndarray
     curvature: np.ndarray
-
-
-class _Step(NamedTuple):
-    """An accepted step from ``before`` to ``after`` (times and states) with its stages (n,)."""
-
-    time_before: float
-    time_after: float
-    before: _State
-    after: _State
-    k1: np.ndarray
-    k2: np.ndarray
 
 
 def solve_diffusion(
@@ -105,9 +89,14 @@ def solve_diffusion(
     times, energy = [0.0], [0.5 + _excess_energy(state.y)]
     done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
     density[:done] = _cell_masses(state.y, levels)
-    for step in _accepted_steps(state, teacher, snapshot_times[-1], rtol):
+
+    def cells(step: Step[_State], part: float) -> tuple[np.ndarray]:
+        size = step.time_after - step.time_before
+        return (_cell_masses(_interpolate(step.before, step.after.y, step.k1, step.k2, size, part), levels),)
+
+    for step in _steps(state, teacher, snapshot_times[-1], rtol):
         stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
-        _fill_snapshots(step, snapshot_times[done:stop], levels, density[done:stop])
+        fill_snapshots(step, snapshot_times[done:stop], cells, density[done:stop])
         done, state = stop, step.after
         times.append(step.time_after)
         energy.append(0.5 + _excess_energy(state.y))
@@ -118,48 +107,19 @@ def solve_diffusion(
     return Diffusion(density, grid, epochs, np.array(energy), np.array(times), len(times) - 1, state.x)
 
 
-def _accepted_steps(
+def _steps(
     state: _State, teacher: tuple[float, float, float, float], end: float, rtol: float
-) -> Iterator[_Step]:
+) -> Iterator[Step[_State]]:
     """The adaptive steps from time 0 to ``end``, each within ``rtol`` and with a smaller energy."""
-    # The first step would move the mass rtol^(1/3), could the flow keep its first speed.
-    size = rtol ** (1 / 3) / max(_density_change(state.x, state.density * state.curvature), 1e-12)
-    time, rejections = 0.0, 0
-    while time < end:
-        left = end - time
-        last = size >= left
-        size = left if last else min(size, left / 2)  # no tiny last step, too short to lower the energy
+
+    def attempt(state: _State, size: float) -> tuple[_State, np.ndarray, np.ndarray, float]:
         solvable, after, k1, k2, error_vector = _rosenbrock_step(state, size, teacher)
-        error = _density_change(state.x, error_vector) if solvable else math.inf
-        if error <= rtol and _increasing(after.x, after.y) and _energy_decreases(state.y, after.y):
-            accepted = _Step(time, end if last else time + size, state, after, k1, k2)
-            yield accepted
-            state, time, rejections = after, accepted.time_after, 0
-        else:
-            rejections += 1
-            if rejections > MAX_REJECTIONS:
-                raise RuntimeError(
-                    f"no step is short enough at time {time:g} (gamma = {teacher[0]:g}, rtol = {rtol:g})"
-                )
-            error = max(error, 8 * rtol)  # at most half the step, whichever test failed
-        low, high = STEP_RATIO_LIMITS
-        size *= min(high, max(low, SAFETY * (rtol / max(error, 1e-300)) ** (1 / 3)))
+        sound = solvable and _increasing(after.x, after.y)
+        sound = sound and decreases(_excess_energy(state.y), _excess_energy(after.y))
+        return after, k1, k2, _density_change(state.x, error_vector) if sound else math.inf
 
-
-def _fill_snapshots(step: _Step, times: np.ndarray, levels: np.ndarray, masses: np.ndarray) -> None:
-    """Cell masses (len(times), G) at ``times``, all inside ``step``, into ``masses``."""
-    for k, time in enumerate(times):
-        if k > 0 and time == times[k - 1]:
-            masses[k] = masses[k - 1]
-            continue
-        size = step.time_after - step.time_before
-        between = _interpolate(step.before, step.after.y, step.k1, step.k2, size, (time - step.time_before) / size)
-        masses[k] = _cell_masses(between, levels)
-
-
-def _energy_decreases(y: np.ndarray, new_y: np.ndarray) -> bool:
-    excess, new_excess = _excess_energy(y), _excess_energy(new_y)
-    return new_excess <= excess or max(new_excess, excess) < FLAT
+    size = first_size(rtol, _density_change(state.x, state.density * state.curvature))
+    return accepted_steps(state, attempt, size, end, rtol, f"gamma = {teacher[0]:g}")
 
 
 # ---- the law of the teacher at one angle: varpro.teachers in scalar form ----

@@ -43,3 +43,15 @@ RESNET_TRAINING = {
     "statistics": 1e-12,  # one mean and one variance in another order
     "bfloat16": 5e-2,  # relative; 8 bits through 19 layers
 }
+
+PROJECTED = {
+    "derivatives": 1e-6,  # relative to the largest; central differences of step 1e-6
+    "linear solve": 1e-10,  # two factorisations of a matrix with condition number 1e4 or so
+    "mass": 1e-11,  # differences of a cdf of size 2 over cells of mass 1e-2 and more
+    "harmonics": 2e-4,  # second order on 1024 cells
+    "turned": 2e-3,  # L1; the grid of 128 cells is cut elsewhere, and the solution has steep places
+    "stationary": 1e-3,  # L1; second order on 256 cells
+    "end": 1e-3,  # second order on 256 cells
+    "plain": 1e-3,  # L1; two schemes, second order on 1024 and 512 cells
+    "same teacher": 1e-4,  # L1; splines through 512 values
+}

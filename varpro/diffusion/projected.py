@@ -91,7 +91,7 @@ def solve_projected(
     snapshot_epochs: Sequence[int],
     time_scale: float = 2**-10,
     grid_size: int = 4096,
-    rtol: float = 1e-5,
+    rtol: float = 3e-5,
     progress: Callable[[float], None] | None = None,
     start: Density | np.ndarray | None = None,
 ) -> ProjectedDiffusion:
@@ -119,9 +119,12 @@ def solve_projected(
     times, energy = [0.0], [state.excess]
     done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
     density[:done], outer[:done] = output(state)
+
+    def between(step: Step[_State], part: float) -> tuple[np.ndarray, np.ndarray]:
+        return output(_between(step, part, law))
+
     for step in _steps(state, law, snapshot_times[-1], rtol):
         stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
-        between = lambda step, part: output(_between(step, part, law))  # noqa: E731
         fill_snapshots(step, snapshot_times[done:stop], between, density[done:stop], outer[done:stop])
         done, state = stop, step.after
         times.append(step.time_after)
@@ -159,10 +162,8 @@ def _gamma_law(gamma: float) -> _Law:
     def slope(x: np.ndarray) -> np.ndarray:
         total = 0.0
         for mass, centre in zip(BUMP_MASSES, (0.0, SECOND_BUMP), strict=True):
-            half = (x - centre) / 2
-            total = total - mass * root * gamma / (2 * math.pi) * np.sin(half) * np.cos(half) / (
-                1 + gamma * np.sin(half) ** 2
-            ) ** 2
+            below = 1 + gamma / 2 * (1 - np.cos(x - centre))
+            total = total - mass * root * gamma / (4 * math.pi) * np.sin(x - centre) / (below * below)
         return total
 
     return _Law(lambda x: circle_density(x, gamma), slope, lambda x: circle_cdf(x, gamma), first)
@@ -306,6 +307,13 @@ def _upwind(odd: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray, 
     )
 
 
+def _banded_order(m: int) -> np.ndarray:
+    """Places (2 m,) of the unknowns X_0, ..., g_0, ... when cells are taken from both ends: 0, m - 1, 1, m - 2, ..."""
+    cells = np.arange(m)
+    place = np.where(2 * cells < m, 2 * cells, 2 * (m - 1 - cells) + 1)
+    return np.concatenate([2 * place, 2 * place + 1])
+
+
 class _Matrix:
     """W = I - weight J for the rates of ``_evaluate``: factored, to be applied to right-hand sides.
 
@@ -316,16 +324,14 @@ class _Matrix:
 
     def __init__(self, state: _State, weight: float) -> None:
         m = state.x.size
-        cells = np.arange(m)
-        place = np.where(2 * cells < m, 2 * cells, 2 * (m - 1 - cells) + 1)
-        self.order = np.concatenate([2 * place, 2 * place + 1])  # of X, then of g
-        band = np.zeros((3 * _BAND + 1, 2 * m))
+        self.order = _banded_order(m)
+        band = np.zeros((3 * _BAND + 1, 2 * m), order="F")
         local, self.by_c, c_by = _derivatives(state)
         for row, column, values in local:
             i, j = self.order[row], self.order[column]
             band[2 * _BAND + i - j, j] -= weight * values
         band[2 * _BAND] += 1
-        self.factor, self.pivots, info = dgbtrf(band, _BAND, _BAND)
+        self.factor, self.pivots, info = dgbtrf(band, _BAND, _BAND, overwrite_ab=1)
         self.sound = info == 0 and bool(np.isfinite(self.factor).all())
         if not self.sound:
             return
@@ -336,7 +342,7 @@ class _Matrix:
     def _local(self, right: np.ndarray) -> np.ndarray:
         sorted_right = np.empty_like(right)
         sorted_right[self.order] = right
-        solution, _ = dgbtrs(self.factor, _BAND, _BAND, sorted_right, self.pivots)
+        solution, _ = dgbtrs(self.factor, _BAND, _BAND, sorted_right, self.pivots, overwrite_b=1)
         return solution.reshape(right.shape)[self.order]
 
     def solve(self, right: np.ndarray) -> np.ndarray:
@@ -486,29 +492,32 @@ def _between(step: Step[_State], part: float, law: _Law) -> _State:
 class _Output:
     """From a state to cell averages of f and values of u on the output grid.
 
-    The mass below an angle is a curve through the nodes, as a function of Y: smooth, and straight at the end of the
-    flow where the share is constant. Monotone interpolation (Fritsch and Carlson 1980) keeps densities positive.
+    The mass below an angle is interpolated as a function of Y, in which it is straight at the end of the flow but for
+    the share; monotone interpolation (Fritsch and Carlson 1980) keeps densities positive.
     """
 
     def __init__(self, edges: np.ndarray, law: _Law) -> None:
-        self.edges, self.centres = edges, (edges[1:] + edges[:-1]) / 2
-        self.levels = law.cdf(edges) + law.cdf(edges + math.pi)  # Y at the edges
-        self.centre_levels = law.cdf(self.centres) + law.cdf(self.centres + math.pi)
+        centres = (edges[1:] + edges[:-1]) / 2
+        self.per_radian = centres.size / (2 * math.pi)
+        self.edge_levels = law.cdf(edges) + law.cdf(edges + math.pi)  # Y at the edges: two more in one turn
+        self.centre_levels = law.cdf(centres) + law.cdf(centres + math.pi)
 
     def __call__(self, state: _State) -> tuple[np.ndarray, np.ndarray]:
         m = state.x.size
-        y = np.concatenate([state.y + turn for turn in range(-1, 5)])  # three turns around the circle, two Y each
+        lift = math.floor(self.edge_levels[0] - state.y[0])  # half-turns from X_0 down to the first edge
+        y = np.concatenate([state.y + lift + turn for turn in range(4)])  # reaches from below the grid to above it
+        y = np.append(y, state.y[0] + lift + 4)
+        c_wave = state.c @ state.wave
         masses = np.concatenate([state.share, 1 - state.share]) / m
-        below = np.concatenate([[0.0], np.cumsum(np.tile(masses, 3))])[:-1]
-        l = state.c @ state.wave
-        outer = np.concatenate([state.ratio + 2 * (1 - state.share) * l, state.ratio - 2 * state.share * l])
-        # X_0 stays within a turn of -pi or is brought back there by whole turns of the circle
-        turns = math.floor((state.x[0] + math.pi) / (2 * math.pi) + 0.5)
-        y -= 2 * turns
-        odd_shift = m  # y begins one half-turn before X_0, where the other branch is
-        masses, outer = np.roll(masses, odd_shift), np.roll(outer, odd_shift)
-        below = np.concatenate([[0.0], np.cumsum(np.tile(masses, 3))])[:-1]
-        cells = np.diff(PchipInterpolator(y, below)(self.levels))
-        middle = (y + np.append(y[1:], state.y[0] + 5 - 2 * turns)) / 2
-        values = CubicSpline(middle, np.tile(outer, 3))(self.centre_levels)
-        return cells * self.centres.size / (2 * math.pi), values
+        outer = np.concatenate([state.q + c_wave, state.q - c_wave])
+        if lift % 2:  # the other branch comes first
+            masses, outer = np.roll(masses, m), np.roll(outer, m)
+        below = np.concatenate([[0.0], np.cumsum(np.tile(masses, 2))])
+        cells = np.diff(PchipInterpolator(y, below)(self.edge_levels))
+        middles = (y[1:] + y[:-1]) / 2
+        ends = np.array([middles[2 * m - 1] - 2, middles[2 * m] + 2])
+        values = np.tile(outer, 2)
+        curve = PchipInterpolator(
+            np.concatenate([ends[:1], middles, ends[1:]]), np.concatenate([values[-1:], values, values[:1]])
+        )
+        return cells * self.per_radian, curve(self.centre_levels)

@@ -19,6 +19,7 @@ SAFETY = 0.9
 STEP_RATIO_LIMITS = (0.2, 4.0)  # of two steps in a row
 FLAT = 1e-18  # an energy this close to its minimum is round-off: it may go up
 MAX_REJECTIONS = 60  # in a row; the step is then below 1e-20 of the first try
+SHORTEST = 1e-12  # of the time so far: shorter steps would never reach the end
 
 State = TypeVar("State")
 
@@ -58,6 +59,8 @@ def accepted_steps(
         left = end - time
         last = size >= left
         size = left if last else min(size, left / 2)  # no tiny last step, too short to lower the energy
+        if rejections > MAX_REJECTIONS or size < SHORTEST * time:
+            raise RuntimeError(f"no step is short enough at time {time:g} ({subject}, rtol = {rtol:g})")
         after, k1, k2, error = attempt(state, size)
         if error <= rtol:
             accepted = Step(time, end if last else time + size, state, after, k1, k2)
@@ -65,8 +68,6 @@ def accepted_steps(
             state, time, rejections = after, accepted.time_after, 0
         else:
             rejections += 1
-            if rejections > MAX_REJECTIONS:
-                raise RuntimeError(f"no step is short enough at time {time:g} ({subject}, rtol = {rtol:g})")
             error = max(error, 8 * rtol)  # at most half the step, whichever test failed
         low, high = STEP_RATIO_LIMITS
         size *= min(high, max(low, SAFETY * (rtol / max(error, 1e-300)) ** (1 / 3)))

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from varpro import cli, results
+from varpro import cli, names
 from varpro.results import ResultError
 from varpro.threads import one_torch_thread
 
 # torchvision and scikit-learn take seconds to import: each is imported where its images are loaded
 
 DATASETS = ("cifar10", "digits", "synthetic")
-FOLDER = results.ROOT / "data"  # of what is downloaded
+FOLDER = names.ROOT / "data"  # of what is downloaded
 MIRROR = "VARPRO_CIFAR10_URL"  # environment variable: where to download the archive of CIFAR-10 from instead
 
 SIDE = 32  # pixels

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from varpro import cli, results
+from varpro import cli, names, results
 from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
@@ -78,7 +78,7 @@ def add_optimizer(to: argparse.ArgumentParser, optimizers: Mapping[str, Numbers]
         "time_scale",
         optimizers,
         optimizer,
-        type=cli.pace,
+        type=cli.time_scale,
         metavar="H",
         help="learning rate of the features, per neuron: eta = 64 * time_scale",
     )
@@ -201,7 +201,7 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
     wanted = []
     for seed in options.seed:
         config = _config(options, seed)
-        path = (options.output or results.directory("VarPro_resnet")) / _file_name(options, config)
+        path = (options.output or names.directory("VarPro_resnet")) / _file_name(options, config)
         results.prepare(path)
         wanted.append((seed, config, path, not options.force and results.complete(path, config)))
     for seed, config, path, complete in wanted:
@@ -286,10 +286,8 @@ def _config(options: argparse.Namespace, seed: int) -> dict:
 
 
 def _file_name(options: argparse.Namespace, config: dict) -> str:
-    """States the paper's parameters always, the others where they are not the default."""
-    stated = {key: config[key] for key in ("dataset", "optimizer", "batch_size", "lambda", "epochs")}
-    stated |= {key: config[key] for key in _NAMED if key in config and config[key] != options.defaults[key]}
-    return results.file_name(stated | {"seed": config["seed"]}, options.name)
+    changed = {key: config[key] for key in _NAMED if key in config and config[key] != options.defaults[key]}
+    return names.resnet(config, changed, options.name)
 
 
 def _label(config: dict) -> str:

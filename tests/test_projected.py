@@ -11,7 +11,7 @@ from tolerances import PROJECTED as TOLERANCE
 from varpro.diffusion import projected
 from varpro.diffusion.circle import solve_diffusion
 from varpro.diffusion.projected import harmonics, solve_projected
-from varpro.teachers import circle_cdf, circle_density
+from varpro.domains.circle import circle_cdf, circle_density
 
 EPOCHS = [0, 1, 1, 32, 1000, 5000, 32000]
 
@@ -115,7 +115,7 @@ def assert_sound(solution: projected.ProjectedDiffusion) -> None:
     assert solution.energy.shape == solution.times.shape == (solution.steps + 1,)
 
 
-@pytest.mark.parametrize("gamma", [1.0, 100.0, 1e4])
+@pytest.mark.parametrize("gamma", [1.0, 100.0])
 def test_mass_positivity_and_energy(gamma):
     solution = solve_projected(gamma, EPOCHS, grid_size=128)
     assert_sound(solution)
@@ -125,7 +125,7 @@ def test_mass_positivity_and_energy(gamma):
 
 
 @given(
-    gamma=st.floats(-2, 3).map(lambda power: 10**power),
+    gamma=st.floats(-2, 2).map(lambda power: 10**power),
     grid_size=st.integers(8, 40).map(lambda half: 2 * half),
     tilt=st.floats(-0.6, 0.6),
     place=st.floats(-4, 4),
@@ -229,6 +229,11 @@ def test_cell_averages_and_functions_are_the_same_teacher():
     for teacher in (averages, bumps):
         found = solve_projected(teacher, [500], grid_size=128)
         assert l1_distance(found.density, by_gamma.density)[0] < TOLERANCE["same teacher"]
+
+
+def test_a_grid_too_coarse_for_the_teacher_is_reported():
+    with pytest.raises(RuntimeError, match="no step is short enough at time .* grid_size"):
+        solve_projected(1e4, [32000], grid_size=64)
 
 
 @pytest.mark.parametrize(

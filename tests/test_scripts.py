@@ -14,12 +14,11 @@ from conftest import ROOT, load_script
 from problems import random_problem
 from tolerances import EXACT
 
-from varpro import paper, results
+from varpro import results
+from varpro.paper import grid
 from VarPro_resnet.Experiment import parser as resnet_parser
 
-BIASED, UNBIASED, TWO_TIMESCALE = (
-    f"{name}/Experiment.py" for name in (paper.BIASED, paper.UNBIASED, paper.TWO_TIMESCALE)
-)
+BIASED, UNBIASED, TWO_TIMESCALE = (f"{name}/Experiment.py" for name in (grid.BIASED, grid.UNBIASED, grid.TWO_TIMESCALE))
 CIRCLE = (BIASED, UNBIASED, TWO_TIMESCALE)
 TINY = ["--epochs", "6", "--student_width", "8", "--samples", "64", "--teacher_width", "32"]
 
@@ -336,10 +335,10 @@ def test_the_readme_lists_every_run_of_the_grid_that_the_user_asked_for():
         experiment = script.partition("/")[0]
         if "--student_width" in arguments and "--lambda" in arguments:
             options = load_script(script).parser().parse_args(arguments)
-            listed.add(paper.Run(experiment, options.lmbda, options.student_width, options.gamma, options.epochs))
+            listed.add(grid.Run(experiment, options.lmbda, options.student_width, options.gamma, options.epochs))
     assert len(listed) == 22 + 12  # circle and torus
-    grid = {run for section in paper.SECTIONS.values() for run in section.runs}
-    assert {replace(run, epochs=paper.EPOCHS) for run in listed} <= grid
+    runs = {run for section in grid.SECTIONS.values() for run in section.runs}
+    assert {replace(run, epochs=grid.EPOCHS) for run in listed} <= runs
 
 
 def test_a_reader_that_goes_away_is_no_error():

@@ -7,7 +7,42 @@ of b, so that each mean costs one merge of two sorted lists.
 from functools import cached_property
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+from scipy.spatial.distance import cdist
+
+from varpro.compiled import VECTORISED, compiled
+
+_PAIRS = 1 << 20  # distances that are held at a time
+
+
+class EuclideanMeasure:
+    """A weighted point set in R^d: ``points (n, d)``, any d; all pairs are summed, a few rows at a time.
+
+    ``masses (n,)`` are non-negative and are divided by their sum (default: equal).
+    """
+
+    def __init__(self, points: np.ndarray, masses: np.ndarray | None = None) -> None:
+        self.points = np.asarray(points, dtype=np.float64)
+        masses = np.ones(len(self.points)) if masses is None else np.asarray(masses, dtype=np.float64)
+        self.masses = masses / masses.sum()
+
+    def mean_distance(self, other: "EuclideanMeasure") -> float:
+        """E|X - Y| with X from this measure and Y from ``other``, independent."""
+        rows = max(1, _PAIRS // len(other.points))
+        return sum(
+            float(self.masses[i : i + rows] @ cdist(self.points[i : i + rows], other.points) @ other.masses)
+            for i in range(0, len(self.points), rows)
+        )
+
+    @cached_property
+    def self_distance(self) -> float:
+        """E|X - X'|; kept, since one measure is often compared with many."""
+        return self.mean_distance(self)
+
+    def energy_distance(self, other: "EuclideanMeasure") -> float:
+        """D(self, other) >= 0, in the units of the points."""
+        squared = 2 * self.mean_distance(other) - self.self_distance - other.self_distance
+        return float(np.sqrt(max(squared, 0.0)))
 
 
 class CircleMeasure:
@@ -54,7 +89,7 @@ class CircleMeasure:
         return float(np.sqrt(max(squared, 0.0)))
 
 
-@njit(cache=True)
+@compiled()
 def _mean_chord(a, p, cos_a, sin_a, b, q, cos_b, sin_b):
     """2 sum_i p_i [sin(a_i/2) (2 C(a_i) - C) - cos(a_i/2) (2 S(a_i) - S)].
 
@@ -98,7 +133,7 @@ class TorusMeasure:
         return float(np.sqrt(max(squared, 0.0)))
 
 
-@njit(cache=True, parallel=True, fastmath={"contract", "nsz", "reassoc"})
+@compiled(parallel=True, fastmath=VECTORISED)
 def _mean_distances(x, y, other_x, other_y, rows):
     """rows_i <- mean_j |wrap(p_i - q_j)|, wrap(z) = z - 4 round(z / 4) per coordinate."""
     count = other_x.shape[0]

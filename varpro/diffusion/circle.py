@@ -23,13 +23,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from varpro.compiled import compiled
 from varpro.diffusion.stepping import DIAGONAL, E32, Step, accepted_steps, decreases, fill_snapshots, first_size
-from varpro.teachers import BUMP_MASSES, SECOND_BUMP
+from varpro.domains.circle import BUMP_MASSES, MAX_GAMMA, SECOND_BUMP
 
 MIN_GRID_SIZE = 8
-MAX_GAMMA = 1e8  # beyond, Y has too few digits between the bumps (and a bump is 4e-4 wide)
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,10 @@ def _steps(
     return accepted_steps(state, attempt, size, end, rtol, f"gamma = {teacher[0]:g}")
 
 
-# ---- the law of the teacher at one angle: varpro.teachers in scalar form ----
+# ---- the law of the teacher at one angle: that of varpro.domains.circle, in scalar form ----
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _bump(x: float, gamma: float) -> tuple[float, float, float]:
     """Density, its slope and cdf of one bump at 0: r q / 2 pi, its derivative, 1/2 + atan(r tan(x/2)) / pi.
 
@@ -148,7 +147,7 @@ def _teacher(gamma: float) -> tuple[float, float, float, float]:
     return float(gamma), *BUMP_MASSES, SECOND_BUMP
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _law(x: float, teacher: tuple[float, float, float, float]) -> tuple[float, float, float]:
     """nu(x), nu'(x) and N(x) up to a constant, which no difference of Y sees: a mixture of two bumps."""
     gamma, first, second, shift = teacher
@@ -160,7 +159,7 @@ def _law(x: float, teacher: tuple[float, float, float, float]) -> tuple[float, f
 # ---- space: the semi-discrete flow ----
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _evaluate(x: np.ndarray, teacher: tuple[float, float, float, float]) -> _State:
     """The state at X: Y_i = N(X_i) and Y_ss = n^2 ((Y_{i+1} - Y_i) - (Y_i - Y_{i-1})), Y_{i+n} = Y_i + 1."""
     n = x.size
@@ -175,7 +174,7 @@ def _evaluate(x: np.ndarray, teacher: tuple[float, float, float, float]) -> _Sta
     return _State(x, y, density, slope, curvature)
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _excess_energy(y: np.ndarray) -> float:
     """F - 1/2 = (1/(2n)) sum_i (n (Y_{i+1} - Y_i) - 1)^2, which keeps its digits near the minimum F = 1/2."""
     n = y.size
@@ -185,7 +184,7 @@ def _excess_energy(y: np.ndarray) -> float:
     return total / (2 * n)
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _increasing(x: np.ndarray, y: np.ndarray) -> bool:
     """X and Y increase over one whole turn; any NaN gives False."""
     n = x.size
@@ -195,7 +194,7 @@ def _increasing(x: np.ndarray, y: np.ndarray) -> bool:
     return increasing
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _density_change(x: np.ndarray, dx: np.ndarray) -> float:
     """L1 size of the change of mu when X moves by dx: the total variation of mu dX, mu = 1 / X_s."""
     n = x.size
@@ -213,7 +212,7 @@ def _density_change(x: np.ndarray, dx: np.ndarray) -> float:
 # ---- time: one linearly implicit step ----
 
 
-@njit(cache=True, error_model="numpy")  # a zero pivot is reported, not raised
+@compiled()  # a zero pivot is reported, not raised
 def _factor(state: _State, weight: float) -> tuple[bool, np.ndarray, np.ndarray, np.ndarray]:
     """L D L^T of W = I - weight J, J_ij = d(nu_i Y_ss,i)/dX_j, cyclic tridiagonal: (definite, 1/D, L, last row of L).
 
@@ -242,7 +241,7 @@ def _factor(state: _State, weight: float) -> tuple[bool, np.ndarray, np.ndarray,
     return definite and pivot > 0, inverse, lower, row
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _solve(inverse: np.ndarray, lower: np.ndarray, row: np.ndarray, right: np.ndarray) -> np.ndarray:
     """W^-1 right from the factors of W: forward, diagonal, backward."""
     n = right.size
@@ -258,7 +257,7 @@ def _solve(inverse: np.ndarray, lower: np.ndarray, row: np.ndarray, right: np.nd
     return out
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _rosenbrock_step(
     state: _State, size: float, teacher: tuple[float, float, float, float]
 ) -> tuple[bool, _State, np.ndarray, np.ndarray, np.ndarray]:
@@ -279,7 +278,7 @@ def _rosenbrock_step(
     return definite, after, k1, k2, size / 6 * (k1 - 2 * k2 + k3)
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _interpolate(
     before: _State, new_y: np.ndarray, k1: np.ndarray, k2: np.ndarray, size: float, part: float
 ) -> np.ndarray:
@@ -306,13 +305,13 @@ def _interpolate(
 # ---- output: from quantiles to the density ----
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _lifted(values: np.ndarray, i: int) -> float:
     """values[i] for any integer i, values[i + n] = values[i] + 1."""
     return values[i % values.size] + i // values.size
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _level_slopes(y: np.ndarray) -> np.ndarray:
     """n dS/dY, (n,), per node: 1 / (Y_{i+1} - Y_i) to fourth order, at most 3 times the slope to either side.
 
@@ -327,7 +326,7 @@ def _level_slopes(y: np.ndarray) -> np.ndarray:
     return slopes
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _cell_masses(y: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Mass (G,) of the cells whose edges have the teacher cdf ``levels (G + 1,)``: differences of S(Y) at the levels.
 

@@ -33,7 +33,7 @@ from scipy.linalg.lapack import dgbtrf, dgbtrs
 
 from varpro.diffusion.circle import _check_numbers, _checked_epochs
 from varpro.diffusion.stepping import DIAGONAL, E32, Step, accepted_steps, decreases, fill_snapshots, first_size
-from varpro.teachers import BUMP_MASSES, SECOND_BUMP, circle_cdf, circle_density
+from varpro.domains.circle import BUMP_MASSES, SECOND_BUMP, circle_cdf, circle_density
 
 Density = Callable[[np.ndarray], np.ndarray]
 
@@ -102,7 +102,8 @@ def solve_projected(
     the estimated L1 error that one step makes in the density. ``progress`` is called with the done fraction of the
     time.
 
-    Raises ValueError when an argument is out of range, RuntimeError when no step is short enough.
+    Raises ValueError when an argument is out of range, RuntimeError when no step is short enough: at a density too
+    sharp for the grid two nodes can meet (gamma = 1000 takes a grid_size of 512 or more).
     """
     gamma = float(teacher) if np.isscalar(teacher) else 0.0
     _check_numbers(gamma, time_scale, grid_size, rtol)
@@ -431,7 +432,7 @@ def _steps(state: _State, law: _Law, end: float, rtol: float) -> Iterator[Step[_
             return _rosenbrock_step(state, size, law)
 
     size = first_size(rtol, _density_change(state, state.rate))
-    return accepted_steps(state, attempt, size, end, rtol, "projected diffusion")
+    return accepted_steps(state, attempt, size, end, rtol, "projected diffusion; a finer grid_size may help")
 
 
 def _moved_state(state: _State, change: np.ndarray, law: _Law) -> _State:

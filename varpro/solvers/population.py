@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from varpro.solvers.circle import PopulationTables, _fold, _keys, _starts
+from varpro.relu import fold, folded_keys
+from varpro.solvers.circle import PopulationTables, bucket_starts
 
 Density = Callable[[np.ndarray], np.ndarray]
 
@@ -58,13 +59,13 @@ def _moved(t: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _neuron_tables(weights: np.ndarray, masses: np.ndarray) -> PopulationTables:
     """Cells between the teacher's neurons, no wider than pi / 64; A+ + A- is constant on each and so is R - G B."""
-    v, sign = _fold(weights)
+    v, sign = fold(weights)
     v = v / np.linalg.norm(v, axis=1, keepdims=True)
     grid = math.pi * np.arange(1, _FEWEST_CELLS) / _FEWEST_CELLS
     v = np.concatenate([v, np.stack([np.cos(grid), np.sin(grid)], axis=1)])
     upper = np.concatenate([sign > 0, np.ones(len(grid), dtype=bool)])
     masses = np.concatenate([masses, np.zeros(len(grid))])
-    order = np.argsort(_keys(v), kind="stable")
+    order = np.argsort(folded_keys(v), kind="stable")
     v, upper, masses = v[order], upper[order], masses[order]
     t = np.arctan2(v[:, 1], v[:, 0])
     jumps = masses[:, None] * v
@@ -79,8 +80,8 @@ def _neuron_tables(weights: np.ndarray, masses: np.ndarray) -> PopulationTables:
     half = (jumps[upper].sum(axis=0) - jumps[~upper].sum(axis=0)) / 2
     totals = np.array([*plus, *minus, masses @ moments, 2.0])
     zeros = np.zeros(len(ends))
-    keys = _keys(v)
-    return PopulationTables(keys, _starts(keys), ends, zeros, zeros, slopes, series, half, totals)
+    keys = folded_keys(v)
+    return PopulationTables(keys, bucket_starts(keys), ends, zeros, zeros, slopes, series, half, totals)
 
 
 def _density_tables(density: Density) -> PopulationTables:
@@ -142,10 +143,10 @@ def _cell_tables(density: Density, cells: int) -> PopulationTables:
         for part, side in ((upper, plus), (lower, minus))
     )
     half = (parts[0] - parts[1]) / 2
-    keys = _keys(np.stack([np.cos(edges[1:-1]), np.sin(edges[1:-1])], axis=1))
+    keys = folded_keys(np.stack([np.cos(edges[1:-1]), np.sin(edges[1:-1])], axis=1))
     totals = np.array([*plus, *minus, mean_square, 2.0])
     scales = np.full(cells, 1 / step)
-    return PopulationTables(keys, _starts(keys), edges[1:], centres, scales, slopes, series, half, totals)
+    return PopulationTables(keys, bucket_starts(keys), edges[1:], centres, scales, slopes, series, half, totals)
 
 
 def _target_sums(upper: np.ndarray, lower: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

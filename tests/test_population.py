@@ -142,7 +142,9 @@ def test_a_density_is_the_limit_of_its_quantiles():
     u, v = exact.solve(student), weighted.solve(student)
     np.testing.assert_allclose(v, u, rtol=0, atol=POPULATION["midpoints"])
     first, second = student.copy(), student.copy()
-    np.testing.assert_allclose(weighted.advance(second, v, 50), exact.advance(first, u, 50), rtol=POPULATION["midpoints"])
+    np.testing.assert_allclose(
+        weighted.advance(second, v, 50), exact.advance(first, u, 50), rtol=POPULATION["midpoints"]
+    )
     np.testing.assert_allclose(second, first, rtol=0, atol=POPULATION["midpoints"])
 
 

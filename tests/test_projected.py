@@ -1,4 +1,4 @@
-"""The projected diffusion as numerics: its discrete gradient flow, invariants, orders, and cases known from elsewhere."""
+"""The projected diffusion as numerics: its discrete gradient flow, invariants, orders, and known cases."""
 
 import math
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import EXACT
 from tolerances import PROJECTED as TOLERANCE
 
 from varpro.diffusion import projected
@@ -61,9 +62,7 @@ def test_derivatives_against_finite_differences(m):
 def test_flow_descends_the_discrete_energy():
     m = 24
     x, share, law = bent_state(m)
-    gradient = central_differences(
-        lambda z: projected._evaluate(z[:m], z[m:], law).excess, np.concatenate([x, share])
-    )
+    gradient = central_differences(lambda z: projected._evaluate(z[:m], z[m:], law).excess, np.concatenate([x, share]))
     rate = projected._evaluate(x, share, law).rate
     np.testing.assert_allclose(rate[:m], -m * gradient[:m], rtol=0, atol=TOLERANCE["derivatives"])
     assert rate @ gradient < 0
@@ -99,7 +98,7 @@ def test_outer_weights_solve_the_projected_problem():
 def test_harmonics_of_points():
     angles, masses = np.array([0.3, -2.0, 9.0]), np.array([0.5, -1.0, 2.0])
     expected = [np.sum(masses * np.exp(-1j * k * angles)) for k in range(12)]
-    np.testing.assert_allclose(harmonics(angles, masses, 11), expected, rtol=1e-13)
+    assert np.abs(harmonics(angles, masses, 11) - expected).max() < EXACT
 
 
 # ---- invariants ----
@@ -130,12 +129,12 @@ def test_mass_positivity_and_energy(gamma):
     tilt=st.floats(-0.6, 0.6),
     place=st.floats(-4, 4),
 )
-@settings(max_examples=8)
+@settings(max_examples=4)
 def test_any_start_is_sound(gamma, grid_size, tilt, place):
     def start(angles):
         return 1 + tilt * np.cos(angles - place) + 0.3 * np.sin(3 * angles)
 
-    assert_sound(solve_projected(gamma, [0, 500], grid_size=grid_size, start=start))
+    assert_sound(solve_projected(gamma, [0, 100], grid_size=grid_size, start=start))
 
 
 def test_progress_reaches_one():
@@ -180,7 +179,7 @@ def test_the_end_has_the_visible_harmonics_of_the_teacher_only():
     teacher = harmonics(solution.grid, np.diff(circle_cdf(edges, 10.0)), 5)
     gap = np.abs(harmonics(solution.grid, solution.density[0] * 2 * math.pi / 256, 5) - teacher)
     assert gap[[0, 1, 2, 4]].max() < TOLERANCE["end"]
-    assert gap[3] > 100 * TOLERANCE["end"]
+    assert gap[3] > 50 * TOLERANCE["end"]
     assert np.abs(solution.outer - 1).max() < TOLERANCE["end"]
 
 
@@ -197,18 +196,20 @@ def test_second_order_in_the_grid_before_the_shock():
 
 
 def test_second_order_in_the_time_step():
-    x, share, law = bent_state(32)
-    start = projected._evaluate(x, share, law)
+    law = projected._gamma_law(10.0)
 
-    def end(steps):
-        state = start
+    def end(state, time, steps):
         for _ in range(steps):
-            state = projected._rosenbrock_step(state, 0.05 / steps, law)[0]
-        return state.rate
+            state = projected._rosenbrock_step(state, time / steps, law)[0]
+        return state
 
-    exact = end(1024)
-    errors = [np.abs(end(steps) - exact).max() for steps in (16, 32, 64)]
-    assert np.log2(np.divide(errors[:-1], errors[1:])).min() > 1.8
+    start = end(projected._evaluate(*projected._first_state(None, 64), law), 0.02, 40)
+    exact = end(start, 0.1, 640)
+    errors = []
+    for steps in (10, 20, 40):
+        found = end(start, 0.1, steps)
+        errors.append([np.abs(found.x - exact.x).max(), np.abs(found.share - exact.share).mean()])
+    assert np.log2(np.divide(errors[:-1], errors[1:])).min() > 1.7
 
 
 # ---- answers from elsewhere ----
@@ -217,10 +218,10 @@ def test_second_order_in_the_time_step():
 def test_a_teacher_of_period_pi_gives_the_plain_diffusion():
     """f and teacher stay even: folded and unfolded, x = 2 theta, this is the plain diffusion four times as fast."""
     epochs = [0, 32, 250, 2000]
-    solution = solve_projected(lambda a: circle_density(2 * a, 10.0), epochs, grid_size=1024, rtol=1e-6)
-    plain = solve_diffusion(10.0, [4 * epoch for epoch in epochs], grid_size=512, rtol=1e-7)
-    assert l1_distance(solution.density[:, 256:768], plain.density).max() < TOLERANCE["plain"]
-    assert l1_distance(solution.density[:, 512:], solution.density[:, :512]).max() < TOLERANCE["mass"]
+    solution = solve_projected(lambda a: circle_density(2 * a, 10.0), epochs, grid_size=256, rtol=1e-5)
+    plain = solve_diffusion(10.0, [4 * epoch for epoch in epochs], grid_size=128, rtol=1e-5)
+    assert l1_distance(solution.density[:, 64:192], plain.density).max() < TOLERANCE["plain"]
+    assert l1_distance(solution.density[:, 128:], solution.density[:, :128]).max() < TOLERANCE["mass"]
 
 
 def test_cell_averages_and_functions_are_the_same_teacher():
@@ -232,7 +233,7 @@ def test_cell_averages_and_functions_are_the_same_teacher():
 
 
 def test_a_grid_too_coarse_for_the_teacher_is_reported():
-    with pytest.raises(RuntimeError, match="no step is short enough at time .* grid_size"):
+    with pytest.raises(RuntimeError, match=r"no step is short enough at time .* grid_size"):
         solve_projected(1e4, [32000], grid_size=64)
 
 

@@ -158,7 +158,9 @@ def _gamma_law(gamma: float) -> _Law:
     """nu_gamma (docs/definitions.md, 2): two Poisson kernels, whose first harmonic is the radius r of the kernel."""
     root = math.sqrt(1 + gamma)
     radius = (root - 1) / (root + 1)
-    first = sum(m * radius * np.array([math.cos(a), math.sin(a)]) for m, a in zip(BUMP_MASSES, (0, SECOND_BUMP), strict=True))
+    first = sum(
+        m * radius * np.array([math.cos(a), math.sin(a)]) for m, a in zip(BUMP_MASSES, (0, SECOND_BUMP), strict=True)
+    )
 
     def slope(x: np.ndarray) -> np.ndarray:
         total = 0.0
@@ -263,10 +265,10 @@ def _evaluate(x: np.ndarray, share: np.ndarray, law: _Law) -> _State:
     inverse = np.linalg.inv(matrix)
     c = inverse @ right
     excess = 0.5 * (np.mean((ratio - 1) ** 2) + right @ c)
-    l, dl = c @ wave, c[1] * wave[0] - c[0] * wave[1]  # c . w and its derivative in the angle
-    q = ratio - odd * l
-    r = odd * dl * ratio + 4 * spread * l * dl
-    potential = -2 * l * q  # dJ/dg
+    height, height_slope = c @ wave, c[1] * wave[0] - c[0] * wave[1]  # c . w and its derivative in the angle
+    q = ratio - odd * height
+    r = odd * height_slope * ratio + 4 * spread * height * height_slope
+    potential = -2 * height * q  # dJ/dg
     speed = m * density * (q - _before(q)) + (r + _before(r)) / 2  # (P5)
     gap = ahead - np.append(x[-1] - math.pi, x[:-1])
     step = potential - _before(potential, -1.0)
@@ -362,16 +364,16 @@ def _derivatives(state: _State) -> tuple[list[tuple[np.ndarray, np.ndarray, np.n
     x, share, ratio, wave, q, n = state.x, state.share, state.ratio, state.wave, state.q, state.density
     odd, spread = 2 * share - 1, share * (1 - share)
     turned = np.stack([-wave[1], wave[0]])
-    l, dl = state.c @ wave, state.c @ turned
+    height, height_slope = state.c @ wave, state.c @ turned
     after = np.roll(n, -1)  # teacher's folded density at the upper ends
     ratio_l, ratio_r = -m * n, m * after
-    q_l, q_r, q_g, q_c = ratio_l - odd * dl / 2, ratio_r - odd * dl / 2, -2 * l, -odd * wave
-    bend = -odd * l * ratio / 2 + 2 * spread * (dl**2 - l**2)
-    r_l, r_r = odd * dl * ratio_l + bend, odd * dl * ratio_r + bend
-    r_g = 2 * dl * ratio - 4 * odd * l * dl
-    r_c = odd * ratio * turned + 4 * spread * (l * turned + dl * wave)
-    p_l, p_r, p_g = -dl * q - 2 * l * q_l, -dl * q - 2 * l * q_r, 4 * l**2
-    p_c = -2 * (wave * q + l * q_c)
+    q_l, q_r, q_g, q_c = ratio_l - odd * height_slope / 2, ratio_r - odd * height_slope / 2, -2 * height, -odd * wave
+    bend = -odd * height * ratio / 2 + 2 * spread * (height_slope**2 - height**2)
+    r_l, r_r = odd * height_slope * ratio_l + bend, odd * height_slope * ratio_r + bend
+    r_g = 2 * height_slope * ratio - 4 * odd * height * height_slope
+    r_c = odd * ratio * turned + 4 * spread * (height * turned + height_slope * wave)
+    p_l, p_r, p_g = -height_slope * q - 2 * height * q_l, -height_slope * q - 2 * height * q_r, 4 * height**2
+    p_c = -2 * (wave * q + height * q_c)
 
     node, cell = np.arange(m), m + np.arange(m)
     below, above = np.roll(node, 1), np.roll(node, -1)
@@ -383,7 +385,7 @@ def _derivatives(state: _State) -> tuple[list[tuple[np.ndarray, np.ndarray, np.n
         (m + below, -m * n * _before(q_g) + _before(r_g) / 2),
     ]
     # the flux through a node; the potential changes its sign around the half-circle
-    step = -2 * l * q - _before(-2 * l * q, -1.0)
+    step = -2 * height * q - _before(-2 * height * q, -1.0)
     gap = np.append(x[1:], x[0] + math.pi) - np.append(x[-1] - math.pi, x[:-1])
     squeeze = 2 * state.mobility / gap
     _, by_low, by_high = _upwind(odd, step)
@@ -413,11 +415,11 @@ def _derivatives(state: _State) -> tuple[list[tuple[np.ndarray, np.ndarray, np.n
     by_c = np.concatenate([n_c, -m * np.diff(flux_c, axis=1, append=-flux_c[:, :1])], axis=1).T
 
     # A dc = db - dA c
-    common = -odd * ratio * turned / 2 - 2 * spread * (turned * l + wave * dl)
+    common = -odd * ratio * turned / 2 - 2 * spread * (turned * height + wave * height_slope)
     lower, upper = common - odd * ratio_l * wave, common - odd * ratio_r * wave
     by_x = lower + np.roll(upper, 1, axis=1)
     by_x[:, 0] = lower[:, 0] + upper[:, -1]
-    by_g = -2 * ratio * wave + 4 * odd * l * wave
+    by_g = -2 * ratio * wave + 4 * odd * height * wave
     return local, by_c, state.inverse @ np.concatenate([by_x, by_g], axis=1) / m
 
 
@@ -505,20 +507,15 @@ class _Output:
 
     def __call__(self, state: _State) -> tuple[np.ndarray, np.ndarray]:
         m = state.x.size
-        lift = math.floor(self.edge_levels[0] - state.y[0])  # half-turns from X_0 down to the first edge
-        y = np.concatenate([state.y + lift + turn for turn in range(4)])  # reaches from below the grid to above it
-        y = np.append(y, state.y[0] + lift + 4)
+        lift = math.floor(self.edge_levels[0] - state.y[0]) - 1  # half-turns from X_0 to well below the first edge
+        y = np.concatenate([state.y + lift + turn for turn in range(6)])  # reaches from below the grid to above it
+        y = np.append(y, state.y[0] + lift + 6)
         c_wave = state.c @ state.wave
         masses = np.concatenate([state.share, 1 - state.share]) / m
         outer = np.concatenate([state.q + c_wave, state.q - c_wave])
         if lift % 2:  # the other branch comes first
             masses, outer = np.roll(masses, m), np.roll(outer, m)
-        below = np.concatenate([[0.0], np.cumsum(np.tile(masses, 2))])
+        below = np.concatenate([[0.0], np.cumsum(np.tile(masses, 3))])
         cells = np.diff(PchipInterpolator(y, below)(self.edge_levels))
-        middles = (y[1:] + y[:-1]) / 2
-        ends = np.array([middles[2 * m - 1] - 2, middles[2 * m] + 2])
-        values = np.tile(outer, 2)
-        curve = PchipInterpolator(
-            np.concatenate([ends[:1], middles, ends[1:]]), np.concatenate([values[-1:], values, values[:1]])
-        )
+        curve = PchipInterpolator((y[1:] + y[:-1]) / 2, np.tile(outer, 3))
         return cells * self.per_radian, curve(self.centre_levels)

@@ -2,7 +2,8 @@
 
 The solver knows its data through sums over the samples below an angle (varpro/solvers/circle.py). For Gaussian inputs
 these sums have closed forms, so that the population problem costs what a finite one does. Formula numbers refer to
-docs/linear_time_relu.md, section 9. Conventions are those of the solver: folded angles t in [0, pi), v = (cos t, sin t).
+docs/linear_time_relu.md, section 9. Conventions are those of the solver: folded angles t in [0, pi) and
+v = (cos t, sin t).
 """
 
 import math
@@ -92,7 +93,9 @@ def _density_tables(density: Density) -> PopulationTables:
         if np.abs(tables.series[:, 2:, -1]).max() <= _LAST_TERM * np.abs(tables.slopes).max():
             return tables
         if cells >= _MOST_CELLS:
-            raise ValueError(f"teacher: the density is too sharp or not smooth, {cells} cells of the half-circle are few")
+            raise ValueError(
+                f"teacher: the density is too sharp or not smooth, {cells} cells of the half-circle are few"
+            )
         cells *= 2
 
 
@@ -109,7 +112,9 @@ def _cell_tables(density: Density, cells: int) -> PopulationTables:
     t = centres[:, None] + step * points  # (L, q)
     v = np.stack([np.cos(t), np.sin(t)], axis=-1)
     e = np.stack([v[..., 1], -v[..., 0]], axis=-1)
-    upper, lower = (np.asarray(density(angles.ravel()), dtype=np.float64).reshape(t.shape) for angles in (t, t + math.pi))
+    upper, lower = (
+        np.asarray(density(angles.ravel()), dtype=np.float64).reshape(t.shape) for angles in (t, t + math.pi)
+    )
     if not (np.isfinite(upper).all() and np.isfinite(lower).all()):
         raise ValueError("teacher: the density is not finite everywhere")
     both = (upper + lower)[..., None] * v

@@ -60,7 +60,7 @@ class SquaredReLUCircle(FeatureMap):
     """phi(w, x) = max(w . x, 0) + max(w . x, 0)^2 on the circle: features that see every harmonic of a measure.
 
     max(w . x, 0) sees the even harmonics and the first one; the square adds the odd ones (docs/limit.md, 6). The
-    feature operator is injective, so the plain ultra-fast diffusion is the limit.
+    feature operator is injective, as the paper's theorem on the ultra-fast limit assumes.
     """
 
     name, domain = "squared_relu_circle", CIRCLE

@@ -314,38 +314,40 @@ def _locate(tables, key):
 # --- the two kinds of tables: everything else is one code -----------------------------------------------------------
 
 
-@compiled()
+@compiled(inline="always")
 def _population_row(tables, ws, k):
     """Write the row of the prefix table at the angle t of neuron k and return its place (F13, F14).
 
     G(t) is the mean of z z^T over a < t for either sign; R(t) = G(t) B + series. The first and the last neuron also
-    write the rows at the angles 0 and pi.
+    write the rows at the angles 0 and pi. Inlined: a call would copy both tuples of arrays for every neuron.
     """
-    width, rows = ws.key.shape[0], ws.rows
+    width, rows, place = ws.key.shape[0], ws.rows, k + 1
     if k == 0:
-        rows[0, :] = 0.0
-    if k == width - 1:
         for j in range(8):
-            rows[width + 1, j] = 0.5 if j == 0 or j == 2 or j == 3 or j == 5 else 0.0  # G(pi) = I / 2
+            rows[0, j] = 0.0
+    if k == width - 1:
+        for j in range(6):
+            rows[width + 1, j] = 0.0 if j == 1 or j == 4 else 0.5  # G(pi) = I / 2
         rows[width + 1, 6] = tables.totals[0] + tables.totals[2]
         rows[width + 1, 7] = tables.totals[1] + tables.totals[3]
-    x, y, row = ws.v[k, 0], ws.v[k, 1], rows[k + 1]
+    x, y = ws.v[k, 0], ws.v[k, 1]
     t = math.atan2(y, x)
     xx, xy, yy = (t - x * y) / (2.0 * math.pi), -y * y / (2.0 * math.pi), (t + x * y) / (2.0 * math.pi)
+    rows[place, 0], rows[place, 1], rows[place, 2] = xx, xy, yy
+    rows[place, 3], rows[place, 4], rows[place, 5] = xx, xy, yy
     cell = _locate(tables, ws.key[k])
     s = (t - tables.centres[cell]) * tables.scales[cell]
-    row[0], row[1], row[2], row[3], row[4], row[5] = xx, xy, yy, xx, xy, yy
     bx, by = tables.slopes[cell, 0], tables.slopes[cell, 1]
-    row[6] = xx * bx + xy * by + _polynomial(tables.series[cell, 0], s)
-    row[7] = xy * bx + yy * by + _polynomial(tables.series[cell, 1], s)
-    return k + 1
+    rows[place, 6] = xx * bx + xy * by + _polynomial(tables.series, cell, 0, s)
+    rows[place, 7] = xy * bx + yy * by + _polynomial(tables.series, cell, 1, s)
+    return place
 
 
 @compiled(inline="always")
-def _polynomial(coefficients, s):
+def _polynomial(series, cell, row, s):
     value = 0.0
-    for j in range(coefficients.shape[0] - 1, -1, -1):
-        value = value * s + coefficients[j]
+    for j in range(series.shape[2] - 1, -1, -1):
+        value = value * s + series[cell, row, j]
     return value
 
 
@@ -770,8 +772,8 @@ def _arc_mean_square(tables, cell, begin, end, ax, ay, bx, by):
     for point in range(-1, 2):
         a = middle + point * math.sqrt(0.6) * reach
         s = (a - tables.centres[cell]) * tables.scales[cell]
-        mean_x = 0.5 * (tables.slopes[cell, 0] + _polynomial(tables.series[cell, 2], s))
-        mean_y = 0.5 * (tables.slopes[cell, 1] + _polynomial(tables.series[cell, 3], s))
+        mean_x = 0.5 * (tables.slopes[cell, 0] + _polynomial(tables.series, cell, 2, s))
+        mean_y = 0.5 * (tables.slopes[cell, 1] + _polynomial(tables.series, cell, 3, s))
         x, y = math.sin(a), -math.cos(a)
         plus = (ax - mean_x - tables.half[0]) * x + (ay - mean_y - tables.half[1]) * y
         minus = (bx - mean_x + tables.half[0]) * x + (by - mean_y + tables.half[1]) * y

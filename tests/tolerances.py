@@ -83,6 +83,25 @@ RESNET_TRAINING = {
     "bfloat16": 5e-2,  # relative; 8 bits through 19 layers
 }
 
+POPULATION = {
+    "quadrature": 1e-6,  # O(1 / N^2) of 65536 inputs over lambda
+    "midpoints": 1e-6,  # O(1 / T^2) of 65536 neurons over lambda
+    "rate": 0.08,  # of a slope fitted to 12 draws at three sizes, standard deviation 0.03; seeded
+    "tiny risk": 1e-4,  # residuals of 1e-9 with an error of 1e-16 each, relative
+}
+
+PROJECTED = {
+    "derivatives": 1e-6,  # relative to the largest; central differences of step 1e-6
+    "linear solve": 1e-10,  # two factorisations of a matrix with condition number 1e4 or so
+    "mass": 1e-11,  # differences of a cdf of size 2 over cells of mass 1e-2 and more
+    "harmonics": 2e-4,  # second order on 1024 cells
+    "turned": 1e-10,  # L1; the same scheme cut elsewhere, round-off after a few hundred steps
+    "stationary": 1e-3,  # L1; second order on 256 cells
+    "end": 3e-4,  # second order on 256 cells
+    "plain": 2e-3,  # L1; two schemes, second order on 256 and 128 cells
+    "same teacher": 1e-4,  # L1; splines through 512 values
+}
+
 NEWTON = {
     "rounding": 4e-15,  # over lambda times the damping: a step's error where its computed bound is round-off
     "refined": 1e-6,  # relative, a step whose energy error is 1e-8, condition number 1e4
@@ -110,6 +129,15 @@ METHOD = [
     "CURVE",
     "GRID",
     "PRINTED",
+    "POPULATION midpoints",
+    "POPULATION quadrature",
+    "POPULATION rate",
+    "PROJECTED derivatives",
+    "PROJECTED end",
+    "PROJECTED harmonics",
+    "PROJECTED plain",
+    "PROJECTED same teacher",
+    "PROJECTED stationary",
     "PUBLISHED_TORUS",
     "SEQUENCE",
     "DIFFUSION 1024 nodes",

@@ -28,7 +28,16 @@ import numpy as np
 
 from varpro.compiled import compiled
 from varpro.diffusion.multigrid import Grids, apply_fluxes, grid_sizes, make_grids, solve_shifted
-from varpro.diffusion.stepping import Step, Trial, accepted_steps, check_grid_size, check_numbers, checked_epochs
+from varpro.diffusion.stepping import (
+    Step,
+    Trial,
+    accepted_steps,
+    check_grid_size,
+    check_numbers,
+    checked_epochs,
+    decreases,
+    first_size,
+)
 from varpro.domains.torus import TORUS_MODES, torus_bump_cdf, torus_bump_density
 
 SIDE = 4.0  # length of the torus
@@ -164,8 +173,7 @@ def solve_torus_diffusion(
     times, energy, iterations = [0.0], [0.5 + _excess_energy(state, problem.area)], 0
     done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
     density[:done] = initial
-    # The first step would move the mass rtol^(1/3), could the flow keep its first speed.
-    size = rtol ** (1 / 3) / max(np.abs(state.rate).sum() * problem.area, 1e-12)
+    size = first_size(rtol, np.abs(state.rate).sum() * problem.area)
     for step in accepted_steps(partial(_attempt, problem=problem), state, size, snapshot_times[-1], rtol):
         stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
         _fill_snapshots(step, snapshot_times[done:stop], teacher.cells, density[done:stop])
@@ -190,8 +198,7 @@ def _attempt(state: _State, size: float, problem: _Problem) -> Trial:
     """One step of TR-BDF2: admissible where both stages converged and the energy falls; details: the iterations."""
     solved, after, error, iterations = _step(problem, state, size)
     excess, new_excess = _excess_energy(state, problem.area), _excess_energy(after, problem.area)
-    falls = new_excess <= excess or max(new_excess, excess) < FLAT
-    return Trial(error, solved and falls, state, after, iterations)
+    return Trial(error, solved and decreases(excess, new_excess, FLAT), state, after, iterations)
 
 
 def _excess_energy(state: _State, area: float) -> float:

@@ -106,11 +106,15 @@ NEWTON = {
     "rounding": 4e-15,  # over lambda times the damping: a step's error where its computed bound is round-off
     "refined": 1e-6,  # relative, a step whose energy error is 1e-8, condition number 1e4
     "step": 1e-9,  # relative, in the energy norm; the factor alone at lambda 1e-3
-    "outer": 1e-9,  # u of the training against u solved anew; round-off times a condition number of 1e4
+    "outer": 1e-11,  # u of the training against u solved anew; round-off times a condition number of 1e4
     "risk": 1e-9,  # the same for the risk
     "zero risk": 1e-16,  # where the teacher can be reached exactly; rounding leaves (1e-15)^2 / lambda
-    "found": 1e-6,  # radians from such a teacher
+    "found": 1e-9,  # radians from such a teacher
     "trajectory": 1e-8,  # two ways to six steps; round-off times a condition number of 1e5
+    "matrix": 1e-11,  # relative; Kaufman's matrix by two ways of eliminating u, condition number 1e4
+    "oracle": 1e-6,  # relative; the risk after inner solves by conjugate gradients to 1e-10
+    "least risk": 1e-16,  # as "zero risk", by any solver; theirs leave 1e-10 of residuals of 1e-2
+    "all found": 1e-7,  # as "found", at such a risk
 }
 
 LOSS = {

@@ -10,8 +10,8 @@ results/ beside this script, one file per seed.
     python CIFAR10_Shampoo.py --lmbda 1e-3 --batch_size 64 --time_scale 1e-2 --momentum 0.9 --epochs 100
 
 Measured on two calm cores at batch size 128: varprom 1080, sgdm 1100, shampoo 990 images/s, so that 110 passes take
-3 min on the digits and 1.5 h or more on CIFAR-10. Where the cores are busy, threads wait for each other and
-OMP_NUM_THREADS=1 is faster by far (500 images/s on one core).
+3 min on the digits and 1.5 h or more on CIFAR-10. Where the cores are busy, threads wait for each other and one is
+faster by far (500 images/s on one core): a trial at the start chooses, unless --threads does.
 """
 
 from torch.optim import SGD
@@ -59,7 +59,8 @@ def parser(optimizer=None, dataset="digits", description=__doc__):
 def main(argv=None, *, optimizer=None, dataset="digits", description=__doc__):
     options = runs.parse(parser(optimizer, dataset, description), argv, OPTIMIZERS, optimizer)
     for run in runs.runs(options):
-        runs.perform(run, step(run.network, options), resume=options.resume, progress=options.progress)
+        chosen = step(run.network, options)
+        runs.perform(run, chosen, threads=options.threads, resume=options.resume, progress=options.progress)
 
 
 if __name__ == "__main__":

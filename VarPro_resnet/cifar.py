@@ -1,16 +1,17 @@
 """Images to train on, and their random crops and flips for a whole epoch at once (paper, Section 6.2).
 
 Images stay uint8 on the device that trains; what is random about an epoch is drawn on the CPU, so that it does not
-depend on the device. CIFAR-10 comes through torchvision; handwritten digits, which scikit-learn brings along, stand in
-for it where it is not at hand.
+depend on the device. CIFAR-10 comes through torchvision, or from class folders, and so does any other set of images;
+handwritten digits, which scikit-learn brings along, stand in for it where it is not at hand.
 """
 
+import hashlib
 import http.client
 import os
 import socket
 import sys
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +22,17 @@ import torch.nn.functional as F
 from varpro import cli, names
 from varpro.results import ResultError
 from varpro.threads import one_torch_thread
+from VarPro_resnet import folders
+from VarPro_resnet.folders import Decoded
 
 # torchvision and scikit-learn take seconds to import: each is imported where its images are loaded
 
-DATASETS = ("cifar10", "digits", "synthetic")
+DATASETS = ("cifar10", "images", "digits", "synthetic")
 FOLDER = names.ROOT / "data"  # of what is downloaded
+FINGERPRINTS = {  # of the official images of CIFAR-10: see Decoded.fingerprint
+    "train": "d59acf989e068e709ce686cda292672c7b212c08d29d3d3e6d8c3aa99eba6a85",
+    "test": "899683d46c3a8c66fd56e1af12202e69fe5a4517be10b0f68e04c78fe585c57c",
+}
 MIRROR = "VARPRO_CIFAR10_URL"  # environment variable: where to download the archive of CIFAR-10 from instead
 
 SIDE = 32  # pixels
@@ -57,22 +64,45 @@ class Images:
     classes: int
     name: str
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all images and labels in their order, which the draws of an epoch refer to."""
+        digest = hashlib.sha256()
+        for tensor in (self.train, self.train_labels, self.test, self.test_labels):
+            digest.update(tensor.cpu().contiguous().numpy())
+        return digest.hexdigest()
+
     def to(self, device: torch.device | str) -> "Images":
         """The same with all tensors on ``device``."""
         names = ("train", "train_labels", "test", "test_labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
-def load(name: str, folder: Path, *, download: bool = True) -> Images:
+def load(
+    name: str,
+    folder: Path,
+    *,
+    flips: bool = True,
+    cache: Path | None = None,
+    download: bool = True,
+    report: Callable[[str], None] = print,
+) -> Images:
     """The data set ``name`` of :data:`DATASETS`, on the CPU.
 
-    CIFAR-10 lies in ``folder`` or is put there: its archive ``cifar-10-python.tar.gz`` is taken from there, or else,
-    with ``download``, fetched from its home or from the address in the environment variable ``VARPRO_CIFAR10_URL``. The
-    other data sets need neither folder nor network. Raises ResultError, with one line that says what to put where,
-    if CIFAR-10 is not to be had or not what it should be; ValueError for another name.
+    ``images`` is any set of images in class folders (VarPro_resnet/folders.py), normalised by mean and standard
+    deviation of its own training images, which are mirrored if ``flips``. ``cifar10`` lies in ``folder`` in that
+    layout, and is known by its fingerprint, or in the official archive: ``cifar-10-python.tar.gz`` is taken from
+    there, or else, with ``download``, fetched from its home or from the address in the environment variable
+    ``VARPRO_CIFAR10_URL``. What was decoded from folders is kept in ``cache`` (by default beside the results), and
+    ``report`` is told what is done. The other data sets need neither folder nor network.
+
+    Raises ResultError, with one line that says what is wrong or what to put where; ValueError for another name.
     """
+    folder, cache = Path(folder), cache or names.directory("VarPro_resnet") / "images"
+    if name == "images":
+        return _images(folder, cache, flips, report)
     if name == "cifar10":
-        return _cifar10(Path(folder), download)
+        return _cifar10_images(folder, cache, report) if folders.is_there(folder) else _cifar10(folder, download)
     if name == "digits":
         return _digits()
     if name == "synthetic":
@@ -89,6 +119,47 @@ def synthetic(count: int = 50_000, test_count: int = 10_000) -> Images:
         return pixels, torch.randint(0, 10, (images,), generator=generator)
 
     return Images(*drawn(count), *drawn(test_count), MEAN, STD, flips=True, classes=10, name="synthetic")
+
+
+# --- class folders -----------------------------------------------------------------------------------------------
+
+
+def _images(folder: Path, cache: Path, flips: bool, report: Callable[[str], None]) -> Images:
+    train, test, classes = folders.load(folder, cache, side=SIDE, report=report)
+    mean, std = _statistics(train.images)
+    if min(std) == 0:
+        raise ResultError(f"{folder}: a colour has the same brightness everywhere in the training images")
+    parts = train.images, train.labels, test.images, test.labels
+    return Images(*parts, mean, std, flips=flips, classes=len(classes), name="images")
+
+
+def _cifar10_images(folder: Path, cache: Path, report: Callable[[str], None]) -> Images:
+    train, test, _ = folders.load(folder, cache, side=SIDE, report=report)
+    for name, part in (("train", train), ("test", test)):
+        _recognise(name, part, folder)
+    parts = train.images, train.labels, test.images, test.labels
+    return Images(*parts, MEAN, STD, flips=True, classes=10, name="cifar10")
+
+
+def _recognise(name: str, part: Decoded, folder: Path) -> None:
+    found = part.fingerprint
+    if found != FINGERPRINTS[name]:
+        raise ResultError(
+            f"{folder}: its {name} images are not the official ones of CIFAR-10 ({len(part.labels)} with fingerprint "
+            f"{found[:8]}..., not {FINGERPRINTS[name][:8]}...); --dataset images takes any images"
+        )
+
+
+def _statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of ``images (N, 3, H, W)`` uint8, exactly, in units of 255."""
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        counts = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        values = torch.arange(256, dtype=torch.float64) / 255
+        mean = (counts @ values / counts.sum()).item()
+        means.append(mean)
+        deviations.append((counts @ (values - mean).square() / counts.sum()).sqrt().item())
+    return tuple(means), tuple(deviations)
 
 
 # --- CIFAR-10 ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -21,8 +22,9 @@ _MOMENTUM = {  # what it weighs, from 0 to below 1
     "sgdm": "momentum of the steps",
     "shampoo": "weight m of the last preconditioned gradient b in what is preconditioned: (1 - m) g + m b",
 }
-_NAMED = ("time_scale", "momentum", "final_epochs", *_SHAMPOO, "mixed_precision", "tf32", "dtype")
+_NAMED = ("flips", "time_scale", "momentum", "final_epochs", *_SHAMPOO, "mixed_precision", "tf32", "dtype")
 # ... are in the file name where they are not the default
+_DIGITS = 12  # of the digest of a set of images, in file names
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,22 @@ def add_problem(to: argparse.ArgumentParser, *, dataset: str, lmbda: float) -> N
         "--dataset",
         choices=cifar.DATASETS,
         default=dataset,
-        help="cifar10 is downloaded once; digits comes with scikit-learn, 1500 + 297 images; synthetic is noise of the "
-        "size of cifar10, to measure speed",
+        help="cifar10 is downloaded once, or read from --data-dir; images are any ones in class folders; digits "
+        "comes with scikit-learn, 1500 + 297 images; synthetic is noise of the size of cifar10, to measure speed",
     )
     group.add_argument(
         "--data-dir",
         "--data_dir",
         type=Path,
         metavar="DIR",
-        help="folder of the downloaded data (default: data/ in the repository)",
+        help="folder with train/<class>/*.png and test/<class>/*.png (or JPEG, or WebP); for cifar10 also with the "
+        "official archive, or where it is downloaded to (default there: data/ in the repository)",
+    )
+    group.add_argument(
+        "--flips",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="mirror half of the training images of --dataset images (default: yes)",
     )
     cli.add_seeds(group)
     cli.add_lambda(group, lmbda)
@@ -147,6 +156,13 @@ def add_run(to: argparse.ArgumentParser) -> None:
         default="auto",
         help="where to compute; auto is CUDA where there is a device",
     )
+    group.add_argument(
+        "--threads",
+        type=cli.whole(1, 1024),
+        metavar="K",
+        help="of the CPU; the last bits depend on it (default: all, or one where a trial at the start shows that it is "
+        "faster; a run that goes on keeps its number)",
+    )
     group.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="precision")
     group.add_argument(
         "--mixed_precision",
@@ -179,9 +195,15 @@ def parse(
     if options.optimizer != "shampoo":
         for name in sorted(options.given & set(_SHAMPOO)):
             raise cli.UsageError(f"--{name}: has no effect here; it goes with --optimizer shampoo")
-    if options.dataset != "cifar10" and "data_dir" in options.given:
-        raise cli.UsageError("--data-dir: has no effect here; it goes with --dataset cifar10")
+    if options.dataset not in ("cifar10", "images") and "data_dir" in options.given:
+        raise cli.UsageError("--data-dir: has no effect here; it goes with --dataset cifar10 or images")
+    if options.dataset == "images" and options.data_dir is None:
+        raise cli.UsageError("--dataset images: name their folder with --data-dir DIR")
+    if options.dataset != "images" and "flips" in options.given:
+        raise cli.UsageError("--flips: has no effect here; it goes with --dataset images")
     options.device = cli.resolve_device(options)
+    if options.threads is not None and options.device != "cpu":
+        raise cli.UsageError("--threads: has no effect here; it goes with --device cpu")
     if options.mixed_precision and options.dtype != "float32":
         raise cli.UsageError("--mixed_precision: has no effect here; it goes with --dtype float32")
     if options.tf32 and (options.device, options.dtype) != ("cuda", "float32"):
@@ -197,24 +219,25 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
 
     Raises UsageError or ResultError, each a line for the user, before a run with wrong options starts.
     """
-    images = None
+    # of any images the result states which; otherwise one that has its results needs no data
+    images = _images(options) if options.dataset == "images" else None
     wanted = []
     for seed in options.seed:
-        config = _config(options, seed)
-        path = (options.output or names.directory("VarPro_resnet")) / _file_name(options, config)
+        config = _config(options, seed, images)
+        path = _directory(options) / _file_name(options, config)
         results.prepare(path)
         wanted.append((seed, config, path, not options.force and results.complete(path, config)))
     for seed, config, path, complete in wanted:
         if complete:
             print(f"{_label(config)}: kept {path}", flush=True)
             continue
-        if images is None:  # one that has its results needs no data
-            images = _images(options)
+        images = images or _images(options)
         plan = Plan(len(images.train), options.batch_size, options.epochs, options.final_epochs)
-        yield Run(config | {"device": options.device}, path, images, plan, _network(options, seed, images.classes))
+        own = {"device": options.device, "images": images.digest}  # of this run; any other is not done again
+        yield Run(config | own, path, images.to(options.device), plan, _network(options, seed, images.classes))
 
 
-def perform(run: Run, step: Descent, *, resume: bool, progress: bool) -> None:
+def perform(run: Run, step: Descent, *, threads: int | None, resume: bool, progress: bool) -> None:
     """Train and save one run; an interrupted one goes on from its checkpoint."""
     config, label = run.config, _label(run.config)
     checkpoint = run.path.with_suffix(".checkpoint")
@@ -226,6 +249,7 @@ def perform(run: Run, step: Descent, *, resume: bool, progress: bool) -> None:
         seed=config["seed"],
         memory_format=memory_format(config["device"], config["mixed_precision"] or config["tf32"]),
         tf32=config["tf32"],
+        threads=threads,
         checkpoint=checkpoint,
         config=config,
         resume=resume,
@@ -259,11 +283,11 @@ def _contents(run: Run, record: Record) -> dict:
         "elapsed_time": record.elapsed,
         "images_per_second": run.plan.passes * run.plan.images / record.elapsed,  # tests included in the time
         "provenance": results.provenance(run.config["device"])
-        | {"torchvision": metadata.version("torchvision"), "threads": str(torch.get_num_threads())},
+        | {"torchvision": metadata.version("torchvision"), "threads": " ".join(map(str, record.threads))},
     }
 
 
-def _config(options: argparse.Namespace, seed: int) -> dict:
+def _config(options: argparse.Namespace, seed: int, images: cifar.Images | None) -> dict:
     config = {
         "experiment": "VarPro_resnet",
         "dataset": options.dataset,
@@ -280,12 +304,15 @@ def _config(options: argparse.Namespace, seed: int) -> dict:
         "seed": seed,
         "name": options.name,
     }
+    if options.dataset == "images":
+        config |= {"data": images.digest[:_DIGITS], "flips": options.flips}
     if options.optimizer == "shampoo":
         config |= {name: getattr(options, name) for name in _SHAMPOO}
     return config
 
 
 def _file_name(options: argparse.Namespace, config: dict) -> str:
+    """States the paper's parameters always, the others where they are not the default."""
     changed = {key: config[key] for key in _NAMED if key in config and config[key] != options.defaults[key]}
     return names.resnet(config, changed, options.name)
 
@@ -295,10 +322,17 @@ def _label(config: dict) -> str:
 
 
 def _images(options: argparse.Namespace) -> cifar.Images:
-    images = cifar.load(options.dataset, options.data_dir or cifar.FOLDER)
+    folder = options.data_dir or cifar.FOLDER
+    cache = _directory(options) / "images"
+    images = cifar.load(options.dataset, folder, flips=options.flips, cache=cache, report=partial(print, flush=True))
     if options.batch_size > len(images.train):
         raise cli.UsageError(f"--batch_size {options.batch_size}: {options.dataset} has {len(images.train)} images")
-    return images.to(options.device)
+    return images
+
+
+def _directory(options: argparse.Namespace) -> Path:
+    """Of the result files."""
+    return options.output or names.directory("VarPro_resnet")
 
 
 def _network(options: argparse.Namespace, seed: int, classes: int) -> ResNet20:

@@ -8,6 +8,7 @@ The loss of a mini-batch of B images with one-hot targets y (B, k), for features
 A pass shows every image once, in a new order and newly augmented; its last mini-batch may be smaller.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,15 +23,17 @@ from tqdm import tqdm
 
 from varpro import results, ridge
 from varpro.cli import duration
-from varpro.threads import one_torch_thread
+from varpro.loss import VarProLoss
+from varpro.threads import Sharing
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
 
 _CENTRE = 0.0  # c of the penalty (u - c)^2 / 2
 _TEST_BATCH = 500  # images
+_TRIAL_STEPS = 2  # with each number of threads
 _TIMED_STEPS, _TIMED_SECONDS = 2, 1.0  # at least, before the cost of a run is estimated
 _CHECKPOINT_SECONDS = 60.0
-_CHECKPOINT_FORMAT = 1  # to be counted up where the state of a run changes
+_CHECKPOINT_FORMAT = 2  # to be counted up where the state of a run changes
 
 Report = Callable[[str], None]
 
@@ -59,9 +62,7 @@ class Descent:
 
         The features are computed once, and nothing here but Shampoo's decompositions waits for the device.
         """
-        features = self._features(images)
-        self._before_loss(features.detach(), targets)
-        loss = ridge.loss(features, targets, self.network.outer, self.lmbda, _CENTRE)
+        loss = self._loss(self._features(images), targets)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -81,15 +82,17 @@ class Descent:
             features = self.network.features(images)
         return features.to(images.dtype)
 
-    def _before_loss(self, features: torch.Tensor, targets: torch.Tensor) -> None:
-        """What happens between the features (B, M) and their loss."""
+    def _loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """L of ``features (B, M)``, with gradients."""
+        return ridge.loss(features, targets, self.network.outer, self.lmbda, _CENTRE)
 
 
 class VarProM(Descent):
     """Descent in the features only; u is a running average of the optimal outer weights of the mini-batches.
 
     With ``averaging`` m, every step does u <- m u + (1 - m) argmin_u L and then descends along dL/dtheta with this u
-    held fixed. For m = 0 that is the gradient of the reduced loss min_u L (envelope theorem), for m > 0 it is not.
+    held fixed (:class:`varpro.loss.VarProLoss`). For m = 0 that is the gradient of the reduced loss min_u L, for m > 0
+    it is not.
     """
 
     def __init__(
@@ -102,26 +105,15 @@ class VarProM(Descent):
         mixed_precision: bool = False,
     ) -> None:
         super().__init__(network, optimizer, lmbda, mixed_precision=mixed_precision)
-        self.averaging = averaging
         network.readout.requires_grad_(False)
-        self._failed = torch.zeros((), dtype=torch.bool, device=network.outer.device)
+        self.criterion = VarProLoss(lmbda, _CENTRE, averaging, outer=network.outer)  # updates the network's own u
 
     def check(self) -> None:
         """Raise FloatingPointError where a ridge system was not positive definite."""
-        if self._failed.item():
-            raise FloatingPointError(
-                f"inner solve: a system was not positive definite at lambda {self.lmbda:g}; use a larger lambda"
-            )
+        self.criterion.check()
 
-    @torch.no_grad()
-    def _before_loss(self, features: torch.Tensor, targets: torch.Tensor) -> None:
-        # float64, whatever the features are: the condition number of the system grows like 1 / lam (2e3 at 1e-3, where
-        # float32 is 3e-5 off in u), and at a size of 64 x 64 or less nothing is saved by less
-        with one_torch_thread():
-            solution, failed = ridge.solve_unchecked(features.double(), targets.double(), self.lmbda, _CENTRE)
-        outer = self.network.outer
-        outer.lerp_(solution.to(outer.dtype), 1 - self.averaging)  # u <- m u + (1 - m) u_new
-        self._failed |= failed != 0
+    def _loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.criterion(features, targets)
 
 
 @dataclass(frozen=True)
@@ -160,6 +152,7 @@ class Record:
     loss: torch.Tensor  # (steps,) float64, of every mini-batch before its step, at the u used
     accuracy: torch.Tensor  # (passes + 1,) float64, share of the test images, before training and after every pass
     learning_rate: torch.Tensor  # (passes,) float64
+    threads: list[int]  # of the CPU, one number unless a later sitting was told another
     elapsed: float = 0.0  # seconds of training and tests, over all sittings
 
 
@@ -176,6 +169,17 @@ def arithmetic(*, tf32: bool) -> Iterator[None]:
             yield
     finally:
         convolutions.fp32_precision = usual
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Tensor operations on the CPU in so many threads."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
@@ -197,6 +201,7 @@ def train(
     seed: int,
     memory_format: torch.memory_format = torch.channels_last,
     tf32: bool = False,
+    threads: int | None = None,
     checkpoint: Path | None = None,
     config: Mapping[str, object] | None = None,
     resume: bool = True,
@@ -208,7 +213,12 @@ def train(
 
     Order and augmentation of the images come from a generator on the CPU with ``seed``, the same on every device. With
     ``checkpoint`` the state is kept there about once a minute, and a later call with the same ``config`` goes on from
-    it if ``resume``, to the same last bit on the CPU with as many threads; the file is left for the caller to remove.
+    it if ``resume``, to the same last bit on the CPU; the file is left for the caller to remove.
+
+    The last bits depend on the number of ``threads`` of the CPU, since convolutions and means are summed in parts. None
+    is as many as the process has, or one where a trial shows that to be faster, which beside other work it is by far;
+    that choice is made once, and a run that is gone on with keeps it.
+
     ``report`` receives lines for the user, with the cost of the run unless ``progress`` shows it. Raises
     FloatingPointError with the pass and the step where the loss stops being finite, at the end of that pass.
     """
@@ -218,7 +228,7 @@ def train(
         files.restore(run)
     watch = _Watch(run, None if progress else report)
     bar = tqdm(total=plan.steps, initial=run.step, desc=label, unit="step", disable=not progress)
-    with bar, arithmetic(tf32=tf32):
+    with bar, arithmetic(tf32=tf32), _threads(run.share(threads, report)):
         run.begin()
         while run.step < plan.steps:
             for _ in run.steps_of_pass():
@@ -251,6 +261,7 @@ class _Run:
         self.generator = torch.Generator().manual_seed(seed)
         self.pass_start = self.generator.get_state()
         self.step, self.tests = 0, 0
+        self.threads: list[int] = []
         self.losses = torch.full((plan.steps,), math.nan, dtype=torch.float64, device=weights.device)
         self.accuracies = torch.full((plan.passes + 1,), math.nan, dtype=torch.float64)
         self.rates = torch.full((plan.passes,), math.nan, dtype=torch.float64)
@@ -266,6 +277,35 @@ class _Run:
     @property
     def last_accuracy(self) -> float:
         return self.accuracies[self.tests - 1].item()
+
+    def share(self, threads: int | None, report: Report | None) -> int:
+        """How many threads to take: ``threads`` if that says so, or as before, or what a trial shows."""
+        if threads is None:
+            threads = self.threads[-1] if self.threads else self._faster(torch.get_num_threads())
+        if self.threads[-1:] != [threads]:
+            if self.threads and report is not None:
+                report(f"goes on with {threads} threads, not {self.threads[-1]}: the last bits are those of neither")
+            self.threads.append(threads)
+        return threads
+
+    def _faster(self, available: int) -> int:
+        """One thread or all that are ``available``, by steps of a copy that nothing remains of."""
+        if available == 1 or self.losses.device.type != "cpu":
+            return available
+        images, targets = (tensor[: self.plan.batch_size] for tensor in (self.images.train, self.targets))
+        images = cifar.normalise(images, self.images.mean, self.images.std, self.dtype, self.memory_format)
+        trial, sharing = copy.deepcopy(self.take_step), Sharing()
+        for _ in range(3):  # one to warm up, one trial each
+            threads, steps = sharing.plan(available, _TRIAL_STEPS)
+            begin = time.perf_counter()
+            try:
+                with _threads(threads):
+                    for _ in range(steps):
+                        trial(images, targets)
+            except FloatingPointError:
+                return available  # the run itself will say where
+            sharing.note(threads, steps, time.perf_counter() - begin)
+        return sharing.plan(available, 1)[0]
 
     def begin(self) -> None:
         """Test the network before its first step."""
@@ -339,6 +379,7 @@ class _Run:
             "learning_rate": self.rates[: self.tests],
             "testing": self.testing,
             "elapsed": self.seconds(),
+            "threads": self.threads,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -347,12 +388,13 @@ class _Run:
         self.take_step.optimizer.load_state_dict(state["optimizer"])
         self.pass_start, self.step, self.elapsed = state["pass_start"], state["step"], state["elapsed"]
         self.losses[: self.step] = state["loss"]
+        self.threads = list(state["threads"])
         self.tests, self.testing = len(state["accuracy"]), state["testing"]
         self.accuracies[: self.tests] = state["accuracy"]
         self.rates[: self.tests] = state["learning_rate"]
 
     def record(self) -> Record:
-        return Record(self.losses.cpu(), self.accuracies, self.rates, self.seconds())
+        return Record(self.losses.cpu(), self.accuracies, self.rates, self.threads, self.seconds())
 
 
 class _Checkpoints:

@@ -44,7 +44,8 @@ def _ours(optimizer: str, *arguments: str) -> Steps:
         if count not in sets:
             sets[count] = synthetic(count * BATCH, 1).to(options.device)
         layout = memory_format(options.device, options.mixed_precision)
-        train(take, sets[count], Plan(count * BATCH, BATCH, 1, 0), seed=0, memory_format=layout)
+        plan, threads = Plan(count * BATCH, BATCH, 1, 0), torch.get_num_threads()
+        train(take, sets[count], plan, seed=0, memory_format=layout, threads=threads)
 
     return steps
 

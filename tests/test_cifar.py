@@ -334,7 +334,7 @@ def test_synthetic_sizes_are_those_of_cifar10(monkeypatch, tmp_path):
 
 
 def test_unknown_data_set(tmp_path):
-    with pytest.raises(ValueError, match="data set 'mnist' is not allowed: cifar10, digits, synthetic"):
+    with pytest.raises(ValueError, match="data set 'mnist' is not allowed: cifar10, images, digits, synthetic"):
         load("mnist", tmp_path)
 
 

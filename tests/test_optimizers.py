@@ -88,10 +88,10 @@ def test_a_training_goes_on_from_its_state_dict_as_if_never_stopped(solver, feat
     stopped = optimizer(build(solver, goal, problem), goal, problem)
     for _ in islice(stopped, 5):
         pass
-    file = io.BytesIO()
-    torch.save(stopped.state_dict(), file)
-    for _ in islice(stopped, 2):  # what happens later must not reach the file
+    file, saved = io.BytesIO(), stopped.state_dict()
+    for _ in islice(stopped, 2):  # what happens later must not reach what was saved
         pass
+    torch.save(saved, file)
     file.seek(0)
     resumed = optimizer(build(solver, goal, problem), goal, problem)
     resumed.load_state_dict(torch.load(file, weights_only=True))

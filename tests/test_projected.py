@@ -200,7 +200,7 @@ def test_second_order_in_the_time_step():
 
     def end(state, time, steps):
         for _ in range(steps):
-            state = projected._rosenbrock_step(state, time / steps, law)[0]
+            state = projected._rosenbrock_step(state, time / steps, law).after
         return state
 
     start = end(projected._evaluate(*projected._first_state(None, 64), law), 0.02, 40)

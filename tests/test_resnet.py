@@ -11,6 +11,7 @@ from conftest import ROOT, load_script
 from tolerances import RESNET_TRAINING, SOLVE
 
 from varpro import results, ridge
+from varpro.threads import Sharing
 from VarPro_resnet import cifar, runs, training
 from VarPro_resnet.Experiment import OPTIMIZERS, main, parser, step
 from VarPro_resnet.resnet import WIDTH, ResNet20
@@ -335,6 +336,56 @@ def test_a_checkpoint_that_is_of_no_use(reason, tmp_path, monkeypatch):
     assert lines == [] if reason == "not wanted" else lines[0].startswith(said[reason])
 
 
+class Threads:
+    """Counts of threads as they are set, with two to start from; one is ``faster``."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, faster: int) -> None:
+        self.now, self.trials = 2, []
+        patch.setattr(torch, "get_num_threads", lambda: self.now)
+        patch.setattr(torch, "set_num_threads", lambda number: setattr(self, "now", number))
+        patch.setattr(Sharing, "note", lambda _, number, *rest: self.trials.append(number))
+        patch.setattr(Sharing, "plan", lambda *_: (faster if len(self.trials) == 3 else 1 + len(self.trials) % 2, 1))
+
+
+@pytest.mark.parametrize("faster", [1, 2])
+def test_threads_are_chosen_once_and_kept(faster, tmp_path, monkeypatch):
+    """By a trial that leaves no trace; who goes on from a checkpoint keeps the number, unless told another."""
+    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
+    path, plan, lines, seen = tmp_path / "run.checkpoint", Plan(8, 4, 2, 0), [], []
+
+    def sitting(steps=None, threads=None, config=None):
+        of = network(dtype=torch.float32)
+        take = chosen_step(of, "sgdm")
+        original, counts = type(take).__call__, Threads(monkeypatch, faster)
+
+        class Watched(type(take)):
+            def __call__(self, *batch):
+                seen.append(counts.now)
+                return original(self, *batch)
+
+        take.__class__ = Watched
+        if steps is not None:
+            take = killed_after(take, steps + 3)  # those of the trial
+        keywords = {"checkpoint": path, "config": {}, "report": lines.append} if config is None else {}
+        record = train(take, tiny_images(8), plan, seed=0, threads=threads, **keywords)
+        assert counts.now == 2  # as it was
+        return record, counts
+
+    alone, counts = sitting(threads=faster, config={})
+    assert (alone.threads, counts.trials) == ([faster], [])
+    seen.clear()
+    with pytest.raises(Killed):
+        sitting(steps=3)
+    assert seen == [1, 2, 1, *[faster] * 3]
+    record, counts = sitting()
+    assert (record.threads, counts.trials) == ([faster], [])
+    assert torch.equal(record.loss, alone.loss)
+    other = 3 - faster
+    record, _ = sitting(threads=other)
+    assert record.threads == [faster, other]
+    assert f"goes on with {other} threads, not {faster}: the last bits are those of neither" in lines
+
+
 def test_cost_is_said_once(monkeypatch):
     monkeypatch.setattr(training, "_TIMED_SECONDS", 0.0)
     lines = []
@@ -381,7 +432,7 @@ def test_the_first_loss_that_is_not_finite_is_reported(optimizer):
 def test_an_inner_system_that_is_not_definite_is_reported(monkeypatch):
     solve = ridge.solve_unchecked
     monkeypatch.setattr(ridge, "solve_unchecked", lambda *arguments: (solve(*arguments)[0], torch.tensor(1)))
-    with pytest.raises(FloatingPointError, match="inner solve: a system was not positive definite"):
+    with pytest.raises(FloatingPointError, match="pass 1, step 1: inner solve: the 4 x 4 system is not positive"):
         train(chosen_step(network(dtype=torch.float32), "varprom"), tiny_images(8), Plan(8, 4, 1, 0), seed=0)
 
 
@@ -402,7 +453,7 @@ TINY = ["--batch_size", "16", "--epochs", "1", "--final_epochs", "1", "--device"
 
 @pytest.fixture
 def tiny_data(monkeypatch):
-    monkeypatch.setattr(cifar, "load", lambda name, folder: tiny_images(20))
+    monkeypatch.setattr(cifar, "load", lambda name, folder, **_: tiny_images(20))
 
 
 def only_result(folder: Path) -> dict:
@@ -453,13 +504,15 @@ def test_a_run_writes_what_the_definitions_say(tmp_path, capsys):
 def test_options_reach_the_step(arguments, state):
     chosen = chosen_step(network(), *arguments)
     (group,) = chosen.optimizer.param_groups
-    assert {name: getattr(chosen, name, group.get(name)) for name in state} == state
+    criterion = getattr(chosen, "criterion", None)
+    found = {name: getattr(chosen, name, getattr(criterion, name, group.get(name))) for name in state}
+    assert found == state
 
 
 @pytest.mark.usefixtures("tiny_data")
 def test_options_reach_the_run(tmp_path, monkeypatch):
     folders = []
-    monkeypatch.setattr(cifar, "load", lambda name, folder: folders.append((name, folder)) or tiny_images(20))
+    monkeypatch.setattr(cifar, "load", lambda name, folder, **_: folders.append((name, folder)) or tiny_images(20))
     arguments = [*TINY, "--dataset", "cifar10", "--optimizer", "sgdm", "--dtype", "float64", "--output", str(tmp_path)]
     main([*arguments, "--data-dir", "somewhere", "--time_scale", "1e-4"])
     assert folders == [("cifar10", Path("somewhere"))]
@@ -540,7 +593,10 @@ def test_an_interrupted_command_goes_on(tmp_path, capsys, monkeypatch):
         (["--optimizer", "sgdm", "--update_every", "2"], 2, "--update_every: has no effect here; it goes with"),
         (["--mixed_precision", "--dtype", "float64"], 2, "--mixed_precision: has no effect here; it goes with"),
         (["--tf32"], 2, "--tf32: has no effect here; it goes with --device cuda --dtype float32"),
-        (["--data-dir", "x"], 2, "--data-dir: has no effect here; it goes with --dataset cifar10"),
+        (["--data-dir", "x"], 2, "--data-dir: has no effect here; it goes with --dataset cifar10 or images"),
+        (["--dataset", "images"], 2, "--dataset images: name their folder with --data-dir DIR"),
+        (["--threads", "0"], 2, "--threads: '0' is not allowed: a whole number from 1 to 1024"),
+        (["--no-flips"], 2, "--flips: has no effect here; it goes with --dataset images"),
         (["--batch_size", "21"], 2, "--batch_size 21: digits has 20 images"),
         (["--seed", "1", "1"], 2, "names a seed twice"),
         (["--optimizer", "sgdm", "--time_scale", "1e6"], 1, ": the loss is not finite; try a smaller --time_scale"),

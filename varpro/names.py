@@ -58,10 +58,11 @@ def shallow(config: Mapping[str, Any], changed: Mapping[str, Any] | None = None,
 def resnet(config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, name: str = "") -> str:
     """The file name of a ResNet run (Section 6.2).
 
-    ``config`` has ``dataset``, ``optimizer``, ``batch_size``, ``lambda``, ``epochs`` and ``seed``; the rest is as in
-    :func:`shallow`.
+    ``config`` has ``dataset`` (and the label of the user's own images, ``data``), ``optimizer``, ``batch_size``,
+    ``lambda``, ``epochs`` and ``seed``; the rest is as in :func:`shallow`.
     """
-    stated = {key: config[key] for key in ("dataset", "optimizer", "batch_size", "lambda", "epochs")}
+    stated = {key: config[key] for key in ("dataset", "data") if key in config}
+    stated |= {key: config[key] for key in ("optimizer", "batch_size", "lambda", "epochs")}
     return file_name(stated | _ordered(changed) | {"seed": config["seed"]}, name)
 
 

@@ -56,13 +56,46 @@ def solve_unchecked(
     return centre + torch.cholesky_solve(features.T @ residual, factor), failed
 
 
+def moments(features: torch.Tensor, targets: torch.Tensor, centre: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """All that L knows of ``features (N, M)``, ``targets (N, k)``: phi^T phi / N (M, M), phi^T (y - phi c / M) / N."""
+    residual = targets - centre * features.mean(dim=1, keepdim=True)
+    return features.T @ features / len(features), features.T @ residual / len(features)
+
+
+def solve_moments_unchecked(
+    second: torch.Tensor, cross: torch.Tensor, lmbda: float, centre: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What :func:`solve_unchecked` returns, from means of :func:`moments` over several batches.
+
+    (A / M + lam I) delta = b for ``second`` A (M, M) and ``cross`` b (M, k).
+    """
+    matrix = second / len(second)
+    matrix.diagonal().add_(lmbda)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return centre + torch.cholesky_solve(cross, factor), failed
+
+
 def not_definite(features: torch.Tensor, lmbda: float) -> FloatingPointError:
     """The error of a solve whose matrix is not positive definite in the precision of ``features (N, M)``."""
     size = min(features.shape)
+    remedy = "a larger lambda" if features.dtype == torch.float64 else "float64 or a larger lambda"
     return FloatingPointError(
         f"inner solve: the {size} x {size} system is not positive definite in "
-        f"{str(features.dtype).removeprefix('torch.')} at lambda {lmbda:g}; use float64 or a larger lambda"
+        f"{str(features.dtype).removeprefix('torch.')} at lambda {lmbda:g}; use {remedy}"
     )
+
+
+def reduced_risk(
+    features: torch.Tensor, targets: torch.Tensor, lmbda: float, centre: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(min_u L, argmin_u L), a scalar and (M, k), for any ``features (N, M)`` and ``targets (N, k)``.
+
+    The scalar can be differentiated once in whatever the features depend on: u is solved for on detached features and
+    then held fixed, which gives the exact gradient of the minimum (envelope theorem). A second derivative would lack
+    the part that goes through u. Raises FloatingPointError as :func:`solve` does.
+    """
+    outer = solve(features.detach(), targets, lmbda, centre)
+    return loss(features, targets, outer, lmbda, centre), outer
 
 
 def loss(

@@ -18,17 +18,21 @@ an increasing cdf.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from varpro.compiled import compiled
-from varpro.diffusion.stepping import DIAGONAL, E32, Step, accepted_steps, decreases, fill_snapshots, first_size
+from varpro.diffusion.stepping import Step, Trial, accepted_steps, check_grid_size, check_numbers, checked_epochs
 from varpro.domains.circle import BUMP_MASSES, MAX_GAMMA, SECOND_BUMP
 
 MIN_GRID_SIZE = 8
+DIAGONAL = 1 / (2 + math.sqrt(2))  # d of the Rosenbrock pair, the value that makes it L-stable
+E32 = 6 + math.sqrt(2)  # e_32 of the pair's error estimate
+FLAT = 1e-18  # an energy this close to its minimum is round-off: it may go up
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,9 @@ def solve_diffusion(
 
     Raises ValueError when an argument is out of range, RuntimeError when no step is short enough.
     """
-    _check_numbers(gamma, time_scale, grid_size, rtol)
-    epochs = _checked_epochs(snapshot_epochs)
+    check_numbers(gamma, MAX_GAMMA, time_scale, rtol)
+    check_grid_size(grid_size, MIN_GRID_SIZE)
+    epochs = checked_epochs(snapshot_epochs)
     edges = np.linspace(-math.pi, math.pi, grid_size + 1)
     teacher = _teacher(gamma)
     levels = np.array([_law(edge, teacher)[2] for edge in edges])
@@ -88,15 +93,11 @@ def solve_diffusion(
     times, energy = [0.0], [0.5 + _excess_energy(state.y)]
     done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
     density[:done] = _cell_masses(state.y, levels)
-
-    def cells(step: Step[_State], part: float) -> tuple[np.ndarray]:
-        size = step.time_after - step.time_before
-        return (_cell_masses(_interpolate(step.before, step.after.y, step.k1, step.k2, size, part), levels),)
-
-    for step in _steps(state, teacher, snapshot_times[-1], rtol):
+    attempt = partial(_attempt, teacher=teacher)
+    for step in accepted_steps(attempt, state, _first_size(state, rtol), snapshot_times[-1], rtol):
         stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
-        fill_snapshots(step, snapshot_times[done:stop], cells, density[done:stop])
-        done, state = stop, step.after
+        _fill_snapshots(step, snapshot_times[done:stop], levels, density[done:stop])
+        done, state = stop, step.trial.after
         times.append(step.time_after)
         energy.append(0.5 + _excess_energy(state.y))
         if progress is not None:
@@ -106,19 +107,34 @@ def solve_diffusion(
     return Diffusion(density, grid, epochs, np.array(energy), np.array(times), len(times) - 1, state.x)
 
 
-def _steps(
-    state: _State, teacher: tuple[float, float, float, float], end: float, rtol: float
-) -> Iterator[Step[_State]]:
-    """The adaptive steps from time 0 to ``end``, each within ``rtol`` and with a smaller energy."""
+def _first_size(state: _State, rtol: float) -> float:
+    """The first step would move the mass rtol^(1/3), could the flow keep its first speed."""
+    return rtol ** (1 / 3) / max(_density_change(state.x, state.density * state.curvature), 1e-12)
 
-    def attempt(state: _State, size: float) -> tuple[_State, np.ndarray, np.ndarray, float]:
-        solvable, after, k1, k2, error_vector = _rosenbrock_step(state, size, teacher)
-        sound = solvable and _increasing(after.x, after.y)
-        sound = sound and decreases(_excess_energy(state.y), _excess_energy(after.y))
-        return after, k1, k2, _density_change(state.x, error_vector) if sound else math.inf
 
-    size = first_size(rtol, _density_change(state.x, state.density * state.curvature))
-    return accepted_steps(state, attempt, size, end, rtol, f"gamma = {teacher[0]:g}")
+def _attempt(state: _State, size: float, teacher: tuple[float, float, float, float]) -> Trial:
+    """One step: admissible where X stays increasing and the energy falls; the details are the stages k1 and k2."""
+    solvable, after, k1, k2, error_vector = _rosenbrock_step(state, size, teacher)
+    error = _density_change(state.x, error_vector) if solvable else math.inf
+    admissible = solvable and _increasing(after.x, after.y) and _energy_decreases(state.y, after.y)
+    return Trial(error, admissible, state, after, (k1, k2))
+
+
+def _fill_snapshots(step: Step, times: np.ndarray, levels: np.ndarray, masses: np.ndarray) -> None:
+    """Cell masses (len(times), G) at ``times``, all inside ``step``, into ``masses``."""
+    for k, time in enumerate(times):
+        if k > 0 and time == times[k - 1]:
+            masses[k] = masses[k - 1]
+            continue
+        size = step.time_after - step.time_before
+        before, after = step.trial.before, step.trial.after
+        between = _interpolate(before, after.y, *step.trial.details, size, (time - step.time_before) / size)
+        masses[k] = _cell_masses(between, levels)
+
+
+def _energy_decreases(y: np.ndarray, new_y: np.ndarray) -> bool:
+    excess, new_excess = _excess_energy(y), _excess_energy(new_y)
+    return new_excess <= excess or max(new_excess, excess) < FLAT
 
 
 # ---- the law of the teacher at one angle: that of varpro.domains.circle, in scalar form ----
@@ -354,29 +370,6 @@ def _cell_masses(y: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 # ---- arguments ----
-
-
-def _check_numbers(gamma: float, time_scale: float, grid_size: int, rtol: float) -> None:
-    if not (0 <= gamma <= MAX_GAMMA):
-        raise ValueError(f"gamma must be between 0 and {MAX_GAMMA:g}, not {gamma}")
-    if not (0 < time_scale < math.inf):
-        raise ValueError(f"time_scale must be finite and above 0, not {time_scale}")
-    if not isinstance(grid_size, int | np.integer) or grid_size < MIN_GRID_SIZE:
-        raise ValueError(f"grid_size must be an integer, at least {MIN_GRID_SIZE}, not {grid_size}")
-    if not (0 < rtol < 1):
-        raise ValueError(f"rtol must be between 0 and 1, not {rtol}")
-
-
-def _checked_epochs(snapshot_epochs: Sequence[int]) -> np.ndarray:
-    epochs = np.asarray(snapshot_epochs)
-    if epochs.ndim != 1 or epochs.size == 0 or not np.issubdtype(epochs.dtype, np.integer):
-        raise ValueError(f"snapshot_epochs must be a sequence of integers, at least one, not {snapshot_epochs}")
-    if epochs[0] < 0:
-        raise ValueError(f"snapshot_epochs must be at least 0, not {epochs[0]}")
-    falls = np.flatnonzero(epochs[1:] < epochs[:-1])
-    if falls.size > 0:
-        raise ValueError(f"snapshot_epochs must not decrease: {epochs[falls[0]]} is followed by {epochs[falls[0] + 1]}")
-    return epochs.astype(np.int64)
 
 
 def _checked_start(start: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ u(x) = Y_s + 2 (1 - g) c . w, u(x + pi) = Y_s - 2 g c . w, and the flow descends
 
 Space: m equal steps of s, X at their ends and g on them; the flow is the gradient flow of the discrete J, in the
 same metric. So the energy falls, and the mass of every cell is kept; second order in m. Time: the pair of
-varpro/diffusion/stepping.py. Its matrix is cyclic banded, by an order of the unknowns from both ends banded, plus one
+varpro/diffusion/circle.py. Its matrix is cyclic banded, by an order of the unknowns from both ends banded, plus one
 of rank two for c. A step is tried again, shorter, when its error estimate is too large, when X stops being
 increasing, when a share g leaves (0, 1) or when the energy grows.
 """
@@ -31,12 +31,13 @@ import numpy as np
 from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.linalg.lapack import dgbtrf, dgbtrs
 
-from varpro.diffusion.circle import _check_numbers, _checked_epochs
-from varpro.diffusion.stepping import DIAGONAL, E32, Step, accepted_steps, decreases, fill_snapshots, first_size
-from varpro.domains.circle import BUMP_MASSES, SECOND_BUMP, circle_cdf, circle_density
+from varpro.diffusion.circle import DIAGONAL, E32, FLAT
+from varpro.diffusion.stepping import Step, Trial, accepted_steps, check_grid_size, check_numbers, checked_epochs
+from varpro.domains.circle import BUMP_MASSES, MAX_GAMMA, SECOND_BUMP, circle_cdf, circle_density
 
 Density = Callable[[np.ndarray], np.ndarray]
 
+MIN_GRID_SIZE = 16
 _BAND = 9  # farthest unknown of an equation, in the order of ``_Grid``
 _SAMPLES = 4  # of a callable density, per cell of the output grid
 
@@ -106,10 +107,11 @@ def solve_projected(
     sharp for the grid two nodes can meet (gamma = 1000 takes a grid_size of 512 or more).
     """
     gamma = float(teacher) if np.isscalar(teacher) else 0.0
-    _check_numbers(gamma, time_scale, grid_size, rtol)
-    if grid_size % 2 or grid_size < 16:
-        raise ValueError(f"grid_size must be even and at least 16, not {grid_size}")
-    epochs = _checked_epochs(snapshot_epochs)
+    check_numbers(gamma, MAX_GAMMA, time_scale, rtol)
+    check_grid_size(grid_size, MIN_GRID_SIZE)
+    if grid_size % 2:
+        raise ValueError(f"grid_size must be even, not {grid_size}")
+    epochs = checked_epochs(snapshot_epochs)
     law = _gamma_law(gamma) if np.isscalar(teacher) else _own_law(teacher, "teacher", grid_size)
     edges = np.linspace(-math.pi, math.pi, grid_size + 1)
     x, share = _first_state(start, grid_size)
@@ -121,13 +123,11 @@ def solve_projected(
     done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
     density[:done], outer[:done] = output(state)
 
-    def between(step: Step[_State], part: float) -> tuple[np.ndarray, np.ndarray]:
-        return output(_between(step, part, law))
-
     for step in _steps(state, law, snapshot_times[-1], rtol):
         stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
-        fill_snapshots(step, snapshot_times[done:stop], between, density[done:stop], outer[done:stop])
-        done, state = stop, step.after
+        for k in range(done, stop):
+            density[k], outer[k] = output(_at(step, snapshot_times[k], law))
+        done, state = stop, step.trial.after
         times.append(step.time_after)
         energy.append(state.excess)
         if progress is not None:
@@ -426,15 +426,18 @@ def _derivatives(state: _State) -> tuple[list[tuple[np.ndarray, np.ndarray, np.n
 # ---- time ----
 
 
-def _steps(state: _State, law: _Law, end: float, rtol: float) -> Iterator[Step[_State]]:
-    """The adaptive steps from time 0 to ``end``, each within ``rtol`` and with a smaller energy."""
+def _steps(state: _State, law: _Law, end: float, rtol: float) -> Iterator[Step]:
+    """The adaptive steps from time 0 to ``end``; the first would move the mass rtol^(1/3) at the first speed."""
 
-    def attempt(state: _State, size: float) -> tuple[_State, np.ndarray, np.ndarray, float]:
-        with np.errstate(all="ignore"):  # a step that is too long is refused below
+    def attempt(state: _State, size: float) -> Trial:
+        with np.errstate(all="ignore"):  # a step that is too long is refused
             return _rosenbrock_step(state, size, law)
 
-    size = first_size(rtol, _density_change(state, state.rate))
-    return accepted_steps(state, attempt, size, end, rtol, "projected diffusion; a finer grid_size may help")
+    size = rtol ** (1 / 3) / max(_density_change(state, state.rate), 1e-12)
+    try:
+        yield from accepted_steps(attempt, state, size, end, rtol)
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; a sharp teacher needs a finer grid_size") from None
 
 
 def _moved_state(state: _State, change: np.ndarray, law: _Law) -> _State:
@@ -442,9 +445,9 @@ def _moved_state(state: _State, change: np.ndarray, law: _Law) -> _State:
     return _evaluate(state.x + change[:m], state.share + change[m:], law)
 
 
-def _rosenbrock_step(state: _State, size: float, law: _Law) -> tuple[_State, np.ndarray, np.ndarray, float]:
-    """One step of the pair of varpro/diffusion/stepping.py; the error is infinite where it must not be taken."""
-    refused = state, state.rate, state.rate, math.inf
+def _rosenbrock_step(state: _State, size: float, law: _Law) -> Trial:
+    """One step of the pair of varpro/diffusion/circle.py; the details are the stages k1 and k2."""
+    refused = Trial(math.inf, False, state, state, (state.rate, state.rate))
     matrix = _Matrix(state, size * DIAGONAL)
     if not matrix.sound:
         return refused
@@ -458,7 +461,8 @@ def _rosenbrock_step(state: _State, size: float, law: _Law) -> tuple[_State, np.
     after = _moved_state(state, size * k2, law)
     k3 = matrix.solve(after.rate - E32 * (k2 - middle.rate) - 2 * (k1 - state.rate))
     error = _density_change(state, size / 6 * (k1 - 2 * k2 + k3))
-    return after, k1, k2, error if decreases(state.excess, after.excess) else math.inf
+    falls = after.excess <= state.excess or max(after.excess, state.excess) < FLAT
+    return Trial(error, falls, state, after, (k1, k2))
 
 
 def _admissible(state: _State, change: np.ndarray) -> bool:
@@ -476,17 +480,20 @@ def _density_change(state: _State, change: np.ndarray) -> float:
     return float(np.abs(moved - np.roll(moved, 1)).sum() + 2 * np.abs(change[m:]).mean())
 
 
-def _between(step: Step[_State], part: float, law: _Law) -> _State:
-    """The state at ``part`` p of a step: z + p (z' - z) + p (1 - p) (h v - (z' - z)), v = (k1 - 2 d k2) / (1 - 2 d).
+def _at(step: Step, time: float, law: _Law) -> _State:
+    """The state at part p of a step: z + p (z' - z) + p (1 - p) (h v - (z' - z)), v = (k1 - 2 d k2) / (1 - 2 d).
 
     Where that is not admissible the linear part is, since both ends are.
     """
+    _, _, before, after, (k1, k2) = step.trial
+    size = step.time_after - step.time_before
+    part = (time - step.time_before) / size
     if part == 1.0:
-        return step.after
-    change = np.concatenate([step.after.x - step.before.x, step.after.share - step.before.share])
-    first = (step.time_after - step.time_before) * (step.k1 - 2 * DIAGONAL * step.k2) / (1 - 2 * DIAGONAL)
+        return after
+    change = np.concatenate([after.x - before.x, after.share - before.share])
+    first = size * (k1 - 2 * DIAGONAL * k2) / (1 - 2 * DIAGONAL)
     bent = part * change + part * (1 - part) * (first - change)
-    return _moved_state(step.before, bent if _admissible(step.before, bent) else part * change, law)
+    return _moved_state(before, bent if _admissible(before, bent) else part * change, law)
 
 
 # ---- output ----

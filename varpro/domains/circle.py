@@ -40,12 +40,12 @@ def circle_cdf(angles: np.ndarray, gamma: float) -> np.ndarray:
     """Cumulative mass of nu_gamma from -pi to ``angles``; any real angle: N(x + 2 pi) = N(x) + 1, N(-pi) = 0."""
     angles = np.asarray(angles, dtype=np.float64)
     return sum(
-        mass * (_bump_cdf(angles - centre, gamma) - _bump_cdf(np.float64(-math.pi - centre), gamma))
+        mass * (bump_cdf(angles - centre, gamma) - bump_cdf(np.float64(-math.pi - centre), gamma))
         for mass, centre in zip(BUMP_MASSES, (0.0, SECOND_BUMP), strict=True)
     )
 
 
-def _bump_cdf(angles: np.ndarray, gamma: float) -> np.ndarray:
+def bump_cdf(angles: np.ndarray, gamma: float) -> np.ndarray:
     """1/2 + atan(sqrt(1 + gamma) tan(x/2)) / pi, continued over whole turns."""
     turns = np.floor((angles + math.pi) / (2 * math.pi))
     half = (angles - 2 * math.pi * turns) / 2  # in [-pi/2, pi/2)

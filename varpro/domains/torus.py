@@ -7,7 +7,23 @@ import torch
 
 from varpro.distances import TorusMeasure
 from varpro.domains.base import Domain, Draws, discard_network_initialisation, number
-from varpro.domains.circle import bump_sampler
+from varpro.domains.circle import bump_cdf, bump_sampler
+
+TORUS_MODES = ((-1.0, 0.0), (1.0, 1.0))  # of Appendix B; half of the mass each
+
+
+def torus_bump_density(coordinates: np.ndarray, gamma: float) -> np.ndarray:
+    """Density b of one bump at 0 at ``coordinates`` (any shape), of period 4, over which it integrates to 1.
+
+    b(s) = sqrt(1 + gamma) / (4 (1 + gamma sin^2(pi s / 4)))
+    """
+    sine = np.sin(np.pi * np.asarray(coordinates, dtype=np.float64) / 4)
+    return math.sqrt(1 + gamma) / (4 * (1 + gamma * sine**2))
+
+
+def torus_bump_cdf(coordinates: np.ndarray, gamma: float) -> np.ndarray:
+    """Integral of b from -2 to ``coordinates``, any real numbers."""
+    return bump_cdf(np.pi * np.asarray(coordinates, dtype=np.float64) / 2, gamma)
 
 
 def wrap_torus(points: torch.Tensor) -> torch.Tensor:
@@ -28,9 +44,7 @@ class Torus(Domain):
         return wrap_torus(inputs)  # in float64, before whole periods cost digits
 
     def measure(self, points, masses=None):
-        if masses is not None:
-            raise ValueError("points on the torus have equal masses")
-        return TorusMeasure(points)
+        return TorusMeasure(points, masses)
 
     def gamma(self, text):
         value = number(text)
@@ -42,7 +56,8 @@ class Torus(Domain):
         """The draws of the paper's torus runs (Appendix B), in the same order as those of the circle.
 
         Each coordinate of the teacher is a bump of width gamma, scaled to [-2, 2); neurons with even index then move by
-        (-1, 0), those with odd index by (1, 1). gamma = infinity leaves the two modes alone: T = 2.
+        (-1, 0), those with odd index by (1, 1). gamma = infinity leaves the two modes alone: T = 2. The law is
+        [b(x + 1) b(y) + b(x - 1) b(y - 1)] / 2 with b of :func:`torus_bump_density`.
         """
         numpy_stream = np.random.RandomState(seed)
         torch_stream = torch.Generator().manual_seed(seed)
@@ -52,8 +67,8 @@ class Torus(Domain):
         else:
             spread = np.stack([bump_sampler(numpy_stream.rand(teacher_width), gamma) for _ in range(2)], axis=1)
         teacher = torch.from_numpy(spread) * (2 / math.pi)
-        teacher[0::2] += torch.tensor([-1.0, 0.0], dtype=torch.float64)
-        teacher[1::2] += torch.tensor([1.0, 1.0], dtype=torch.float64)
+        for k, mode in enumerate(TORUS_MODES):
+            teacher[k::2] += torch.tensor(mode, dtype=torch.float64)
         discard_network_initialisation(teacher_width, torch_stream)
         inputs = torch.randn(samples, 2, dtype=torch.float32, generator=torch_stream)
         discard_network_initialisation(student_width, torch_stream)

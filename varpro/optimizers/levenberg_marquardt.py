@@ -27,7 +27,7 @@ class LevenbergMarquardt(Optimizer):
     the risk, and grows by 4 with one that does not (S10).
     """
 
-    name = "lm"
+    name, usual_iterations = "lm", 100
 
     def __init__(
         self,

@@ -1057,8 +1057,8 @@ class CircleSolver(Solver):
         targets: np.ndarray,
         lmbda: float,
         centre: float,
-        time_scale: float,
-        outer_update: str,
+        time_scale: float = 2**-10,
+        outer_update: str = "ridge",
     ) -> None:
         self.tables = sample_tables(inputs, targets)
         self.lmbda, self.centre, self.time_scale = float(lmbda), float(centre), float(time_scale)

@@ -1,0 +1,311 @@
+"""The reduced risk of any network's features as a loss: the last layer is solved for, the rest is trained.
+
+    criterion = VarProLoss(lmbda=1e-3, classes=10)
+    loss = criterion(network(inputs), labels)
+    loss.backward()
+
+The network ends in its features; it has no last linear layer. ``criterion.predict(network(inputs))`` are the outputs.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from varpro import ridge
+from varpro.threads import one_torch_thread
+
+_FLOAT32_LAMBDA = 1e-3  # from here up the residual of float32 features may be float32: see the class
+_SMALL = 2**26  # products in a solve, at most, that are not worth sharing out among threads
+
+
+class VarProLoss(nn.Module):
+    """``loss = criterion(features, targets)``: the risk min_u L that is left when the outer weights u are optimal.
+
+        L(u) = (1 / (2 lmbda)) mean_{i,k} (phi u / M - y)^2 + (1/2) mean_{j,k} (u - centre)^2
+
+    for ``features`` phi (N, M) of a mini-batch, or of all data, with gradients, and ``targets`` y. The ridge problem is
+    solved on the detached features, in the smaller of N and M (varpro/ridge.py), and u is kept in the buffer ``outer``.
+
+    **Targets** are real numbers (N, k), one-hot vectors included: then ``outer`` is (M, k) and :meth:`predict` returns
+    (N, k); real numbers (N,): then they are (M,) and (N,); or class labels (N,) of an integer dtype, which stand for
+    one-hot vectors of length ``classes``.
+
+    **Gradient.** With ``averaging`` 0 it is the exact gradient of features -> min_u L: since dL/du = 0 there, the
+    derivative of u drops out (envelope theorem). This holds for the first derivative; a second one through this loss
+    lacks a term. With ``averaging`` m > 0 the outer weights are a running average over the mini-batches,
+    u <- m u + (1 - m) argmin_u L (paper, Section 6.2), and so no minimiser: what is returned is L(u), and its gradient
+    is that at fixed u, not that of the reduced risk. The first u is the first solution, unless there was one before.
+
+    **Memory.** The solution of a mini-batch that is not much larger than M fits its noise, and so do averages of a few
+    such solutions. With ``memory`` m > 0 the second moments are averaged instead, A <- m A + (1 - m) phi^T phi / N and
+    b <- m b + (1 - m) phi^T y / N, each divided by the sum of its weights, and u is solved from them: it minimises
+    R(u) = sum_s w_s data_s(u) + penalty(u) over all mini-batches s so far, with weights w_s that decay like m^age and
+    the features as they were then: that of about 1 / (1 - m) mini-batches. L(u) of the mini-batch at hand is returned.
+    Its gradient is 1 / w_t times that of min_u R in the features of this mini-batch, w_t being its weight, exactly
+    (envelope theorem again, since u minimises R). It is also an estimate of the gradient of the reduced risk of all
+    data, as good as old features stand for new ones.
+
+    **Modes.** In training mode every call solves and updates ``outer``. In evaluation mode nothing is solved: the loss
+    is L at the ``outer`` that is kept.
+
+    **Precision.** Features in half precision, as from autocast, are taken to float32, and inside autocast nothing here
+    is narrower. The solve is in float64 (where the device has it) whatever the features are: with ReLU features of size
+    1 a float32 one has errors in u of 3e-7 / 5e-6 / 2e-5 / 2e-4 at lmbda 1e-1 / 1e-3 / 1e-4 / 1e-6 (N = 1024,
+    M = 512). Below lmbda 1e-3 the residual of float32 features is float64 too: where N < M the features can fit the
+    targets, the residual is of size lmbda, and what a float32 product leaves of the gradient is wrong by 4e-7 at 1e-3,
+    2e-6 at 1e-4, 2e-4 at 1e-6 and 2 % at 1e-8 (N = 64, M = 512). ``dtype`` makes both what you like: float32 where
+    lmbda is 1e-2 and more on a GPU with slow float64.
+
+    **State.** ``outer`` is a buffer: it is in ``state_dict``, which a fresh module loads, and moves with ``to``. It
+    gets its shape at the first call, from the state that is loaded, or from ``outer``: a tensor (M, k) or (M,) to start
+    from, which stays in use and is updated in place, so that it may be the weight of a network's own last layer.
+
+    **Failure.** A system that is not positive definite, as with features that are not finite, raises
+    FloatingPointError on the CPU. On a GPU the host would have to wait for the answer: there loss and ``outer`` become
+    NaN, and :meth:`check` raises. Raises ValueError, in one line, for what is not allowed.
+    """
+
+    outer: torch.Tensor | None
+
+    def __init__(
+        self,
+        lmbda: float,
+        centre: float = 0.0,
+        averaging: float = 0.0,
+        *,
+        memory: float = 0.0,
+        classes: int | None = None,
+        outer: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_options(lmbda, centre, averaging, memory, classes, outer, dtype)
+        self.lmbda, self.centre, self.averaging, self.memory = lmbda, centre, averaging, memory
+        self.classes, self.dtype = classes, dtype
+        device = None if outer is None else outer.device
+        self.register_buffer("outer", None if outer is None else outer.detach())
+        self.register_buffer("second_moment", None)  # A (M, M), b (M, k), and the sum of the weights in them
+        self.register_buffer("cross_moment", None)
+        self.register_buffer(
+            "memory_weight", torch.zeros((), dtype=torch.float64, device=device), persistent=memory > 0
+        )
+        self.register_buffer("_failed", torch.zeros((), dtype=torch.bool, device=device), persistent=False)
+
+    def forward(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """L, a scalar, for ``features (N, M)`` and ``targets`` (N, k) or (N,); training updates ``outer``."""
+        _check_features(features)
+        targets = self._real(targets, features)
+        self._check_shapes(features, targets)
+        with _full_precision(features):
+            wide = torch.promote_types(features.dtype, torch.float32)
+            loss_dtype = self._loss_dtype(wide)
+            outer = self._update(features.detach(), targets, loss_dtype) if self.training else self._kept()
+            loss = ridge.loss(
+                features.to(loss_dtype), targets.to(loss_dtype), outer.to(loss_dtype), self.lmbda, self.centre
+            )
+        return loss.to(wide)
+
+    def predict(self, features: torch.Tensor) -> torch.Tensor:
+        """f = phi u / M at the ``outer`` that is kept: (N, k) or (N,) from ``features (N, M)``.
+
+        In the wider dtype of the two, float32 at least. Raises RuntimeError where there are no outer weights yet.
+        """
+        _check_features(features)
+        outer = self._kept()
+        if features.shape[1] != len(outer):
+            raise ValueError(f"features {tuple(features.shape)}: outer is for {len(outer)} features")
+        with _full_precision(features):
+            wide = torch.promote_types(torch.promote_types(features.dtype, outer.dtype), torch.float32)
+            return ridge.predict(features.to(wide), outer.to(wide))
+
+    def check(self) -> None:
+        """Raise FloatingPointError where a solve since the last look has failed. On a GPU the host waits for it."""
+        if self._failed.item():
+            self._failed.zero_()
+            raise FloatingPointError(
+                f"inner solve: a system was not positive definite at lambda {self.lmbda:g}; use a larger lambda"
+            )
+
+    def extra_repr(self) -> str:
+        """The options, for ``print``."""
+        options = {name: getattr(self, name) for name in ("lmbda", "centre", "averaging", "memory", "classes")}
+        return ", ".join(f"{name}={value:g}" for name, value in options.items() if value is not None)
+
+    # --- the solve -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _update(self, features: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The outer weights of this call, in ``dtype`` and apart from what later calls change; ``outer`` is them."""
+        solution = self._solve(features, targets).to(dtype)
+        if self.outer is None:
+            stored = torch.promote_types(features.dtype, torch.float32)
+            self.outer = torch.empty(solution.shape, dtype=stored, device=solution.device)
+            outer = solution
+        else:
+            # u <- m u + (1 - m) u_new, in a copy of the same layout: backward must not see later values
+            outer = self.outer.to(dtype, copy=True).lerp_(solution, 1 - self.averaging)
+        self.outer.copy_(outer)
+        return outer
+
+    def _solve(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """argmin_u L of this call: (M, k) or (M,)."""
+        dtype = self._solve_dtype(features)
+        samples, width = features.shape
+        small = features.device.type == "cpu" and samples * width * min(samples, width) <= _SMALL
+        columns = targets if targets.ndim == 2 else targets[:, None]
+        with one_torch_thread() if small else nullcontext(), ridge.matrix_products(tf32=False):
+            if self.memory > 0:
+                solution, failed, remembered = self._solve_remembered(features.to(dtype), columns.to(dtype))
+            else:
+                solution, failed = ridge.solve_unchecked(features.to(dtype), columns.to(dtype), self.lmbda, self.centre)
+        if features.device.type == "cpu":
+            if failed.item():
+                raise _failure(features, dtype, self.lmbda)
+        else:
+            self._failed |= failed != 0
+            solution = torch.where(failed != 0, math.nan, solution)
+        if self.memory > 0:  # only now, when nothing has failed
+            self.second_moment, self.cross_moment, self.memory_weight = remembered
+        return solution if targets.ndim == 2 else solution[:, 0]
+
+    def _solve_remembered(
+        self, features: torch.Tensor, targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
+        """argmin_u of the remembered risk, this batch included; whether it failed; the moments and their weight.
+
+        Means with weights m^age: A <- A + (1 - m) (phi^T phi / N - A) / W, where W <- m W + 1 - m from 0.
+        """
+        second, cross = ridge.moments(features, targets, self.centre)
+        weight = self.memory * self.memory_weight + (1 - self.memory)
+        if self.second_moment is not None:
+            share = ((1 - self.memory) / weight).to(second.dtype)
+            second = self.second_moment.to(second.dtype).lerp(second, share)
+            cross = self.cross_moment.to(cross.dtype).lerp(cross, share)
+        outer, failed = ridge.solve_moments_unchecked(second, cross, self.lmbda, self.centre)
+        return outer, failed, (second, cross, weight)
+
+    def _solve_dtype(self, features: torch.Tensor) -> torch.dtype:
+        if self.dtype is not None:
+            return self.dtype
+        return torch.float32 if features.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+
+    def _loss_dtype(self, wide: torch.dtype) -> torch.dtype:
+        """That of residual and loss, for features that are ``wide``: float32 or float64."""
+        if self.dtype is not None:
+            return torch.promote_types(wide, self.dtype)
+        return wide if self.lmbda >= _FLOAT32_LAMBDA else torch.float64
+
+    # --- what comes in ---------------------------------------------------------------------------------------------
+
+    def _kept(self) -> torch.Tensor:
+        if self.outer is None:
+            raise RuntimeError("VarProLoss has no outer weights yet: call it in training mode, or load a state dict")
+        return self.outer
+
+    def _real(self, targets: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """Targets as numbers: class labels become one-hot vectors."""
+        if len(targets) != len(features) or targets.ndim not in (1, 2):
+            raise ValueError(
+                f"targets {tuple(targets.shape)} are not allowed with features {tuple(features.shape)}: "
+                f"({len(features)}, k) or ({len(features)},)"
+            )
+        if targets.is_complex():
+            raise ValueError(f"targets of {targets.dtype} are not allowed: real numbers or class labels")
+        if targets.device != features.device:
+            raise ValueError(f"targets are on {targets.device}, features on {features.device}: move one of them")
+        if targets.ndim == 2:
+            return targets
+        if targets.is_floating_point():
+            if self.classes is not None:
+                raise ValueError(
+                    f"targets (N,) of {targets.dtype} are not allowed with classes={self.classes}: "
+                    "labels of an integer dtype"
+                )
+            return targets
+        if self.classes is None:
+            raise ValueError(
+                f"targets (N,) of {targets.dtype} are class labels: say how many there are, "
+                "VarProLoss(..., classes=K), or make them floating-point numbers"
+            )
+        if targets.device.type == "cpu":  # one_hot looks at nothing elsewhere, where the host would wait
+            least, most = targets.min().item(), targets.max().item()
+            if least < 0 or most >= self.classes:
+                raise ValueError(
+                    f"class labels from {least} to {most} are not allowed with classes={self.classes}: "
+                    f"0 to {self.classes - 1}"
+                )
+        return F.one_hot(targets.long(), self.classes)
+
+    def _check_shapes(self, features: torch.Tensor, targets: torch.Tensor) -> None:
+        if self.outer is None:
+            return
+        if self.outer.device != features.device:
+            raise ValueError(
+                f"features are on {features.device}, outer on {self.outer.device}: move the loss with .to(...)"
+            )
+        expected = (features.shape[1], *targets.shape[1:])
+        if tuple(self.outer.shape) != expected:
+            raise ValueError(
+                f"features {tuple(features.shape)} and targets {tuple(targets.shape)} need outer {expected}, "
+                f"but it is {tuple(self.outer.shape)}"
+            )
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments) -> None:
+        """As in the base class, except that what has no shape yet takes that of the state."""
+        for name in ("outer", *(("second_moment", "cross_moment") if self.memory > 0 else ())):
+            saved = state_dict.get(prefix + name)
+            if getattr(self, name) is None and saved is not None:
+                setattr(self, name, torch.empty_like(saved, device=self._failed.device))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+@contextmanager
+def _full_precision(features: torch.Tensor) -> Iterator[None]:
+    """No autocast meanwhile."""
+    device = features.device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        yield
+
+
+def _failure(features: torch.Tensor, dtype: torch.dtype, lmbda: float) -> FloatingPointError:
+    if not features.isfinite().all().item():
+        return FloatingPointError("inner solve: the features are not finite")
+    return ridge.not_definite(features.to(dtype), lmbda)
+
+
+def _check_features(features: torch.Tensor) -> None:
+    if features.ndim != 2 or 0 in features.shape or not features.is_floating_point():
+        raise ValueError(
+            f"features {tuple(features.shape)} of {features.dtype} are not allowed: (N, M) real numbers, N, M >= 1"
+        )
+
+
+def _check_options(
+    lmbda: float,
+    centre: float,
+    averaging: float,
+    memory: float,
+    classes: int | None,
+    outer: torch.Tensor | None,
+    dtype: torch.dtype | None,
+) -> None:
+    if not 0 < lmbda < math.inf:
+        raise ValueError(f"lmbda: {lmbda} is not allowed: a finite number above 0")
+    if not math.isfinite(centre):
+        raise ValueError(f"centre: {centre} is not allowed: a finite number")
+    if not 0 <= averaging < 1:
+        raise ValueError(f"averaging: {averaging} is not allowed: a number from 0 to below 1")
+    if not 0 <= memory < 1:
+        raise ValueError(f"memory: {memory} is not allowed: a number from 0 to below 1")
+    if averaging > 0 and memory > 0:
+        raise ValueError("averaging and memory: one of them may be above 0")
+    if classes is not None and not (isinstance(classes, int) and classes >= 1):
+        raise ValueError(f"classes: {classes} is not allowed: a whole number from 1 up, or None")
+    if outer is not None and not (outer.ndim in (1, 2) and outer.is_floating_point()):
+        raise ValueError(f"outer: {tuple(outer.shape)} of {outer.dtype} is not allowed: (M, k) or (M,) real numbers")
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(f"dtype: {dtype} is not allowed: torch.float32, torch.float64 or None")

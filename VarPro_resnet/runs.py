@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,14 +17,23 @@ from VarPro_resnet.resnet import ResNet20
 from VarPro_resnet.shampoo import VARIANTS
 from VarPro_resnet.training import Descent, Plan, Record, train
 
-_SHAMPOO = ("shampoo_variant", "update_every")
+_OWN = {"shampoo": ("shampoo_variant", "update_every"), "varpro-running": ("memory",)}  # options of one optimizer
 _MOMENTUM = {  # what it weighs, from 0 to below 1
     "varprom": "weight m of the old outer weights in the new: u <- m u + (1 - m) argmin",
     "sgdm": "momentum of the steps",
     "shampoo": "weight m of the last preconditioned gradient b in what is preconditioned: (1 - m) g + m b",
+    "varpro-running": "momentum of the steps",
 }
-_NAMED = ("flips", "time_scale", "momentum", "final_epochs", *_SHAMPOO, "mixed_precision", "tf32", "dtype")
-# ... are in the file name where they are not the default
+_NAMED = (  # in the file name where they are not the default
+    "flips",
+    "time_scale",
+    "momentum",
+    "final_epochs",
+    *chain(*_OWN.values()),
+    "mixed_precision",
+    "tf32",
+    "dtype",
+)
 _DIGITS = 12  # of the digest of a set of images, in file names
 
 
@@ -100,6 +110,14 @@ def add_optimizer(to: argparse.ArgumentParser, optimizers: Mapping[str, Numbers]
         metavar="M",
         help=_MOMENTUM.get(optimizer, "; ".join(f"{name}: {text}" for name, text in _MOMENTUM.items())),
     )
+    if optimizer in (None, "varpro-running"):
+        group.add_argument(
+            "--memory",
+            type=cli.momentum,
+            default=0.9,
+            metavar="M",
+            help="of varpro-running: its outer weights are optimal for about the last batch_size / (1 - M) images",
+        )
     if optimizer in (None, "shampoo"):
         group.add_argument(
             "--shampoo_variant",
@@ -192,9 +210,10 @@ def parse(
         options.defaults[name] = value
         if name not in options.given:
             setattr(options, name, value)
-    if options.optimizer != "shampoo":
-        for name in sorted(options.given & set(_SHAMPOO)):
-            raise cli.UsageError(f"--{name}: has no effect here; it goes with --optimizer shampoo")
+    for owner, names in _OWN.items():
+        for name in names:
+            if name in options.given and options.optimizer != owner:
+                raise cli.UsageError(f"--{name}: has no effect here; it goes with --optimizer {owner}")
     if options.dataset not in ("cifar10", "images") and "data_dir" in options.given:
         raise cli.UsageError("--data-dir: has no effect here; it goes with --dataset cifar10 or images")
     if options.dataset == "images" and options.data_dir is None:
@@ -306,8 +325,7 @@ def _config(options: argparse.Namespace, seed: int, images: cifar.Images | None)
     }
     if options.dataset == "images":
         config |= {"data": images.digest[:_DIGITS], "flips": options.flips}
-    if options.optimizer == "shampoo":
-        config |= {name: getattr(options, name) for name in _SHAMPOO}
+    config |= {name: getattr(options, name) for name in _OWN.get(options.optimizer, ())}
     return config
 
 

@@ -11,7 +11,7 @@ A pass shows every image once, in a new order and newly augmented; its last mini
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,14 @@ from VarPro_resnet.resnet import ResNet20
 
 _CENTRE = 0.0  # c of the penalty (u - c)^2 / 2
 _TEST_BATCH = 500  # images
+_SAMPLES = 5000  # training images at most that u is solved with before a test: a 30th of the cost of a pass
 _TRIAL_STEPS = 2  # with each number of threads
 _TIMED_STEPS, _TIMED_SECONDS = 2, 1.0  # at least, before the cost of a run is estimated
 _CHECKPOINT_SECONDS = 60.0
 _CHECKPOINT_FORMAT = 2  # to be counted up where the state of a run changes
 
 Report = Callable[[str], None]
+Batch = tuple[torch.Tensor, torch.Tensor]  # images (B, 3, 32, 32), targets (B, k)
 
 
 class Descent:
@@ -77,6 +79,17 @@ class Descent:
     def check(self) -> None:
         """Raise FloatingPointError where a step since the beginning has failed in a way that its loss may not show."""
 
+    def before_test(self, batches: Iterable[Batch]) -> None:
+        """Make the network ready for a test, perhaps by a look at ``batches`` of training images as they are."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later sitting needs beside the network."""
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed_precision):
             features = self.network.features(images)
@@ -87,12 +100,47 @@ class Descent:
         return ridge.loss(features, targets, self.network.outer, self.lmbda, _CENTRE)
 
 
-class VarProM(Descent):
-    """Descent in the features only; u is a running average of the optimal outer weights of the mini-batches.
+class VarPro(Descent):
+    """Descent in the features only, at outer weights that ``criterion`` solves for and keeps in the network.
 
-    With ``averaging`` m, every step does u <- m u + (1 - m) argmin_u L and then descends along dL/dtheta with this u
-    held fixed (:class:`varpro.loss.VarProLoss`). For m = 0 that is the gradient of the reduced loss min_u L, for m > 0
-    it is not.
+    The step is along dL/dtheta of the mini-batch with u held fixed (:class:`varpro.loss.VarProLoss`).
+    """
+
+    def __init__(
+        self,
+        network: ResNet20,
+        optimizer: torch.optim.Optimizer,
+        lmbda: float,
+        *,
+        mixed_precision: bool = False,
+        **memory: float,
+    ) -> None:
+        super().__init__(network, optimizer, lmbda, mixed_precision=mixed_precision)
+        network.readout.requires_grad_(False)
+        self.criterion = VarProLoss(lmbda, _CENTRE, outer=network.outer, **memory)  # updates the network's own u
+
+    def check(self) -> None:
+        """Raise FloatingPointError where a ridge system was not positive definite."""
+        self.criterion.check()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in the base class, with what the criterion remembers."""
+        return super().state_dict() | {"criterion": self.criterion.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As in the base class."""
+        super().load_state_dict(state)
+        self.criterion.load_state_dict(state["criterion"])
+
+    def _loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.criterion(features, targets)
+
+
+class VarProM(VarPro):
+    """The published stochastic VarPro: u is a running average of the optimal outer weights of the mini-batches.
+
+    Every step does u <- m u + (1 - m) argmin_u L with m = ``averaging``. For m = 0 its gradient is that of the reduced
+    loss min_u L, for m > 0 it is not. The test is taken with the u of the last mini-batches.
     """
 
     def __init__(
@@ -104,16 +152,38 @@ class VarProM(Descent):
         *,
         mixed_precision: bool = False,
     ) -> None:
-        super().__init__(network, optimizer, lmbda, mixed_precision=mixed_precision)
-        network.readout.requires_grad_(False)
-        self.criterion = VarProLoss(lmbda, _CENTRE, averaging, outer=network.outer)  # updates the network's own u
+        super().__init__(network, optimizer, lmbda, mixed_precision=mixed_precision, averaging=averaging)
 
-    def check(self) -> None:
-        """Raise FloatingPointError where a ridge system was not positive definite."""
-        self.criterion.check()
 
-    def _loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return self.criterion(features, targets)
+class RunningVarPro(VarPro):
+    """Stochastic VarPro without the noise of VarProM, which is that of outer weights fitted to few images.
+
+    The ridge solution of B = 128 images with M = 64 features fits their noise: averages of two or three such solutions
+    are off by more than what the features have learned. Here the second moments of the features are averaged instead,
+    with weights m^age, m = ``memory``, and u solved from them: it is optimal for the last B / (1 - m) images or so, and
+    the gradient is that of their reduced risk in the features of this mini-batch (VarProLoss says how exactly).
+
+    For a test u is solved for anew, with the features of training images as they are in a test: batch-norm takes its
+    running statistics there, and the u that fits the features of training is none that fits these.
+    """
+
+    def __init__(
+        self,
+        network: ResNet20,
+        optimizer: torch.optim.Optimizer,
+        lmbda: float,
+        memory: float,
+        *,
+        mixed_precision: bool = False,
+    ) -> None:
+        super().__init__(network, optimizer, lmbda, mixed_precision=mixed_precision, memory=memory)
+
+    def before_test(self, batches: Iterable[Batch]) -> None:
+        """Solve for u on ``batches`` in evaluation mode; the next step does not depend on it."""
+        self.network.eval()
+        with torch.no_grad():
+            self.criterion.fit((self.network.features(images), targets) for images, targets in batches)
+        self.network.train()
 
 
 @dataclass(frozen=True)
@@ -360,9 +430,18 @@ class _Run:
     def _test(self) -> None:
         _wait(self.losses.device)
         begin = time.perf_counter()
+        self.take_step.before_test(self._samples())
         self.accuracies[self.tests] = accuracy(self.network, self.test, self.images.test_labels)
         self.tests += 1
         self.testing += time.perf_counter() - begin
+
+    def _samples(self) -> Iterator[Batch]:
+        """Some thousand training images as they are, the same ones every time, with targets; evenly from all of them,
+        since they may be sorted by class."""
+        spread = slice(None, None, math.ceil(self.plan.images / _SAMPLES))
+        images, targets = self.images.train[spread], self.targets[spread]
+        for part, answers in zip(images.split(_TEST_BATCH), targets.split(_TEST_BATCH), strict=True):
+            yield cifar.normalise(part, self.images.mean, self.images.std, self.dtype, self.memory_format), answers
 
     def seconds(self) -> float:
         return self.elapsed + time.perf_counter() - self.began
@@ -371,7 +450,7 @@ class _Run:
         """All that a later sitting needs to go on to the last bit."""
         return {
             "network": self.network.state_dict(),
-            "optimizer": self.take_step.optimizer.state_dict(),
+            "training": self.take_step.state_dict(),
             "pass_start": self.pass_start,  # state of the generator when the pass at hand began
             "step": self.step,
             "loss": self.losses[: self.step],
@@ -385,7 +464,7 @@ class _Run:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` returned."""
         self.network.load_state_dict(state["network"])
-        self.take_step.optimizer.load_state_dict(state["optimizer"])
+        self.take_step.load_state_dict(state["training"])
         self.pass_start, self.step, self.elapsed = state["pass_start"], state["step"], state["elapsed"]
         self.losses[: self.step] = state["loss"]
         self.threads = list(state["threads"])

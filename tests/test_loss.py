@@ -265,6 +265,36 @@ def test_what_cannot_be_solved_is_not_remembered():
     assert torch.equal(criterion(*other), twin(*other))
 
 
+@pytest.mark.parametrize("options", [{}, {"averaging": 0.5}, {"memory": 0.5}])
+def test_fit_is_the_solution_of_all_batches_together(options):
+    features, targets = problem(30)
+    criterion = VarProLoss(1e-2, 1.0, **options)
+    criterion(*problem(seed=1))
+    before = {name: tensor.clone() for name, tensor in criterion.state_dict().items() if name != "outer"}
+    sizes = [7, 16, 1, 6]  # some of them narrower than the features
+    criterion.fit(zip(features.split(sizes), targets.split(sizes), strict=True))
+    expected = least_squares(features, targets, 1e-2, 1.0)
+    torch.testing.assert_close(criterion.outer, expected, rtol=0, atol=10 * SOLVE)
+    assert all(torch.equal(tensor, criterion.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_fit_of_what_cannot_be():
+    criterion = VarProLoss(1e-2, classes=3)
+    features, labels = problem()[0], torch.arange(12) % 3
+    criterion.fit([(features, labels)])
+    assert criterion.outer.shape == (5, 3)
+    for batches, says in (([], "batches: there are none"), ([(features, labels + 1)], "class labels from 1 to 3")):
+        with pytest.raises(ValueError, match=says):
+            criterion.fit(batches)
+    with pytest.raises(FloatingPointError, match="features are not finite"):
+        criterion.fit([(features * torch.nan, labels)])
+    row = VarProLoss(1e-2)
+    row.fit([(features, labels.double())])
+    torch.testing.assert_close(
+        row.outer, least_squares(features, labels.double()[:, None], 1e-2, 0.0)[:, 0], rtol=0, atol=10 * SOLVE
+    )
+
+
 # --- targets -----------------------------------------------------------------------------------------------------
 
 

@@ -115,7 +115,8 @@ class VarProLoss(nn.Module):
 
         For the end of a training, or a test on the way: with the network in evaluation mode, since the features of
         batch-norm layers are others there than in training. Batches may come from a generator, and are read once. The
-        memory stays as it is. Raises as a call does.
+        memory stays as it is. The host waits for a GPU. Raises FloatingPointError where features are not finite, and
+        ValueError as a call does.
         """
         second = cross = features = None
         count = 0
@@ -133,8 +134,7 @@ class VarProLoss(nn.Module):
         if second is None:
             raise ValueError("batches: there are none")
         with _few_threads(features):
-            solution, failed = ridge.solve_moments_unchecked(second, cross, self.lmbda, self.centre)
-        solution = self._checked(solution, failed, features, second.dtype)
+            solution = ridge.solve_moments(second, cross, self.lmbda, self.centre)
         self._update(features, solution if targets.ndim == 2 else solution[:, 0], weight=1.0)
 
     def predict(self, features: torch.Tensor) -> torch.Tensor:

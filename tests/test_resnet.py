@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT, load_script
 from tolerances import RESNET_TRAINING, SOLVE
 
+from benchmarks import resnet_noise
 from varpro import results, ridge
 from varpro.threads import Sharing
 from VarPro_resnet import cifar, runs, training
@@ -463,6 +464,36 @@ def test_the_arithmetic_is_restored():
         with training.arithmetic(tf32=tf32):
             assert (convolutions.fp32_precision, products.fp32_precision) == (name, name)
     assert (convolutions.fp32_precision, products.fp32_precision) == usual
+
+
+@pytest.mark.parametrize("variant", ["VarProM", "VarPro running", "SGDM"])
+def test_who_watches_a_training_does_not_change_it(variant):
+    """And reads first what the training reads itself."""
+    images, losses, networks = tiny_images(), [], []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        of = ResNet20(CLASSES)
+        take = resnet_noise.VARIANTS[variant](of)
+        if watched:
+            take.before_test = resnet_noise.Watch(of, images)
+        else:
+            take.before_test = lambda _: None
+        record = train(take, images, PLAN, seed=0)
+        losses.append(record.loss)
+        networks.append(of)
+    assert torch.equal(*losses)
+    assert all(map(torch.equal, networks[0].state_dict().values(), networks[1].state_dict().values()))
+    readings = torch.tensor(take.before_test.readings)
+    assert readings.shape == (4, 4)
+    assert torch.equal(readings[:, 0].double(), record.accuracy.float().double())
+
+
+def test_parts_of_the_images_are_even():
+    images = tiny_images(40)
+    found = resnet_noise.part(images, 20)
+    assert torch.equal(found.train, images.train[::2])
+    assert torch.equal(found.train_labels, images.train_labels[::2])
+    assert len(found.test) == 8
 
 
 # --- the scripts -------------------------------------------------------------------------------------------------

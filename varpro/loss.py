@@ -88,11 +88,10 @@ class VarProLoss(nn.Module):
         self.classes, self.dtype = classes, dtype
         device = None if outer is None else outer.device
         self.register_buffer("outer", None if outer is None else outer.detach())
-        self.register_buffer("second_moment", None)  # A (M, M), b (M, k), and the sum of the weights in them
-        self.register_buffer("cross_moment", None)
-        self.register_buffer(
-            "memory_weight", torch.zeros((), dtype=torch.float64, device=device), persistent=memory > 0
-        )
+        self.register_buffer("second_moment", None)  # A (M, M)
+        self.register_buffer("cross_moment", None)  # b (M, k)
+        count = torch.zeros((), dtype=torch.int64, device=device)
+        self.register_buffer("remembered", count, persistent=memory > 0)  # mini-batches in A and b
         self.register_buffer("_failed", torch.zeros((), dtype=torch.bool, device=device), persistent=False)
 
     def forward(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -133,7 +132,7 @@ class VarProLoss(nn.Module):
             second, cross = new if second is None else (second.lerp(new[0], share), cross.lerp(new[1], share))
         if second is None:
             raise ValueError("batches: there are none")
-        with _few_threads(features):
+        with _full_precision(features), _few_threads(features):
             solution = ridge.solve_moments(second, cross, self.lmbda, self.centre)
         self._update(features, solution if targets.ndim == 2 else solution[:, 0], weight=1.0)
 
@@ -170,16 +169,12 @@ class VarProLoss(nn.Module):
         """The outer weights of this call in ``dtype``; ``outer`` is them."""
         solve_dtype = self._solve_dtype(features)
         columns = targets if targets.ndim == 2 else targets[:, None]
-        remembered = None
         with _few_threads(features), ridge.matrix_products(tf32=False):
             wide = features.to(solve_dtype), columns.to(solve_dtype)
             if self.memory > 0:
-                solution, failed, remembered = self._solve_remembered(*wide)
+                solution = self._solve_remembered(*wide)
             else:
-                solution, failed = ridge.solve_unchecked(*wide, self.lmbda, self.centre)
-        solution = self._checked(solution, failed, features, solve_dtype)
-        if remembered is not None:  # only now, when nothing has failed
-            self.second_moment, self.cross_moment, self.memory_weight = remembered
+                solution = self._checked(*ridge.solve_unchecked(*wide, self.lmbda, self.centre), wide[0], wide[0])
         solution = solution if targets.ndim == 2 else solution[:, 0]
         return self._update(features, solution.to(dtype), weight=1 - self.averaging)
 
@@ -196,33 +191,33 @@ class VarProLoss(nn.Module):
         return outer
 
     def _checked(
-        self, solution: torch.Tensor, failed: torch.Tensor, features: torch.Tensor, dtype: torch.dtype
+        self, solution: torch.Tensor, failed: torch.Tensor, features: torch.Tensor, solved: torch.Tensor
     ) -> torch.Tensor:
-        """``solution``, or an error, or NaN where the host would have to wait for that."""
+        """``solution``, or an error about the matrix ``solved``, or NaN where the host would have to wait for that."""
         if features.device.type != "cpu":
-            self._failed |= failed != 0
+            self._failed = self._failed.to(features.device) | (failed != 0)
             return torch.where(failed != 0, math.nan, solution)
         if not failed.item():
             return solution
         if not features.isfinite().all().item():
             raise FloatingPointError("inner solve: the features are not finite")
-        raise ridge.not_definite(features.to(dtype), self.lmbda)
+        raise ridge.not_definite(solved, self.lmbda)
 
-    def _solve_remembered(
-        self, features: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
-        """argmin_u of the remembered risk, this batch included; whether it failed; the moments and their weight.
+    def _solve_remembered(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """argmin_u of the remembered risk, this batch included, which is remembered unless the solve fails.
 
-        Means with weights m^age: A <- A + (1 - m) (phi^T phi / N - A) / W, where W <- m W + 1 - m from 0.
+        Means with weights m^age: A <- A + (1 - m) / (1 - m^t) (phi^T phi / N - A) for batch t = 1, 2, ..., b likewise.
         """
         second, cross = ridge.moments(features, targets, self.centre)
-        weight = self.memory * self.memory_weight + (1 - self.memory)
+        count = self.remembered.to(features.device) + 1
         if self.second_moment is not None:
-            share = ((1 - self.memory) / weight).to(second.dtype)
+            share = (1 - self.memory) / (1 - self.memory ** count.to(second.dtype))
             second = self.second_moment.to(second.dtype).lerp(second, share)
             cross = self.cross_moment.to(cross.dtype).lerp(cross, share)
-        outer, failed = ridge.solve_moments_unchecked(second, cross, self.lmbda, self.centre)
-        return outer, failed, (second, cross, weight)
+        solution, failed = ridge.solve_moments_unchecked(second, cross, self.lmbda, self.centre)
+        solution = self._checked(solution, failed, features, second)
+        self.second_moment, self.cross_moment, self.remembered = second, cross, count
+        return solution
 
     def _solve_dtype(self, features: torch.Tensor) -> torch.dtype:
         if self.dtype is not None:

@@ -1,6 +1,7 @@
 # make reproduce   environment, then a section of the paper (6.1): runs, notebooks, figures, our numbers beside its own
 # make plan        what that will cost from here
 # make test        environment, then style check and test suite
+# make test-portable   environment, then the numerical tests as older and other processors run them
 # make bench       environment, then the benchmark tables
 #
 # All can be repeated at once: what exists is kept. Options: SEEDS=0-5  EPOCHS=32000  CORES=all
@@ -14,7 +15,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan test bench environment
+.PHONY: help reproduce plan test test-portable bench environment
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -34,6 +35,10 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-portable: export OMP_WAIT_POLICY ?= PASSIVE
+test-portable: $(READY)
+	$(BIN)/python tests/portable.py
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -1,111 +1,111 @@
-"""A section of the paper as a graph of files: results of its runs in varpro/paper.py, notebooks, figures, table.
+"""A section of the paper as a graph of files: results of its runs (varpro/paper/grid.py), notebooks, figures, table.
 
-    snakemake                                   Section 6.1, seed 0, all cores
-    snakemake --config seeds=0-5                the six seeds of the paper
+    snakemake                                   Section 6.1, the seeds of the published curves, all cores
+    snakemake --config seeds=0                  another choice of seeds, for every run
     snakemake --config section=appendix-b       another section
     snakemake --workflow-profile profiles/slurm the same on a Slurm cluster
 
-One job is one configuration with all its seeds, since importing torch takes longer than most runs. Scripts write
-whole files or none and keep what exists, so no job ever has to clean up after another.
+One job is a batch of runs in one process, since importing torch takes longer than most of them. Scripts write whole
+files or none and keep what exists, so no job ever has to clean up after another.
 """
 
 import math
 import os
 import sys
-from pathlib import Path
 
 if "epochs" in config:
     os.environ.setdefault("VARPRO_EPOCHS", str(config["epochs"]))
 
 try:
-    from varpro import paper  # reads VARPRO_EPOCHS
+    from varpro.paper import cost, grid, work  # reads VARPRO_EPOCHS
 except ValueError as error:
     raise WorkflowError(str(error)) from None
 
 # A shell directive is evaluated when the job runs, params when the rule is defined: what a loop sets goes into params.
 NAME = str(config.get("section", "6.1"))
-if NAME not in paper.SECTIONS:
-    raise WorkflowError(f"section {NAME!r} is not allowed: {', '.join(paper.SECTIONS)}")
-SECTION = paper.SECTIONS[NAME]
+if NAME not in grid.SECTIONS:
+    raise WorkflowError(f"section {NAME!r} is not allowed: {', '.join(grid.SECTIONS)}")
+SECTION = grid.SECTIONS[NAME]
 try:
-    SEEDS = paper.parse_seeds(str(config.get("seeds", SECTION.seeds)))
+    SEEDS = grid.parse_seeds(str(config["seeds"])) if "seeds" in config else None
 except ValueError as error:
     raise WorkflowError(str(error)) from None
+WANTED = SECTION.wanted(SEEDS)
+CHOICE = ["--section", NAME, *(["--seeds", ",".join(map(str, SEEDS))] if SEEDS else [])]
+PYTHON = sys.executable  # may hold spaces: ":q" below quotes
 
 
 def here(path):
     return os.path.relpath(path)
 
 
-def with_python(command):
-    return command.replace("python", sys.executable, 1)
-
-
-RESULTS = [here(run.path(seed)) for run in SECTION.runs for seed in SEEDS]
+RESULTS = [here(run.path(seed)) for run, seeds in WANTED.items() for seed in seeds]
 DIFFUSIONS = [here(diffusion.path) for diffusion in SECTION.diffusions]
 
 
 rule all:
     input:
         f"figures/comparison_{NAME}.md",
-        [f"figures/{name}" for names in SECTION.files.values() for name in names],
+        [f"figures/{figure.file}" for figure in SECTION.figures],
 
 
-for diffusion in SECTION.diffusions:
+if DIFFUSIONS:
 
-    rule:
-        name: f"diffusion_gamma={diffusion.gamma:g}"
-        output: here(diffusion.path)
-        log: f"logs/diffusion_gamma={diffusion.gamma:g}.log"
-        message: f"diffusion, gamma {diffusion.gamma:g}"
-        params: command=with_python(diffusion.command())
-        shell: "{params.command} > {log} 2>&1"
+    rule diffusions:
+        output: [update(path) for path in DIFFUSIONS]
+        log: "logs/diffusions.log"
+        message: "diffusions, gamma " + ", ".join(f"{diffusion.gamma:g}" for diffusion in SECTION.diffusions)
+        params: python=PYTHON, choice=CHOICE
+        shell: "{params.python:q} -m varpro.paper.work --diffusions {params.choice:q} > {log:q} 2>&1"
 
 
-if any(paper.CIFAR_FILE in run.inputs for run in SECTION.runs):
+if any(grid.CIFAR_FILE in run.inputs for run in SECTION.runs):
 
     rule cifar10:
-        output: update(here(paper.CIFAR_FILE))
+        output: update(here(grid.CIFAR_FILE))
         log: "logs/cifar10.log"
         message: "CIFAR-10"
-        params: python=sys.executable
-        shell: "{params.python} -m VarPro_resnet.cifar > {log} 2>&1"
+        params: python=PYTHON
+        shell: "{params.python:q} -m VarPro_resnet.cifar > {log:q} 2>&1"
 
 
-for run in SECTION.runs:
+for number, batch in enumerate(work.batches(WANTED), 1):
+    spent = sum(cost.seconds(run) * len(seeds) for run, seeds in batch.items())
 
     rule:
-        name: run.label
-        input: [here(path) for path in run.inputs]
-        output: [update(here(run.path(seed))) for seed in SEEDS]
-        resources: mem_mb=run.memory, runtime=10 + math.ceil(2 * run.seconds * len(SEEDS) / 60)  # minutes
-        log: f"logs/{run.label}.log"
-        message: f"{run.experiment}, {run.parameters}, seeds {SEEDS}"
-        params: command=with_python(run.command(SEEDS))
-        shell: "NUMBA_NUM_THREADS={threads} {params.command} > {log} 2>&1"
+        name: f"runs_{NAME}_{number}"
+        input: sorted({here(path) for run in batch for path in run.inputs})
+        output: [update(here(run.path(seed))) for run, seeds in batch.items() for seed in seeds]
+        # minutes: for a processor that is five times as slow as the reference
+        resources: mem_mb=max(map(cost.memory, batch)), runtime=10 + math.ceil(5 * spent / 60)
+        priority: math.ceil(spent)  # the longest first
+        log: f"logs/runs_{NAME}_{number}.log"
+        message: "\n".join(f"{run.experiment}, {run.parameters}, seeds {seeds}" for run, seeds in batch.items())
+        params: python=PYTHON, choice=CHOICE, number=number
+        shell:
+            "OMP_NUM_THREADS={threads} NUMBA_NUM_THREADS={threads}"
+            " {params.python:q} -m varpro.paper.work --batch {params.number} {params.choice:q} > {log:q} 2>&1"
 
 
-for notebook, figures in SECTION.files.items():
+for notebook, figures in SECTION.notebooks.items():
 
     rule:
         name: f"notebook_{notebook}"
         input: f"{notebook}.ipynb", RESULTS, DIFFUSIONS
-        output: [f"figures/{name}" for name in figures], f"figures/{notebook}.ipynb"
+        output: [f"figures/{figure.file}" for figure in figures], f"figures/{notebook}.ipynb"
         log: f"logs/notebook_{notebook}.log"
         message: f"{notebook}.ipynb"
-        params: seeds=",".join(map(str, SEEDS)), python=sys.executable, notebook=notebook
+        params: seeds=",".join(map(str, SEEDS or [])), python=PYTHON, notebook=notebook
         shell:
-            "VARPRO_SEEDS={params.seeds} {params.python} -m nbconvert --to notebook --execute"
+            "VARPRO_SEEDS={params.seeds} {params.python:q} -m nbconvert --to notebook --execute"
             " --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False"
-            " --output-dir figures {params.notebook}.ipynb > {log} 2>&1"
+            " --output-dir figures {params.notebook}.ipynb > {log:q} 2>&1"
 
 
 rule comparison:
-    input: RESULTS, "varpro/paper.py"
+    input: RESULTS, DIFFUSIONS, "varpro/paper/fidelity.py"
     output: f"figures/comparison_{NAME}.md"
     log: "logs/comparison.log"
     message: "our numbers beside the published ones"
-    params: seeds=",".join(map(str, SEEDS)), python=sys.executable, section=NAME
-    shell:
-        "{params.python} -m varpro.paper --section {params.section} --seeds {params.seeds} --output {output}"
-        " > {log} 2>&1"
+    params: python=PYTHON, choice=CHOICE
+    shell: "{params.python:q} -m varpro.paper {params.choice:q} --output {output:q} > {log:q} 2>&1"

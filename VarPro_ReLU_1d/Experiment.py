@@ -12,22 +12,27 @@ after 2.5 s of imports. Memory 0.5 GB, result file 0.7 MB and 13 MB.
 from pathlib import Path
 
 from varpro import cli
+from varpro.domains.circle import CIRCLE
 from varpro.features import ReLUCircle
-from varpro.runs.experiment import Choices, circle_measure, perform, runs
+from varpro.runs.experiment import Choices, perform, runs
+from varpro.runs.limits import CIRCLE_DIFFUSION
+from varpro.runs.options import add_problem, add_run, add_training
+from varpro.runs.schedule import TIME_SCALE
 
 CHOICES = Choices(
     features=ReLUCircle(),  # phi(w, x) = max(w . x, 0), |w| = 1
     centre=0.0,  # penalty u^2 / 2
     outer_update="ridge",  # u solves the inner problem at every epoch
+    limit=CIRCLE_DIFFUSION,  # the features are compared with it, and with the teacher
 )
 
 
 def parser():
     """The options of this experiment with its numbers."""
     options = cli.parser(__doc__)
-    cli.add_problem(options, lmbda=1e-3, student_width=1024, gamma=100.0, samples=4096, teacher_width=4096)
-    cli.add_training(options, epochs=32000, time_scale=2**-10)
-    cli.add_run(options, solvers=("linear", "dense"))
+    add_problem(options, CIRCLE, lmbda=1e-3, student_width=1024, gamma=100.0, samples=4096, teacher_width=4096)
+    add_training(options, epochs=32000, time_scale=TIME_SCALE)
+    add_run(options)
     return options
 
 
@@ -35,8 +40,7 @@ def parser():
 def main(argv=None):
     options = cli.parse(parser(), argv)
     for run in runs(options, CHOICES, folder=Path(__file__).resolve().parent):
-        measure = circle_measure(run, options)  # energy distances to teacher and diffusion
-        perform(run, measure, progress=options.progress)
+        perform(run, progress=options.progress, force=options.force)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,11 @@ been measured yet.
 from pathlib import Path
 
 from varpro import cli
+from varpro.domains.torus import TORUS
 from varpro.features import RADIAL_KERNELS, RadialTorus
-from varpro.runs.experiment import Choices, perform, runs, torus_measure
+from varpro.runs.experiment import Choices, perform, runs
+from varpro.runs.options import add_activation, add_problem, add_run, add_training
+from varpro.runs.schedule import TIME_SCALE
 
 
 def choices(options):
@@ -29,18 +32,18 @@ def choices(options):
 def parser():
     """The options of this experiment with its numbers."""
     options = cli.parser(__doc__)
-    cli.add_problem(
+    add_problem(
         options,
+        TORUS,
         lmbda=1e-3,
         student_width=1024,
         gamma=100.0,
         samples=4096,
         teacher_width=4096,
-        gamma_kind=cli.torus_concentration,
     )
-    cli.add_activation(options, kernels=list(RADIAL_KERNELS))
-    cli.add_training(options, epochs=32000, time_scale=2**-10)
-    cli.add_run(options, solvers=("cg", "dense"))
+    add_activation(options, kernels=list(RADIAL_KERNELS))
+    add_training(options, epochs=32000, time_scale=TIME_SCALE)
+    add_run(options)
     return options
 
 
@@ -48,8 +51,7 @@ def parser():
 def main(argv=None):
     options = cli.parse(parser(), argv)
     for run in runs(options, choices(options), folder=Path(__file__).resolve().parent):
-        measure = torus_measure(run)  # energy distance to the teacher
-        perform(run, measure, progress=options.progress)
+        perform(run, progress=options.progress, force=options.force)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from varpro import cli, results
+from varpro import cli, names
 from varpro.results import ResultError
 from varpro.threads import one_torch_thread
 from VarPro_resnet import folders
@@ -28,7 +28,7 @@ from VarPro_resnet.folders import Decoded
 # torchvision and scikit-learn take seconds to import: each is imported where its images are loaded
 
 DATASETS = ("cifar10", "images", "digits", "synthetic")
-FOLDER = results.ROOT / "data"  # of what is downloaded
+FOLDER = names.ROOT / "data"  # of what is downloaded
 FINGERPRINTS = {  # of the official images of CIFAR-10: see Decoded.fingerprint
     "train": "d59acf989e068e709ce686cda292672c7b212c08d29d3d3e6d8c3aa99eba6a85",
     "test": "899683d46c3a8c66fd56e1af12202e69fe5a4517be10b0f68e04c78fe585c57c",
@@ -98,7 +98,7 @@ def load(
 
     Raises ResultError, with one line that says what is wrong or what to put where; ValueError for another name.
     """
-    folder, cache = Path(folder), cache or results.directory("VarPro_resnet") / "images"
+    folder, cache = Path(folder), cache or names.directory("VarPro_resnet") / "images"
     if name == "images":
         return _images(folder, cache, flips, report)
     if name == "cifar10":

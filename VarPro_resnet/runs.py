@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from varpro import cli, results
+from varpro import cli, names, results
 from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
@@ -97,7 +97,7 @@ def add_optimizer(to: argparse.ArgumentParser, optimizers: Mapping[str, Numbers]
         "time_scale",
         optimizers,
         optimizer,
-        type=cli.pace,
+        type=cli.time_scale,
         metavar="H",
         help="learning rate of the features, per neuron: eta = 64 * time_scale",
     )
@@ -210,8 +210,8 @@ def parse(
         options.defaults[name] = value
         if name not in options.given:
             setattr(options, name, value)
-    for owner, names in _OWN.items():
-        for name in names:
+    for owner, own in _OWN.items():
+        for name in own:
             if name in options.given and options.optimizer != owner:
                 raise cli.UsageError(f"--{name}: has no effect here; it goes with --optimizer {owner}")
     if options.dataset not in ("cifar10", "images") and "data_dir" in options.given:
@@ -331,10 +331,8 @@ def _config(options: argparse.Namespace, seed: int, images: cifar.Images | None)
 
 def _file_name(options: argparse.Namespace, config: dict) -> str:
     """States the paper's parameters always, the others where they are not the default."""
-    stated = {key: config[key] for key in ("dataset", "data") if key in config}
-    stated |= {key: config[key] for key in ("optimizer", "batch_size", "lambda", "epochs")}
-    stated |= {key: config[key] for key in _NAMED if key in config and config[key] != options.defaults[key]}
-    return results.file_name(stated | {"seed": config["seed"]}, options.name)
+    changed = {key: config[key] for key in _NAMED if key in config and config[key] != options.defaults[key]}
+    return names.resnet(config, changed, options.name)
 
 
 def _label(config: dict) -> str:
@@ -352,7 +350,7 @@ def _images(options: argparse.Namespace) -> cifar.Images:
 
 def _directory(options: argparse.Namespace) -> Path:
     """Of the result files."""
-    return options.output or results.directory("VarPro_resnet")
+    return options.output or names.directory("VarPro_resnet")
 
 
 def _network(options: argparse.Namespace, seed: int, classes: int) -> ResNet20:

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks import circle_epochs, gpu_epochs, resnet_images, start_up, torus_epochs
 from benchmarks.measure import machine
-from varpro import plots
+from varpro.figures import panels
 
 FOLDER = Path(__file__).parent
 
@@ -74,7 +74,7 @@ turns.
 
 
 def _plot(points: dict[str, list[tuple[int, float]]]) -> None:
-    with mpl.rc_context(plots.STYLE):
+    with mpl.rc_context(panels.STYLE):
         figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
         for (name, values), marker in zip(points.items(), "so", strict=True):
             axes.loglog(*zip(*sorted(values), strict=True), marker=marker, label=name)

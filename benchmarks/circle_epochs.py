@@ -18,8 +18,9 @@ from numba import njit
 from benchmarks.measure import by_turns, table
 from benchmarks.plain import PlainLoop
 from varpro import simd
+from varpro.features import ReLUCircle
+from varpro.problem import drawn_problem
 from varpro.solvers.circle import CircleSolver
-from varpro.teachers import circle_problem
 
 SAMPLES = 4096
 LMBDA, CENTRE, TIME_SCALE = 1e-3, 1.0, 2**-10
@@ -71,7 +72,7 @@ def _linear(problem, outer_update: str, epochs: int):
         problem.inputs.numpy(), problem.targets[:, 0].numpy(), LMBDA, CENTRE, TIME_SCALE, outer_update
     )
     weights = solver.own(problem.student)
-    outer = solver.project(weights)
+    outer = solver.solve(weights)
 
     def run() -> int:
         solver.advance(weights, outer, epochs)
@@ -104,7 +105,7 @@ def solvers(rounds: int = 7) -> tuple[str, dict[str, list[tuple[int, float]]]]:
     rows, points = [], {"plain PyTorch": [], "linear": []}
     for outer_update, name in (("ridge", "VarPro"), ("gradient", "two-timescale")):
         for width in WIDTHS:
-            problem = circle_problem(0, SAMPLES, width, 4096, 100.0)
+            problem = drawn_problem(ReLUCircle(), 0, SAMPLES, width, 4096, 100.0)
             plain_epochs = max(2, 256 // width)
             seconds = by_turns(
                 {
@@ -138,7 +139,7 @@ def wide(rounds: int = 5) -> tuple[str, list[tuple[int, float]]]:
     """The table of VarPro epochs up to 2^20 neurons, and (width, seconds)."""
     rows, points = [], []
     for width in WIDE:
-        problem = circle_problem(0, SAMPLES, width, 4096, 100.0)
+        problem = drawn_problem(ReLUCircle(), 0, SAMPLES, width, 4096, 100.0)
         epochs = max(10, (1 << 20) // width)  # entering and leaving a call costs about an epoch
         seconds = by_turns({"linear": _linear(problem, "ridge", epochs)}, rounds)["linear"]
         rows.append([str(width), f"{seconds * 1e3:.3g} ms", f"{seconds / width * 1e9:.1f} ns"])

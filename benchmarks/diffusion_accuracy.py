@@ -23,7 +23,7 @@ from scipy.integrate import solve_ivp
 from scipy.sparse import csc_matrix, diags_array
 
 from varpro.diffusion.circle import solve_diffusion
-from varpro.teachers import circle_cdf, circle_density
+from varpro.domains.circle import circle_cdf, circle_density
 
 EPOCHS = (0, 32, 1000, 5000, 10000, 32000)
 RUN_EPOCHS = np.linspace(0, 32000, 1001).astype(int)  # the snapshots of a run of the paper

@@ -14,11 +14,11 @@ import torch
 
 from benchmarks import measure
 from benchmarks.torus_epochs import CENTRE, LMBDA, SAMPLES, TIME_SCALE, WARM_UP, WIDTHS, PlainTorusLoop
-from varpro.features import LAPLACE, RadialTorus, wrap_torus
+from varpro.features import LAPLACE, RadialTorus, wrap
+from varpro.problem import Problem, drawn_problem
 from varpro.ridge import matrix_products
 from varpro.solvers.dense import DenseSolver
 from varpro.solvers.graphs import GraphSolver
-from varpro.teachers import Problem, torus_problem
 
 EPOCHS = 320  # of the captured solver in a turn
 CHECKED = 32  # epochs of the trajectory that is compared with the CPU
@@ -66,7 +66,7 @@ def _dense(problem: Problem, device: str, dtype: torch.dtype) -> DenseSolver:
 def _first_epochs(solver: GraphSolver | DenseSolver, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses and weights, on the CPU."""
     weights = solver.own(problem.student)
-    losses = solver.advance(weights, solver.project(weights), CHECKED)
+    losses = solver.advance(weights, solver.solve(weights), CHECKED)
     return losses, weights.cpu()
 
 
@@ -75,7 +75,7 @@ def _deviations(problem: Problem) -> list[str]:
     expected, exact = _first_epochs(_dense(problem, "cpu", torch.float64), problem)
     single, _ = _first_epochs(_solver(problem, torch.float32), problem)
     losses, weights = _first_epochs(_solver(problem, torch.float64), problem)
-    differences = (single / expected - 1, losses / expected - 1, wrap_torus(weights - exact))
+    differences = (single / expected - 1, losses / expected - 1, wrap(weights - exact))
     return [f"{float(difference.abs().max()):.1e}" for difference in differences]
 
 
@@ -92,10 +92,10 @@ def _waits(run: Callable[[], int]) -> float:
 
 
 def _row(width: int, rounds: int) -> list[str]:
-    problem = torus_problem(RadialTorus(LAPLACE), 0, SAMPLES, width, 4096, 100.0)
+    problem = drawn_problem(RadialTorus(LAPLACE), 0, SAMPLES, width, 4096, 100.0)
     solver, dense = _solver(problem, torch.float32), _dense(problem, "cuda", torch.float32)
     weights = solver.own(problem.student)
-    outer = solver.project(weights)
+    outer = solver.solve(weights)
     solver.advance(weights, outer, WARM_UP)
 
     def run() -> int:
@@ -106,21 +106,21 @@ def _row(width: int, rounds: int) -> list[str]:
         _first_epochs(dense, problem)
         return CHECKED
 
-    before = solver.effort()
+    before = solver.report()
     seconds = _seconds_by_turns({"plain": _plain(problem, 32), "graph": run}, rounds)
-    after = solver.effort()
-    epochs = after.epochs - before.epochs
+    after = solver.report()
+    epochs = after["epochs"] - before["epochs"]
     return [
         str(width),
         str(SAMPLES),
         f"{seconds['plain'] * 1e3:.3g} ms",
         f"{seconds['graph'] * 1e3:.3g} ms",
         f"{seconds['plain'] / seconds['graph']:.1f}",
-        f"{(after.steps - before.steps) / epochs:.2f}",
-        f"{1e3 * (after.factorisations - before.factorisations) / epochs:.1f}",
+        f"{(after['steps'] - before['steps']) / epochs:.2f}",
+        f"{1e3 * (after['factorisations'] - before['factorisations']) / epochs:.1f}",
         f"{_waits(run):.2f}",
         f"{_waits(run_dense):.2f}",
-        f"{after.residual:.1e}",
+        f"{after['worst_residual']:.1e}",
         *_deviations(problem),
     ]
 

@@ -14,27 +14,31 @@ begin = time.perf_counter()
 import torch
 torch_imported = time.perf_counter()
 from pathlib import Path
-from varpro import results, teachers
+from varpro import results
+from varpro.features import ReLUCircle
+from varpro.problem import drawn_problem
 from varpro.runs import training
+from varpro.runs.descent import GradientDescent
+from varpro.runs.schedule import schedule
 from varpro.solvers.circle import CircleSolver
 from varpro.diffusion.circle import solve_diffusion
 from varpro.distances import CircleMeasure
 imported = time.perf_counter()
-problem = teachers.circle_problem(0, 4096, 32, 4096, 100.0)
+problem = drawn_problem(ReLUCircle(), 0, 4096, 32, 4096, 100.0)
 drawn = time.perf_counter()
-plan = training.schedule(32000)
+plan = schedule(32000)
 density = solve_diffusion(100.0, plan.snapshot_epochs)
 diffused = time.perf_counter()
 solver = CircleSolver(problem.inputs.numpy(), problem.targets[:, 0].numpy(), 1e-3, 1.0, 2**-10, "ridge")
 weights = solver.own(problem.student)
-solver.advance(weights, solver.project(weights), 1)
+solver.advance(weights, solver.solve(weights), 1)
 loaded = time.perf_counter()
 teacher = CircleMeasure(problem.teacher.numpy())
 def measure(place, weights):
     student = CircleMeasure(weights)
     return {"t": student.energy_distance(teacher),
             "d": student.energy_distance(CircleMeasure(density.grid, density.density[place]))}
-record = training.train(solver, problem.student, plan, measure)
+record = training.train(GradientDescent(solver, problem.student), plan, measure)
 trained = time.perf_counter()
 results.save(Path(sys.argv[1]) / "run.pt", {"weights": record.weights, "outer": record.outer, "loss": record.loss})
 saved = time.perf_counter()

@@ -9,8 +9,8 @@ import torch
 
 from benchmarks import measure
 from varpro.features import LAPLACE, RadialTorus
+from varpro.problem import drawn_problem
 from varpro.solvers.torus import TorusSolver
-from varpro.teachers import torus_problem
 
 SAMPLES = 4096
 LMBDA, CENTRE, TIME_SCALE = 1e-3, 1.0, 2**-10
@@ -61,7 +61,7 @@ def _plain(problem, epochs: int):
 def _compiled(problem, epochs: int):
     solver = TorusSolver("laplace", problem.inputs.numpy(), problem.targets[:, 0].numpy(), LMBDA, CENTRE, TIME_SCALE)
     weights = solver.own(problem.student)
-    outer = solver.project(weights)
+    outer = solver.solve(weights)
     solver.advance(weights, outer, WARM_UP)
 
     def run() -> int:
@@ -75,13 +75,13 @@ def table(rounds: int = 5) -> str:
     """The table of VarPro epochs, with what the inner solves took per epoch."""
     rows = []
     for width in WIDTHS:
-        problem = torus_problem(RadialTorus(LAPLACE), 0, SAMPLES, width, 4096, 100.0)
+        problem = drawn_problem(RadialTorus(LAPLACE), 0, SAMPLES, width, 4096, 100.0)
         solver, run = _compiled(problem, 200)
-        before = solver.effort()
+        before = solver.report()
         seconds = measure.by_turns({"plain": _plain(problem, max(2, 256 // width)), "cg": run}, rounds)
-        after = solver.effort()
-        solves = after.solves - before.solves
-        factorisations = after.factorisations - before.factorisations
+        after = solver.report()
+        solves = after["solves"] - before["solves"]
+        factorisations = after["factorisations"] - before["factorisations"]
         rows.append(
             [
                 str(width),
@@ -89,9 +89,9 @@ def table(rounds: int = 5) -> str:
                 f"{seconds['plain'] * 1e3:.3g} ms",
                 f"{seconds['cg'] * 1e3:.3g} ms",
                 f"{seconds['plain'] / seconds['cg']:.0f}",
-                f"{(after.steps - before.steps) / solves:.2f}",
+                f"{(after['steps'] - before['steps']) / solves:.2f}",
                 f"{solves / factorisations:.0f}" if factorisations else "none",
-                f"{after.residual:.1e}",
+                f"{after['worst_residual']:.1e}",
             ]
         )
         print(" ".join(rows[-1]), flush=True)

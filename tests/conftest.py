@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import headroom
 import pytest
 import torch
 from hypothesis import settings
 
-from varpro import paper, results
+from varpro import results
+from varpro.paper import grid
 from varpro.threads import one_torch_thread
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +23,14 @@ ROOT = Path(__file__).resolve().parents[1]
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    headroom.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(headroom.Headroom(config))
 
 
 def load_script(path: str) -> ModuleType:
@@ -48,19 +58,19 @@ def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VARPRO_RESULTS", str(folder))
         diffusion = load_script("make_diffusion.py")
-        for gamma in paper.GAMMAS:
+        for gamma in grid.GAMMAS:
             diffusion.main(["--epochs", str(TINY_EPOCHS), "--gamma", f"{gamma:g}"])
-        runs = [run for name in ("6.1", "appendix-b") for run in paper.SECTIONS[name].runs]
+        runs = [run for name in ("6.1", "appendix-b") for run in grid.SECTIONS[name].runs]
         experiments = {run.experiment for run in runs}
         scripts = {experiment: load_script(f"{experiment}/Experiment.py") for experiment in sorted(experiments)}
         for run in runs:
             scripts[run.experiment].main(replace(run, epochs=TINY_EPOCHS).arguments([0]))
-        for run in paper.DIGITS_RUNS:
+        for run in grid.DIGITS_RUNS:
             pretend_resnet(replace(run, epochs=TINY_EPOCHS), range(3))
     return folder
 
 
-def pretend_resnet(run: paper.ResNetRun, seeds: Iterable[int]) -> None:
+def pretend_resnet(run: grid.ResNetRun, seeds: Iterable[int]) -> None:
     """Results of ``run`` with made-up numbers: training a ResNet takes longer than a test may."""
     steps = math.ceil(1500 / run.batch_size) * run.passes
     for seed in seeds:

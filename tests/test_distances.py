@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import circle_points
-from tolerances import EXACT
+from tolerances import EXACT, GRID
 
 from varpro.distances import CircleMeasure
 
@@ -59,4 +59,4 @@ def test_a_dirac_and_the_uniform_law():
     """E chord = 4/pi between uniform points, and from any point to a uniform one."""
     grid = CircleMeasure(np.linspace(-np.pi, np.pi, 4096, endpoint=False))
     found = CircleMeasure(np.array([0.3])).energy_distance(grid)
-    assert found == pytest.approx(math.sqrt(4 / np.pi), abs=1e-6)  # the grid's own error, of order 1 / 4096^2
+    assert found == pytest.approx(math.sqrt(4 / np.pi), abs=GRID)

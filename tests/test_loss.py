@@ -102,7 +102,7 @@ def test_targets_from_the_features_give_unit_outer_weights_and_no_gradient(width
     criterion(features, exact)
     assert torch.equal(criterion.outer, torch.ones(width, 1, dtype=dtype))
     loss = criterion(features, targets)  # summed in another order
-    assert loss.item() < LOSS["risk of a perfect fit"][dtype]
+    assert loss.item() < LOSS[f"perfect fit {str(dtype).removeprefix('torch.')}"]
     torch.testing.assert_close(criterion.predict(features), targets)
 
 

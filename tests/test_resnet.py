@@ -419,14 +419,15 @@ def test_cost_is_said_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "time_scale"),
-    [("varprom", "3e-5"), ("sgdm", "3e-5"), ("shampoo", "3e-3"), ("varpro-running", "1e-5")],
+    ("optimizer", "time_scale", "passes"),
+    [("varprom", "3e-5", 5), ("sgdm", "3e-5", 5), ("shampoo", "1e-3", 8), ("varpro-running", "1e-5", 5)],
     ids=list(OPTIMIZERS),
 )
-def test_colours_are_learned(optimizer, time_scale):
-    """At rates for so few images, where batch-norm's running averages can follow."""
+def test_colours_are_learned(optimizer, time_scale, passes):
+    """At rates for so few images, where batch-norm's running averages can follow (Shampoo's cannot always at 3e-3)."""
     of = network(dtype=torch.float32)
-    record = train(chosen_step(of, optimizer, "--time_scale", time_scale), tiny_images(96), Plan(96, 24, 5, 1), seed=0)
+    plan = Plan(96, 24, passes, 1)
+    record = train(chosen_step(of, optimizer, "--time_scale", time_scale), tiny_images(96), plan, seed=0)
     fitted = optimizer == "varpro-running"  # outer weights for the features drawn: colours need no others
     assert record.accuracy[0] > 0.9 if fitted else record.accuracy[0] < 0.5
     assert record.accuracy[-1] > 0.9

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from varpro import results
+from varpro import names, results
 
 
 def test_round_trip_keeps_types_and_values(tmp_path):
@@ -77,8 +77,8 @@ def test_complete_compares_the_configuration(tmp_path):
 
 def test_file_names_state_the_parameters():
     parameters = {"lambda": 1e-3, "width": 32, "gamma": 100.0, "time_scale": 2**-10}
-    assert results.file_name(parameters) == "lambda=0.001_width=32_gamma=100_time_scale=0.0009765625.pt"
-    assert results.file_name({"seed": 0}, "trial") == "trial_seed=0.pt"
+    assert names.file_name(parameters) == "lambda=0.001_width=32_gamma=100_time_scale=0.0009765625.pt"
+    assert names.file_name({"seed": 0}, "trial") == "trial_seed=0.pt"
 
 
 def test_provenance_names_versions_and_revision():
@@ -89,6 +89,6 @@ def test_provenance_names_versions_and_revision():
 
 
 def test_results_root_can_be_moved(monkeypatch, tmp_path):
-    assert results.directory("VarPro_ReLU_1d") == results.ROOT / "VarPro_ReLU_1d" / "results"
+    assert names.directory("VarPro_ReLU_1d") == names.ROOT / "VarPro_ReLU_1d" / "results"
     monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
-    assert results.directory("VarPro_ReLU_1d") == tmp_path / "VarPro_ReLU_1d" / "results"
+    assert names.directory("VarPro_ReLU_1d") == tmp_path / "VarPro_ReLU_1d" / "results"

@@ -11,6 +11,8 @@ from problems import awkward_problems, dense_solution, random_problem, reduced_r
 from tolerances import EXACT, FLOAT32, GRADIENT, SOLVE
 
 from varpro import ridge
+from varpro.domains.base import Domain
+from varpro.domains.circle import CIRCLE
 from varpro.features import FeatureMap, ReLUCircle
 from varpro.solvers.dense import DenseSolver
 
@@ -128,7 +130,7 @@ def test_tf32_holds_within_a_call_only(tf32, monkeypatch):
     model = DenseSolver(ReLUCircle(), *data, 1e-2, 0.0, 2**-10, "ridge", tf32=tf32)
     monkeypatch.setattr(model, "_weight_gradient", lambda w, *_: seen.append(_allowed()) or torch.zeros_like(w))
     weights = torch.from_numpy(problem.weights)
-    model.advance(weights, model.project(weights), 2)
+    model.advance(weights, model.solve(weights), 2)
     assert seen == [tf32, tf32]
     assert torch.backends.cuda.matmul.fp32_precision == usual
 
@@ -143,8 +145,8 @@ def test_weight_gradient_is_that_of_the_reduced_risk(centre):
     problem, lmbda, step = random_problem(60, 6), 1e-2, 1e-6
     model = solver(problem, lmbda, centre)
     weights = torch.from_numpy(problem.weights)
-    features = model.feature_map.features(weights, model.inputs)
-    outer = model.project(weights)
+    features = model.feature_map(weights, model.inputs)
+    outer = model.solve(weights)
     gradient = model._weight_gradient(weights, outer, features, ridge.predict(features, outer) - model.targets) / 6
     for neuron in range(6):
         for axis in range(2):
@@ -161,7 +163,7 @@ def test_gradients_are_those_of_autograd_for_many_outputs():
     model = DenseSolver(ReLUCircle(), torch.from_numpy(problem.inputs), targets, lmbda, centre, 1.0, "gradient")
     weights = torch.from_numpy(problem.weights).requires_grad_()
     outer = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    features = model.feature_map.features(weights, model.inputs)
+    features = model.feature_map(weights, model.inputs)
     ridge.loss(features, targets, outer, lmbda, centre).backward()
     with torch.no_grad():
         residual = ridge.predict(features, outer) - targets
@@ -179,7 +181,7 @@ def test_two_timescale_descent_approaches_varpro_as_the_weights_slow_down():
         for outer_update in ("ridge", "gradient"):
             model = solver(problem, 0.5, 1.0, outer_update, time_scale=time / steps)
             weights = torch.from_numpy(problem.weights.copy())
-            outer = model.project(weights)
+            outer = model.solve(weights)
             model.advance(weights, outer, steps)
             ends.append(weights)
         gaps.append((ends[0] - ends[1]).abs().max().item())
@@ -187,34 +189,42 @@ def test_two_timescale_descent_approaches_varpro_as_the_weights_slow_down():
     assert gaps[2] < 0.3 * gaps[1]
 
 
+class Plane(Domain):
+    """R^2: nothing to project; there is no law of a teacher."""
+
+    name, dimension = "plane", 2
+
+    def project(self, points):
+        return points
+
+    def draws(self, *_):
+        raise NotImplementedError
+
+    measure = draws
+
+
 class Cosine(FeatureMap):
     """phi(w, x) = cos(w . x): a feature map that a reader might add."""
 
-    name, domain = "cosine", "plane"
+    name, domain = "cosine", Plane()
 
-    def features(self, weights, inputs):
+    def __call__(self, weights, inputs):
         return torch.cos(inputs @ weights.T)
 
     def pull_back(self, weights, inputs, features, cotangent):
         return (-cotangent * torch.sin(inputs @ weights.T)).T @ inputs
-
-    def project(self, weights):
-        return weights
-
-    def uniform(self, count, generator=None):
-        return torch.rand(count, 2, generator=generator)
 
 
 def test_another_feature_map_trains_as_it_is():
     problem = random_problem(100, 10)
     model = solver(problem, features=Cosine(), time_scale=2**-8)
     weights = torch.from_numpy(problem.weights.copy())
-    losses = model.advance(weights, model.project(weights), 30)
+    losses = model.advance(weights, model.solve(weights), 30)
     assert (losses[1:] < losses[:-1]).all()
 
 
-def test_uniform_law_and_projection_of_the_circle():
-    points = ReLUCircle().uniform(4000, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(points.norm(dim=1), torch.ones(4000))
+def test_students_of_the_circle_are_uniform_and_projected():
+    points = CIRCLE.draws(0, 1, 4000, 1, 0.0).student
+    torch.testing.assert_close(points.norm(dim=1), torch.ones(4000, dtype=torch.float64))
     assert points.mean(dim=0).norm() < 0.05  # 3 standard deviations of the mean
-    torch.testing.assert_close(ReLUCircle().project(5 * points), points)
+    torch.testing.assert_close(CIRCLE.project(5 * points), points)

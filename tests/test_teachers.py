@@ -7,10 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import EXACT, PINNED, QUADRATURE
+from tolerances import CURVE, EXACT, PINNED, QUADRATURE, SEQUENCE
 
-from varpro import paper, teachers
+from varpro.domains import circle
+from varpro.domains.circle import CIRCLE
 from varpro.features import ReLUCircle
+from varpro.paper import grid, published
+from varpro.problem import drawn_problem, problem_from_tensors
 
 GAMMAS = st.floats(0.0, 1e4)
 
@@ -19,45 +22,45 @@ GAMMAS = st.floats(0.0, 1e4)
 def test_density_integrates_to_one(gamma):
     # the trapezoidal rule on a period converges like exp(-n / sqrt(gamma))
     angles = np.linspace(-np.pi, np.pi, 1 << 14, endpoint=False)
-    assert teachers.circle_density(angles, gamma).mean() * 2 * np.pi == pytest.approx(1, abs=QUADRATURE)
+    assert circle.circle_density(angles, gamma).mean() * 2 * np.pi == pytest.approx(1, abs=QUADRATURE)
 
 
 @given(GAMMAS, st.floats(-20.0, 20.0))
 def test_cdf_grows_by_one_in_a_turn_and_by_the_density_elsewhere(gamma, angle):
-    turn = teachers.circle_cdf(angle + 2 * np.pi, gamma) - teachers.circle_cdf(angle, gamma)
+    turn = circle.circle_cdf(angle + 2 * np.pi, gamma) - circle.circle_cdf(angle, gamma)
     assert turn == pytest.approx(1, abs=EXACT)
     middle, weights = np.polynomial.legendre.leggauss(20)
     width = 1e-3
-    mass = (teachers.circle_density(angle + width * (middle + 1) / 2, gamma) * weights).sum() * width / 2
-    step = teachers.circle_cdf(angle + width, gamma) - teachers.circle_cdf(angle, gamma)
+    mass = (circle.circle_density(angle + width * (middle + 1) / 2, gamma) * weights).sum() * width / 2
+    step = circle.circle_cdf(angle + width, gamma) - circle.circle_cdf(angle, gamma)
     assert step == pytest.approx(mass, abs=EXACT)
 
 
 def test_cdf_starts_at_zero():
-    assert teachers.circle_cdf(-np.pi, 100.0) == pytest.approx(0, abs=EXACT)
+    assert circle.circle_cdf(-np.pi, 100.0) == pytest.approx(0, abs=EXACT)
 
 
 @settings(max_examples=20)
 @given(GAMMAS)
 def test_sampler_follows_the_law(gamma):
     uniform = (np.arange(3 * 4096) * 0.6180339887498949) % 1  # equidistributed, the same in each third
-    angles = np.sort(teachers.circle_teacher_angles(uniform, gamma))
+    angles = np.sort(circle.circle_teacher_angles(uniform, gamma))
     steps = np.arange(1, len(angles) + 1) / len(angles)
-    assert np.abs(teachers.circle_cdf(angles, gamma) - steps).max() < 3e-3  # discrepancy of that sequence
+    assert np.abs(circle.circle_cdf(angles, gamma) - steps).max() < SEQUENCE
 
 
 def test_published_densities():
-    curves = paper.published("gamma_densities")
-    for gamma in paper.GAMMAS:
+    curves = published.table("gamma_densities")
+    for gamma in grid.GAMMAS:
         curve = curves["single", "density_target", f"gamma={gamma:g}", "solid"]
-        ours = teachers.circle_density(curve.x, gamma)
-        assert np.abs(ours / curve.y - 1).max() < 2e-3  # the abscissa is read to 1e-6, steepest at gamma 1000
+        ours = circle.circle_density(curve.x, gamma)
+        assert np.abs(ours / curve.y - 1).max() < CURVE
 
 
 def test_draws_are_those_of_the_global_generators():
     """The recipe of the paper's runs, step by step, with the global generators it used."""
     seed, width, samples, teacher_width, gamma = 3, 32, 64, 48, 100.0
-    ours = teachers.circle_draws(seed, samples, width, teacher_width, gamma)
+    ours = CIRCLE.draws(seed, samples, width, teacher_width, gamma)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         torch.randn(teacher_width, 2)
@@ -67,9 +70,9 @@ def test_draws_are_those_of_the_global_generators():
         torch.nn.Linear(width, 1, bias=False)
         student = torch.nn.functional.normalize(torch.randn(width, 2), dim=1)
     uniform = np.random.RandomState(seed).rand(teacher_width)
-    assert torch.equal(ours.inputs, inputs)
-    torch.testing.assert_close(ours.student, student, rtol=0, atol=PINNED)
-    np.testing.assert_array_equal(ours.teacher, teachers.directions(teachers.circle_teacher_angles(uniform, gamma)))
+    assert torch.equal(ours.inputs, inputs.double())
+    torch.testing.assert_close(ours.student, student.double(), rtol=0, atol=PINNED)
+    np.testing.assert_array_equal(ours.teacher, circle.directions(circle.circle_teacher_angles(uniform, gamma)))
 
 
 FIRST_NUMBERS = {
@@ -80,7 +83,7 @@ FIRST_NUMBERS = {
 
 
 def test_first_numbers_of_seed_0():
-    draws = teachers.circle_draws(0, 4096, 1024, 4096, 100.0)
+    draws = CIRCLE.draws(0, 4096, 1024, 4096, 100.0)
     for name, expected in FIRST_NUMBERS.items():
         torch.testing.assert_close(
             getattr(draws, name)[:2].double(), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=PINNED
@@ -93,13 +96,13 @@ def test_drawing_leaves_the_callers_random_state_alone():
     expected = torch.rand(3), np.random.rand(3)
     torch.manual_seed(11)
     np.random.seed(11)
-    teachers.circle_draws(0, 8, 8, 8, 1.0)
+    CIRCLE.draws(0, 8, 8, 8, 1.0)
     assert torch.equal(torch.rand(3), expected[0])
     np.testing.assert_array_equal(np.random.rand(3), expected[1])
 
 
 def test_targets_are_the_mean_over_the_teacher():
-    problem = teachers.circle_problem(0, samples=50, student_width=8, teacher_width=40, gamma=10.0)
+    problem = drawn_problem(ReLUCircle(), 0, samples=50, student_width=8, teacher_width=40, gamma=10.0)
     dense = torch.relu(problem.inputs @ problem.teacher.T).mean(dim=1, keepdim=True)
     torch.testing.assert_close(problem.targets, dense, rtol=0, atol=EXACT)
 
@@ -119,12 +122,12 @@ def test_targets_are_the_mean_over_the_teacher():
 def test_users_tensors_are_checked(change, message):
     tensors = {"inputs": torch.ones(5, 2), "targets": torch.ones(5)} | change
     with pytest.raises(ValueError, match="^.*" + message.replace("(", r"\(").replace(")", r"\)")):
-        teachers.problem_from_tensors(tensors, ReLUCircle().project, ReLUCircle().uniform)
+        problem_from_tensors(tensors, CIRCLE, lambda _: torch.eye(2))
 
 
 def test_users_tensors_are_taken_as_they_are():
     tensors = {"inputs": torch.randn(5, 2), "targets": torch.randn(5, 3), "student_weights": 2 * torch.eye(2)}
-    problem = teachers.problem_from_tensors(tensors, ReLUCircle().project, ReLUCircle().uniform)
+    problem = problem_from_tensors(tensors, CIRCLE, lambda _: torch.eye(2))
     assert problem.teacher is None
     assert torch.equal(problem.student, torch.eye(2, dtype=torch.float64))
     assert torch.equal(problem.targets, tensors["targets"].double())

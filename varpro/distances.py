@@ -4,10 +4,46 @@ On the circle the chord |e^{ia} - e^{ib}| = 2 sin((b - a)/2), for a <= b < a + 2
 of b, so that each mean costs one merge of two sorted lists.
 """
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+from scipy.fft import fftfreq, irfft2, rfft2, rfftfreq
+from scipy.spatial.distance import cdist
+
+from varpro.compiled import VECTORISED, compiled
+
+_PAIRS = 1 << 20  # distances that are held at a time
+
+
+class EuclideanMeasure:
+    """A weighted point set in R^d: ``points (n, d)``, any d; all pairs are summed, a few rows at a time.
+
+    ``masses (n,)`` are non-negative and are divided by their sum (default: equal).
+    """
+
+    def __init__(self, points: np.ndarray, masses: np.ndarray | None = None) -> None:
+        self.points = np.asarray(points, dtype=np.float64)
+        masses = np.ones(len(self.points)) if masses is None else np.asarray(masses, dtype=np.float64)
+        self.masses = masses / masses.sum()
+
+    def mean_distance(self, other: "EuclideanMeasure") -> float:
+        """E|X - Y| with X from this measure and Y from ``other``, independent."""
+        rows = max(1, _PAIRS // len(other.points))
+        return sum(
+            float(self.masses[i : i + rows] @ cdist(self.points[i : i + rows], other.points) @ other.masses)
+            for i in range(0, len(self.points), rows)
+        )
+
+    @cached_property
+    def self_distance(self) -> float:
+        """E|X - X'|; kept, since one measure is often compared with many."""
+        return self.mean_distance(self)
+
+    def energy_distance(self, other: "EuclideanMeasure") -> float:
+        """D(self, other) >= 0, in the units of the points."""
+        squared = 2 * self.mean_distance(other) - self.self_distance - other.self_distance
+        return float(np.sqrt(max(squared, 0.0)))
 
 
 class CircleMeasure:
@@ -54,7 +90,7 @@ class CircleMeasure:
         return float(np.sqrt(max(squared, 0.0)))
 
 
-@njit(cache=True)
+@compiled()
 def _mean_chord(a, p, cos_a, sin_a, b, q, cos_b, sin_b):
     """2 sum_i p_i [sin(a_i/2) (2 C(a_i) - C) - cos(a_i/2) (2 S(a_i) - S)].
 
@@ -76,16 +112,21 @@ def _mean_chord(a, p, cos_a, sin_a, b, q, cos_b, sin_b):
 
 
 class TorusMeasure:
-    """A point set with equal masses on the torus R^2 / (4 Z)^2: ``points (n, 2)``, any representatives."""
+    """A weighted point set on the torus R^2 / (4 Z)^2: ``points (n, 2)``, any representatives.
 
-    def __init__(self, points: np.ndarray) -> None:
+    ``masses (n,)`` are non-negative and are divided by their sum (default: equal).
+    """
+
+    def __init__(self, points: np.ndarray, masses: np.ndarray | None = None) -> None:
         self.x, self.y = np.ascontiguousarray(np.asarray(points, dtype=np.float64).T)
+        masses = np.ones(len(self.x)) if masses is None else np.asarray(masses, dtype=np.float64)
+        self.masses = masses / masses.sum()
 
     def mean_distance(self, other: "TorusMeasure") -> float:
         """E|wrap(X - Y)|, all pairs, memory O(n)."""
         rows = np.empty(len(self.x))
-        _mean_distances(self.x, self.y, other.x, other.y, rows)
-        return float(rows.mean())
+        _mean_distances(self.x, self.y, other.x, other.y, other.masses, rows)
+        return float(self.masses @ rows)
 
     @cached_property
     def self_distance(self) -> float:
@@ -98,15 +139,105 @@ class TorusMeasure:
         return float(np.sqrt(max(squared, 0.0)))
 
 
-@njit(cache=True, parallel=True, fastmath={"contract", "nsz", "reassoc"})
-def _mean_distances(x, y, other_x, other_y, rows):
-    """rows_i <- mean_j |wrap(p_i - q_j)|, wrap(z) = z - 4 round(z / 4) per coordinate."""
-    count = other_x.shape[0]
+@compiled(parallel=True, fastmath=VECTORISED)
+def _mean_distances(x, y, other_x, other_y, other_masses, rows):
+    """rows_i <- E|wrap(p_i - Y)|, wrap(z) = z - 4 round(z / 4) per coordinate."""
     for i in prange(x.shape[0]):
         total = 0.0
-        for j in range(count):
+        for j in range(other_x.shape[0]):
             dx, dy = x[i] - other_x[j], y[i] - other_y[j]
             dx -= 4.0 * np.floor(0.25 * dx + 0.5)
             dy -= 4.0 * np.floor(0.25 * dy + 0.5)
-            total += np.sqrt(dx * dx + dy * dy)
-        rows[i] = total / count
+            total += other_masses[j] * np.sqrt(dx * dx + dy * dy)
+        rows[i] = total
+
+
+class TorusDensity:
+    """A smooth law on the torus given by averages over cells, ``density (n, n)``, x along the first axis.
+
+    Cell (i, j) has its centre at (-2 + (i + 1/2) h, -2 + (j + 1/2) h), h = 4/n. ``density`` is divided by its
+    integral. The potential U(x) = E|wrap(x - Y)| at the centres is one fast Fourier transform and back; between them
+    a polynomial of degree 5 per axis goes through the nearest 6 x 6 values. Fourth order in h (docs/diffusion_2d.md).
+
+    Raises ValueError where ``density`` is not square or n < 6.
+    """
+
+    def __init__(self, density: np.ndarray) -> None:
+        density = np.asarray(density, dtype=np.float64)
+        if density.ndim != 2 or density.shape[0] != density.shape[1] or len(density) < 6:
+            raise ValueError(f"the density must be square, (n, n) with n >= 6, not {density.shape}")
+        spectrum = rfft2(density / density.sum())
+        kernel, self_kernel = _kernels(len(density))
+        self.potential = irfft2(spectrum * kernel, s=density.shape)
+        self.self_distance = float((np.square(np.abs(spectrum)) * self_kernel).sum())  # E|wrap(Y - Y')|
+
+    def mean_distance(self, other: TorusMeasure) -> float:
+        """E|wrap(X - Y)| with X from the point set ``other`` and Y from this law."""
+        return _interpolated_mean(self.potential, other.x, other.y, other.masses)
+
+    def energy_distance(self, other: TorusMeasure) -> float:
+        """D(self, other) >= 0, in the units of the plane."""
+        squared = 2 * self.mean_distance(other) - self.self_distance - other.self_distance
+        return float(np.sqrt(max(squared, 0.0)))
+
+
+@lru_cache(maxsize=4)
+def _kernels(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Factors (n, n // 2 + 1) of the transformed cell masses: for the potential at the centres, for the self-distance.
+
+    The first is the transform of the means of |wrap(z)| over the cells around all differences of centres, which is
+    exact for a density that is constant in each cell. Along an axis, with s(k) = sinc(k h / 2), averages over cells
+    are s times a smooth density and steps are s times their transform: dividing by s^2 gives the smooth density. The
+    self-distance needs its values at the centres, one more s, and Parseval's sum over half of the transform.
+    """
+    width = 4.0 / n
+    steps = np.arange(n // 2 + 1) * width
+    low, high = steps - width / 2, np.minimum(steps + width / 2, 2.0)  # |wrap| is even about 2, so half a cell will do
+    corners = [_distance_integral(a[:, None], b[None]) for a in (low, high) for b in (low, high)]
+    means = (corners[3] - corners[2] - corners[1] + corners[0]) / np.outer(high - low, high - low)
+    index = np.minimum(np.arange(n), n - np.arange(n))
+    sinc = np.outer(np.sinc(fftfreq(n)), np.sinc(rfftfreq(n)))
+    kernel = rfft2(means[np.ix_(index, index)]).real / sinc**2  # even, so real
+    times = np.full(n // 2 + 1, 2.0)  # how often Parseval's sum has each column
+    times[0] = 1.0
+    if n % 2 == 0:
+        times[-1] = 1.0
+    return kernel, kernel / sinc * times / n**2
+
+
+def _distance_integral(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Integral of |z| over [0, a] x [0, b], odd in a and b: a b |z|/3 + a^3 asinh(b/|a|)/6 + b^3 asinh(a/|b|)/6."""
+    return a * b * np.hypot(a, b) / 3 + (a**3 * np.arcsinh(b / np.abs(a)) + b**3 * np.arcsinh(a / np.abs(b))) / 6
+
+
+@compiled()
+def _interpolated_mean(values: np.ndarray, x: np.ndarray, y: np.ndarray, masses: np.ndarray) -> float:
+    """sum_k masses_k V(x_k, y_k), V from the values (n, n) at the cell centres by 6 x 6 Lagrange polynomials."""
+    n = values.shape[0]
+    weights_x, weights_y = np.empty(6), np.empty(6)
+    total = 0.0
+    for k in range(x.shape[0]):
+        i = _lagrange_weights((x[k] + 2.0) * (n / 4.0) - 0.5, weights_x)
+        j = _lagrange_weights((y[k] + 2.0) * (n / 4.0) - 0.5, weights_y)
+        value = 0.0
+        for a in range(6):
+            row = 0.0
+            for b in range(6):
+                row += weights_y[b] * values[(i + a) % n, (j + b) % n]
+            value += weights_x[a] * row
+        total += masses[k] * value
+    return total
+
+
+@compiled()
+def _lagrange_weights(place: float, weights: np.ndarray) -> int:
+    """Weights (6,) of the nodes first, ..., first + 5 around ``place``, in steps of the grid; returns first."""
+    first = int(np.floor(place)) - 2
+    t = place - first
+    for a in range(6):
+        weight = 1.0
+        for b in range(6):
+            if b != a:
+                weight *= (t - b) / (a - b)
+        weights[a] = weight
+    return first

@@ -1,6 +1,7 @@
-"""Feature maps phi(w, x): values, derivative in w, projection to the domain, and the domain's uniform law.
+"""Feature maps phi(w, x): values, derivative in w, and the network that they make.
 
-A new feature map is a subclass with four short methods; every solver but ``linear`` works with it as it is.
+A new feature map is a subclass with two short methods and the name of its domain. Every experiment takes it: the
+solvers that cannot compute it say so, and ``dense`` always can.
 """
 
 import math
@@ -10,15 +11,22 @@ from dataclasses import dataclass
 
 import torch
 
+from varpro.domains.base import Domain
+from varpro.domains.circle import CIRCLE
+from varpro.domains.torus import TORUS, wrap_torus
+from varpro.relu import predict
+
+_ROWS = 256  # samples whose features of a whole network are held at a time
+
 
 class FeatureMap(ABC):
     """phi(w, x) for ``weights (M, d)`` and ``inputs (N, d)``, both on the same device and of the same dtype."""
 
     name: str
-    domain: str  # "circle" or "torus": which draws, distances and fast solver an experiment has
+    domain: Domain  # of the weights
 
     @abstractmethod
-    def features(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         """phi(w_j, x_i): (N, M)."""
 
     @abstractmethod
@@ -27,32 +35,25 @@ class FeatureMap(ABC):
     ) -> torch.Tensor:
         """sum_i cotangent_ij d phi(w_j, x_i) / d w_j: (M, d), from ``features`` and ``cotangent``, both (N, M)."""
 
-    @abstractmethod
-    def project(self, weights: torch.Tensor) -> torch.Tensor:
-        """The point of the domain that stands for each row of ``weights (M, d)``: (M, d)."""
-
-    @abstractmethod
-    def uniform(self, count: int, generator: torch.Generator | None = None) -> torch.Tensor:
-        """``count`` draws (count, d), float32 on the CPU, of the uniform law of the domain."""
+    def predict(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+        """f(x_i) = (1/M) sum_j phi(w_j, x_i), the network with unit outer weights: (N,), in memory O(M + N)."""
+        return torch.cat([self(weights, block).mean(dim=1) for block in inputs.split(_ROWS)])
 
 
 class ReLUCircle(FeatureMap):
     """phi(w, x) = max(w . x, 0), w on the unit circle S^1, x in R^2 (paper, Section 6.1)."""
 
-    name, domain = "relu_circle", "circle"
+    name, domain = "relu_circle", CIRCLE
 
-    def features(self, weights, inputs):
+    def __call__(self, weights, inputs):
         return torch.relu(inputs @ weights.T)
 
     def pull_back(self, weights, inputs, features, cotangent):
         return (cotangent * (features > 0)).T @ inputs
 
-    def project(self, weights):
-        scaled = weights / weights.abs().amax(dim=1, keepdim=True)  # squares of these cannot overflow
-        return scaled / scaled.norm(dim=1, keepdim=True)
-
-    def uniform(self, count, generator=None):
-        return self.project(torch.randn(count, 2, dtype=torch.float32, generator=generator))
+    def predict(self, weights, inputs):
+        """In O((N + M) log (N + M)), float64 on the CPU."""
+        return torch.from_numpy(predict(weights.numpy(), weights.new_ones(len(weights)).numpy(), inputs.numpy()))
 
 
 @dataclass(frozen=True)
@@ -79,32 +80,21 @@ RAISED_COSINE = RadialKernel(
 RADIAL_KERNELS = {kernel.name: kernel for kernel in (LAPLACE, RAISED_COSINE)}
 
 
-def wrap_torus(points: torch.Tensor) -> torch.Tensor:
-    """The points of [-2, 2)^d that stand for ``points`` on the torus R^d / (4 Z)^d."""
-    return torch.remainder(points + 2, 4) - 2
-
-
 class RadialTorus(FeatureMap):
     """phi(w, x) = g(|wrap(w - x)|) on the torus R^2 / (4 Z)^2 (paper, Appendix B)."""
 
-    domain = "torus"
+    domain = TORUS
 
     def __init__(self, kernel: RadialKernel) -> None:
         self.kernel = kernel
         self.name = f"torus_{kernel.name}"
 
-    def features(self, weights, inputs):
+    def __call__(self, weights, inputs):
         return self.kernel.value(_offsets(weights, inputs).norm(dim=2))
 
     def pull_back(self, weights, inputs, features, cotangent):
         offsets = _offsets(weights, inputs)  # d phi / d w = g'(r) offset / r
         return torch.einsum("nm,nmd->md", cotangent * self.kernel.slope(offsets.norm(dim=2)), offsets)
-
-    def project(self, weights):
-        return wrap_torus(weights)
-
-    def uniform(self, count, generator=None):
-        return 2 * (2 * torch.rand(count, 2, dtype=torch.float32, generator=generator) - 1)
 
 
 def _offsets(weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

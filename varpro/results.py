@@ -1,22 +1,25 @@
-"""Result files: names, atomic writing, safe reading, provenance (docs/definitions.md, 7).
+"""Result files: atomic writing, safe reading, provenance (docs/definitions.md, 7); names are those of varpro/names.py.
 
 One ``.pt`` file per run holds plain tensors, numbers, strings, dicts and lists. It is read with
 ``torch.load(weights_only=True)``: nothing in it can execute code.
 """
 
+import glob
 import os
 import platform
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]  # the repository: the package is installed in editable mode
-_RESULTS_ROOT = "VARPRO_RESULTS"  # environment variable: another place for every experiment's results
+from varpro.names import ROOT
+
+_UNFINISHED = ".tmp"  # suffix of a file that is being written
 _PACKAGES = ("torch", "numpy", "scipy", "numba")
 
 
@@ -24,39 +27,46 @@ class ResultError(Exception):
     """A result file is missing, unreadable, or belongs to another run; the message is one line for the user."""
 
 
-def directory(experiment: str = "") -> Path:
-    """``results/`` of an experiment folder; of the repository itself for ``""``.
-
-    Below ``$VARPRO_RESULTS`` where that is set, which tests and other sweeps use.
-    """
-    return Path(os.environ.get(_RESULTS_ROOT, ROOT)) / experiment / "results"
-
-
-def file_name(parameters: Mapping[str, Any], name: str = "") -> str:
-    """``[name_]key=value_..._key=value.pt`` in the order of ``parameters``; numbers in their shortest form."""
-    parts = [f"{key}={_short(value)}" for key, value in parameters.items()]
-    return "_".join([name, *parts] if name else parts) + ".pt"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
-
-
 def save(path: Path, contents: Mapping[str, Any]) -> None:
     """Write ``contents`` to ``path`` in one step: readers see the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}.", suffix=".tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            torch.save(_compact(contents), stream)
-            stream.flush()
-            os.fsync(stream.fileno())
+        with os.fdopen(handle, "wb") as file:
+            stream = _Stream(file)
+            try:
+                torch.save(_compact(contents), stream)
+                file.flush()
+                os.fsync(file.fileno())
+            except (OSError, RuntimeError) as error:  # torch's writer hides what went wrong below it
+                cause = stream.error or (error if isinstance(error, OSError) else None)
+                if cause is None:
+                    raise
+                raise ResultError(f"{path}: cannot be written: {cause.strerror}; what was there is kept") from None
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+class _Stream:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def prepare(path: Path) -> None:
@@ -66,10 +76,17 @@ def prepare(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.stem}."):
+        longest = path.with_suffix(".checkpoint").name  # of the files that a run writes there
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{longest}.", suffix=_UNFINISHED):
             pass
     except OSError as error:
         raise ResultError(f"{path}: cannot be written there: {error.strerror}; see --output and --name") from None
+
+
+def sweep(path: Path) -> None:
+    """Remove what a killed process left of an unfinished save of ``path``. To be called by who holds its lock."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_UNFINISHED}"):
+        left.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -94,7 +111,9 @@ def load(path: Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ResultError(f"{path}: no such file")
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the library; what matters of them becomes one line below
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds; for the reader they all mean the same
         raise ResultError(
             f"{path}: not a file of tensors that torch.load can read safely ({type(error).__name__})"
@@ -121,15 +140,21 @@ def complete(path: Path, config: Mapping[str, Any]) -> bool:
 
 def provenance(device: str) -> dict[str, str]:
     """What made a result: versions, git revision, device, platform."""
-    versions = {package: metadata.version(package) for package in _PACKAGES}
     return {
-        **versions,
-        "varpro": metadata.version("varpro"),
+        **{package: _version(package) for package in (*_PACKAGES, "varpro")},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu",
         "git_revision": _git_revision(),
     }
+
+
+def _version(package: str) -> str:
+    """The version of an installed package; ``unknown`` for one that is only on the path."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _git_revision() -> str:

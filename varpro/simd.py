@@ -4,7 +4,6 @@ The factorisation in :mod:`varpro.solvers.circle` carries an 8 x 8 matrix from n
 this type it lives in vector registers (one 512-bit or two 256-bit registers a row); held as an array, every step
 waits for memory. LLVM splits the type where the processor's registers are narrower.
 
-numba's cache of ``varpro/circle.py`` does not see changes in this file: after one, delete ``varpro/__pycache__``.
 
 Only compiled code can hold a ``Row8``; the functions below are its whole arithmetic.
 """

@@ -18,23 +18,21 @@ an increasing cdf.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
-from varpro.teachers import BUMP_MASSES, SECOND_BUMP
+from varpro.compiled import compiled
+from varpro.diffusion.stepping import Step, Trial, accepted_steps, check_grid_size, check_numbers, checked_epochs
+from varpro.domains.circle import BUMP_MASSES, MAX_GAMMA, SECOND_BUMP
 
 MIN_GRID_SIZE = 8
-MAX_GAMMA = 1e8  # beyond, Y has too few digits between the bumps (and a bump is 4e-4 wide)
 DIAGONAL = 1 / (2 + math.sqrt(2))  # d of the Rosenbrock pair, the value that makes it L-stable
 E32 = 6 + math.sqrt(2)  # e_32 of the pair's error estimate
-SAFETY = 0.9
-STEP_RATIO_LIMITS = (0.2, 4.0)  # of two steps in a row
 FLAT = 1e-18  # an energy this close to its minimum is round-off: it may go up
-MAX_REJECTIONS = 60  # in a row; the step is then below 1e-20 of the first try
 
 
 @dataclass(frozen=True)
@@ -65,17 +63,6 @@ class _State(NamedTuple):
     curvature: np.ndarray
 
 
-class _Step(NamedTuple):
-    """An accepted step from ``before`` to ``after`` (times and states) with its stages (n,)."""
-
-    time_before: float
-    time_after: float
-    before: _State
-    after: _State
-    k1: np.ndarray
-    k2: np.ndarray
-
-
 def solve_diffusion(
     gamma: float,
     snapshot_epochs: Sequence[int],
@@ -94,8 +81,9 @@ def solve_diffusion(
 
     Raises ValueError when an argument is out of range, RuntimeError when no step is short enough.
     """
-    _check_numbers(gamma, time_scale, grid_size, rtol)
-    epochs = _checked_epochs(snapshot_epochs)
+    check_numbers(gamma, MAX_GAMMA, time_scale, rtol)
+    check_grid_size(grid_size, MIN_GRID_SIZE)
+    epochs = checked_epochs(snapshot_epochs)
     edges = np.linspace(-math.pi, math.pi, grid_size + 1)
     teacher = _teacher(gamma)
     levels = np.array([_law(edge, teacher)[2] for edge in edges])
@@ -105,10 +93,11 @@ def solve_diffusion(
     times, energy = [0.0], [0.5 + _excess_energy(state.y)]
     done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
     density[:done] = _cell_masses(state.y, levels)
-    for step in _accepted_steps(state, teacher, snapshot_times[-1], rtol):
+    attempt = partial(_attempt, teacher=teacher)
+    for step in accepted_steps(attempt, state, _first_size(state, rtol), snapshot_times[-1], rtol):
         stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
         _fill_snapshots(step, snapshot_times[done:stop], levels, density[done:stop])
-        done, state = stop, step.after
+        done, state = stop, step.trial.after
         times.append(step.time_after)
         energy.append(0.5 + _excess_energy(state.y))
         if progress is not None:
@@ -118,42 +107,28 @@ def solve_diffusion(
     return Diffusion(density, grid, epochs, np.array(energy), np.array(times), len(times) - 1, state.x)
 
 
-def _accepted_steps(
-    state: _State, teacher: tuple[float, float, float, float], end: float, rtol: float
-) -> Iterator[_Step]:
-    """The adaptive steps from time 0 to ``end``, each within ``rtol`` and with a smaller energy."""
-    # The first step would move the mass rtol^(1/3), could the flow keep its first speed.
-    size = rtol ** (1 / 3) / max(_density_change(state.x, state.density * state.curvature), 1e-12)
-    time, rejections = 0.0, 0
-    while time < end:
-        left = end - time
-        last = size >= left
-        size = left if last else min(size, left / 2)  # no tiny last step, too short to lower the energy
-        solvable, after, k1, k2, error_vector = _rosenbrock_step(state, size, teacher)
-        error = _density_change(state.x, error_vector) if solvable else math.inf
-        if error <= rtol and _increasing(after.x, after.y) and _energy_decreases(state.y, after.y):
-            accepted = _Step(time, end if last else time + size, state, after, k1, k2)
-            yield accepted
-            state, time, rejections = after, accepted.time_after, 0
-        else:
-            rejections += 1
-            if rejections > MAX_REJECTIONS:
-                raise RuntimeError(
-                    f"no step is short enough at time {time:g} (gamma = {teacher[0]:g}, rtol = {rtol:g})"
-                )
-            error = max(error, 8 * rtol)  # at most half the step, whichever test failed
-        low, high = STEP_RATIO_LIMITS
-        size *= min(high, max(low, SAFETY * (rtol / max(error, 1e-300)) ** (1 / 3)))
+def _first_size(state: _State, rtol: float) -> float:
+    """The first step would move the mass rtol^(1/3), could the flow keep its first speed."""
+    return rtol ** (1 / 3) / max(_density_change(state.x, state.density * state.curvature), 1e-12)
 
 
-def _fill_snapshots(step: _Step, times: np.ndarray, levels: np.ndarray, masses: np.ndarray) -> None:
+def _attempt(state: _State, size: float, teacher: tuple[float, float, float, float]) -> Trial:
+    """One step: admissible where X stays increasing and the energy falls; the details are the stages k1 and k2."""
+    solvable, after, k1, k2, error_vector = _rosenbrock_step(state, size, teacher)
+    error = _density_change(state.x, error_vector) if solvable else math.inf
+    admissible = solvable and _increasing(after.x, after.y) and _energy_decreases(state.y, after.y)
+    return Trial(error, admissible, state, after, (k1, k2))
+
+
+def _fill_snapshots(step: Step, times: np.ndarray, levels: np.ndarray, masses: np.ndarray) -> None:
     """Cell masses (len(times), G) at ``times``, all inside ``step``, into ``masses``."""
     for k, time in enumerate(times):
         if k > 0 and time == times[k - 1]:
             masses[k] = masses[k - 1]
             continue
         size = step.time_after - step.time_before
-        between = _interpolate(step.before, step.after.y, step.k1, step.k2, size, (time - step.time_before) / size)
+        before, after = step.trial.before, step.trial.after
+        between = _interpolate(before, after.y, *step.trial.details, size, (time - step.time_before) / size)
         masses[k] = _cell_masses(between, levels)
 
 
@@ -162,10 +137,10 @@ def _energy_decreases(y: np.ndarray, new_y: np.ndarray) -> bool:
     return new_excess <= excess or max(new_excess, excess) < FLAT
 
 
-# ---- the law of the teacher at one angle: varpro.teachers in scalar form ----
+# ---- the law of the teacher at one angle: that of varpro.domains.circle, in scalar form ----
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _bump(x: float, gamma: float) -> tuple[float, float, float]:
     """Density, its slope and cdf of one bump at 0: r q / 2 pi, its derivative, 1/2 + atan(r tan(x/2)) / pi.
 
@@ -188,7 +163,7 @@ def _teacher(gamma: float) -> tuple[float, float, float, float]:
     return float(gamma), *BUMP_MASSES, SECOND_BUMP
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _law(x: float, teacher: tuple[float, float, float, float]) -> tuple[float, float, float]:
     """nu(x), nu'(x) and N(x) up to a constant, which no difference of Y sees: a mixture of two bumps."""
     gamma, first, second, shift = teacher
@@ -200,7 +175,7 @@ def _law(x: float, teacher: tuple[float, float, float, float]) -> tuple[float, f
 # ---- space: the semi-discrete flow ----
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _evaluate(x: np.ndarray, teacher: tuple[float, float, float, float]) -> _State:
     """The state at X: Y_i = N(X_i) and Y_ss = n^2 ((Y_{i+1} - Y_i) - (Y_i - Y_{i-1})), Y_{i+n} = Y_i + 1."""
     n = x.size
@@ -215,7 +190,7 @@ def _evaluate(x: np.ndarray, teacher: tuple[float, float, float, float]) -> _Sta
     return _State(x, y, density, slope, curvature)
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _excess_energy(y: np.ndarray) -> float:
     """F - 1/2 = (1/(2n)) sum_i (n (Y_{i+1} - Y_i) - 1)^2, which keeps its digits near the minimum F = 1/2."""
     n = y.size
@@ -225,7 +200,7 @@ def _excess_energy(y: np.ndarray) -> float:
     return total / (2 * n)
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _increasing(x: np.ndarray, y: np.ndarray) -> bool:
     """X and Y increase over one whole turn; any NaN gives False."""
     n = x.size
@@ -235,7 +210,7 @@ def _increasing(x: np.ndarray, y: np.ndarray) -> bool:
     return increasing
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _density_change(x: np.ndarray, dx: np.ndarray) -> float:
     """L1 size of the change of mu when X moves by dx: the total variation of mu dX, mu = 1 / X_s."""
     n = x.size
@@ -253,7 +228,7 @@ def _density_change(x: np.ndarray, dx: np.ndarray) -> float:
 # ---- time: one linearly implicit step ----
 
 
-@njit(cache=True, error_model="numpy")  # a zero pivot is reported, not raised
+@compiled()  # a zero pivot is reported, not raised
 def _factor(state: _State, weight: float) -> tuple[bool, np.ndarray, np.ndarray, np.ndarray]:
     """L D L^T of W = I - weight J, J_ij = d(nu_i Y_ss,i)/dX_j, cyclic tridiagonal: (definite, 1/D, L, last row of L).
 
@@ -282,7 +257,7 @@ def _factor(state: _State, weight: float) -> tuple[bool, np.ndarray, np.ndarray,
     return definite and pivot > 0, inverse, lower, row
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _solve(inverse: np.ndarray, lower: np.ndarray, row: np.ndarray, right: np.ndarray) -> np.ndarray:
     """W^-1 right from the factors of W: forward, diagonal, backward."""
     n = right.size
@@ -298,7 +273,7 @@ def _solve(inverse: np.ndarray, lower: np.ndarray, row: np.ndarray, right: np.nd
     return out
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _rosenbrock_step(
     state: _State, size: float, teacher: tuple[float, float, float, float]
 ) -> tuple[bool, _State, np.ndarray, np.ndarray, np.ndarray]:
@@ -319,7 +294,7 @@ def _rosenbrock_step(
     return definite, after, k1, k2, size / 6 * (k1 - 2 * k2 + k3)
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _interpolate(
     before: _State, new_y: np.ndarray, k1: np.ndarray, k2: np.ndarray, size: float, part: float
 ) -> np.ndarray:
@@ -346,13 +321,13 @@ def _interpolate(
 # ---- output: from quantiles to the density ----
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _lifted(values: np.ndarray, i: int) -> float:
     """values[i] for any integer i, values[i + n] = values[i] + 1."""
     return values[i % values.size] + i // values.size
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _level_slopes(y: np.ndarray) -> np.ndarray:
     """n dS/dY, (n,), per node: 1 / (Y_{i+1} - Y_i) to fourth order, at most 3 times the slope to either side.
 
@@ -367,7 +342,7 @@ def _level_slopes(y: np.ndarray) -> np.ndarray:
     return slopes
 
 
-@njit(cache=True)
+@compiled(error_model="python")
 def _cell_masses(y: np.ndarray, levels: np.ndarray) -> np.ndarray:
     """Mass (G,) of the cells whose edges have the teacher cdf ``levels (G + 1,)``: differences of S(Y) at the levels.
 
@@ -395,29 +370,6 @@ def _cell_masses(y: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 # ---- arguments ----
-
-
-def _check_numbers(gamma: float, time_scale: float, grid_size: int, rtol: float) -> None:
-    if not (0 <= gamma <= MAX_GAMMA):
-        raise ValueError(f"gamma must be between 0 and {MAX_GAMMA:g}, not {gamma}")
-    if not (0 < time_scale < math.inf):
-        raise ValueError(f"time_scale must be finite and above 0, not {time_scale}")
-    if not isinstance(grid_size, int | np.integer) or grid_size < MIN_GRID_SIZE:
-        raise ValueError(f"grid_size must be an integer, at least {MIN_GRID_SIZE}, not {grid_size}")
-    if not (0 < rtol < 1):
-        raise ValueError(f"rtol must be between 0 and 1, not {rtol}")
-
-
-def _checked_epochs(snapshot_epochs: Sequence[int]) -> np.ndarray:
-    epochs = np.asarray(snapshot_epochs)
-    if epochs.ndim != 1 or epochs.size == 0 or not np.issubdtype(epochs.dtype, np.integer):
-        raise ValueError(f"snapshot_epochs must be a sequence of integers, at least one, not {snapshot_epochs}")
-    if epochs[0] < 0:
-        raise ValueError(f"snapshot_epochs must be at least 0, not {epochs[0]}")
-    falls = np.flatnonzero(epochs[1:] < epochs[:-1])
-    if falls.size > 0:
-        raise ValueError(f"snapshot_epochs must not decrease: {epochs[falls[0]]} is followed by {epochs[falls[0] + 1]}")
-    return epochs.astype(np.int64)
 
 
 def _checked_start(start: np.ndarray) -> np.ndarray:

@@ -1,29 +1,26 @@
-"""What the experiment scripts share around the training itself: which file a run belongs to, which solver it takes,
-what is measured on the way, and what is written at the end."""
+"""From the options of a shallow experiment to its result files: which runs, with which solver, and what is written."""
 
 import argparse
 import hashlib
 import sys
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from varpro import cli, results, teachers
-from varpro.diffusion.circle import solve_diffusion
-from varpro.distances import CircleMeasure, TorusMeasure
+from varpro import cli, names, results
 from varpro.features import FeatureMap
-from varpro.runs.training import Measure, Schedule, Solver, Training, schedule, train
-from varpro.solvers import torus
-from varpro.solvers.circle import CircleSolver, compiled
-from varpro.solvers.dense import DenseSolver
-from varpro.solvers.graphs import GraphSolver
+from varpro.problem import Problem, drawn_problem, problem_from_tensors
+from varpro.runs.bookkeeping import Checkpoint, locked
+from varpro.runs.descent import Descent, GradientDescent, Iterations
+from varpro.runs.limits import Limit
+from varpro.runs.options import GRADIENT_DESCENT, OPTIMIZERS
+from varpro.runs.schedule import Schedule, schedule
+from varpro.runs.training import STATE_VERSION, Measurement, Training, train
+from varpro.solvers.base import Objective, Solver
+from varpro.solvers.choose import Choice, Refusal, choose
 
-_FAST = {"circle": "linear", "torus": "cg"}  # the solver that a domain has to itself
-_WIDE = 8  # neurons per sample beyond which dense is faster than cg
 _FLOAT32_LAMBDA = 1e-5  # there dense float32 runs are 1e-4 off in the weights after 60 epochs
 _NAMED = (
     "teacher_width",
@@ -31,16 +28,19 @@ _NAMED = (
     "time_scale",
     "saving_step",
     "activation",
+    "optimizer",
+    "tolerance",
 )  # in the file name where they are not the default
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The three choices that tell the shallow experiments apart."""
+    """What tells the shallow experiments apart."""
 
     features: FeatureMap
     centre: float  # c of the penalty (u - c)^2 / 2: 0 biased, 1 unbiased
     outer_update: str  # "ridge": u solves the inner problem at every epoch; "gradient": one step at rate lam M
+    limit: Limit | None = None  # what the features are compared with besides the teacher
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,17 @@ class Run:
 
     config: dict
     path: Path
-    problem: teachers.Problem
-    solver: Solver
+    problem: Problem
+    objective: Objective
+    choice: Choice
     plan: Schedule
+    limit: Limit | None
+    folder: Path | None  # of the limits, where it is not the usual one
+
+    @property
+    def label(self) -> str:
+        """What lines about this run begin with."""
+        return f"seed {self.config['seed']}"
 
 
 def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterator[Run]:
@@ -61,13 +69,15 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
     with wrong options starts.
     """
     tensors, data_label = _read_data(options)
+    cli.resolve_device(options)
+    if options.optimizer == GRADIENT_DESCENT and "tolerance" in options.given:
+        raise cli.UsageError("--tolerance: has no effect here; it goes with --optimizer momentum, lbfgs or lm")
+    if options.optimizer != GRADIENT_DESCENT and "epochs" not in options.given:
+        options.epochs = OPTIMIZERS[options.optimizer].usual_iterations
     for seed in options.seed:
         problem = _problem(options, choices.features, seed, tensors)
-        fast = _FAST[choices.features.domain]
-        # far more neurons than samples: the dual system is small, and the inverse that cg keeps is not
-        wide = fast == "cg" and options.device != "cuda" and len(problem.student) > _WIDE * len(problem.inputs)
-        obstacle = _obstacle(choices, problem, options.device)
-        solver, device, dtype = cli.resolve_solver(options, fast, obstacle, wide)
+        objective = Objective(choices.features, options.lmbda, choices.centre, options.time_scale, choices.outer_update)
+        choice = _choice(options, objective, problem)
         plan = schedule(options.epochs, options.saving_step)
         config = {
             "experiment": folder.name,
@@ -83,8 +93,8 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
             "epochs": options.epochs,
             "time_scale": options.time_scale,
             "saving_step": int(plan.snapshot_epochs[1]),
-            "solver": solver,
-            "dtype": dtype,
+            "solver": choice.solver.name,
+            "dtype": choice.dtype,
             "data": data_label,
             "name": options.name,
         }
@@ -92,25 +102,95 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
             config["activation"] = options.activation
         if options.tf32:
             config["tf32"] = True
-        path = _output(options, folder) / results.file_name(_parameters(options, choices, config), options.name)
+        if options.optimizer != GRADIENT_DESCENT:
+            config |= {"optimizer": options.optimizer, "tolerance": options.tolerance}
+        path = (options.output or names.directory(folder.name)) / _file_name(options, config, usual=choice.usual)
         results.prepare(path)
-        if not options.force and results.complete(path, config):
-            print(f"seed {seed}: kept {path}", flush=True)
+        # the time of a limit is that of gradient descent
+        limit = choices.limit if tensors is None and options.optimizer == GRADIENT_DESCENT else None
+        run = Run(config, path, problem, objective, choice, plan, limit, options.output)
+        if not options.force and _kept(run):
             continue
         _warn_of_precision(config)
-        config["device"] = device
-        yield Run(config, path, problem, _solver(choices, problem, config), plan)
+        config["device"] = choice.device
+        yield run
 
 
-def _obstacle(choices: Choices, problem: teachers.Problem, device: str) -> str:
-    """What keeps the domain's own solver from this problem, for people; "" if nothing does."""
-    if device == "cuda":
-        return ""
-    if problem.targets.shape[1] > 1:
-        return "takes targets with one output"
-    if choices.features.domain == "torus" and choices.features.kernel.name not in torus.KERNELS:
-        return f"is compiled for the kernels {' and '.join(torus.KERNELS)}"
-    return ""
+def perform(run: Run, *, progress: bool, force: bool = False) -> None:
+    """Train, measure and save one run; an interrupted one goes on from its checkpoint.
+
+    Where another process works on it, wait for that one. A result that exists then is kept, unless ``force``.
+    """
+    with locked(run.path, lambda line: _say(run, line)):
+        results.sweep(run.path)
+        if force or not _kept(run):
+            _perform(run, progress)
+
+
+def _perform(run: Run, progress: bool) -> None:
+    checkpoint = Checkpoint(run.path.with_suffix(".checkpoint"), run.config, STATE_VERSION)
+    results.sweep(checkpoint.path)
+    measure = _measurement(run)  # before the training: it may have to be made
+    kind, _, dtype, _ = run.choice
+    seconds = kind.compilation(run.objective, dtype)
+    if seconds:
+        print(f"compiling the {kind.name} solver, once per machine: about {seconds} s", flush=True)
+    solver = kind.build(
+        run.objective, run.problem, device=run.choice.device, dtype=dtype, tf32=run.config.get("tf32", False)
+    )
+    training = train(
+        _descent(run, solver),
+        run.plan,
+        measure,
+        checkpoint=checkpoint,
+        progress=progress,
+        label=run.label,
+        report=None if progress else lambda line: _say(run, line),
+    )
+    if solver.caution():
+        print(f"warning: {solver.caution()}", file=sys.stderr, flush=True)
+    results.save(run.path, _contents(run, training))
+    checkpoint.remove()
+    distances = "".join(f", {name.replace('_', ' to ')} {values[-1]:.5f}" for name, values in training.measured.items())
+    last = f", loss {training.loss[-1]:.5g}" if len(training.loss) else ""
+    _say(run, f"{len(training.loss)} epochs in {training.elapsed:.2f} s{last}{distances}")
+    if training.ending:
+        _say(run, f"ended before its {run.plan.epochs} epochs: {training.ending}")
+    _say(run, f"wrote {run.path}")
+
+
+def _descent(run: Run, solver: Solver) -> Descent:
+    kind = OPTIMIZERS.get(run.config.get("optimizer", GRADIENT_DESCENT))
+    if kind is None:
+        return GradientDescent(solver, run.problem.student)
+    return Iterations(kind(solver, run.objective, run.problem, tolerance=run.config.get("tolerance", 0.0)))
+
+
+def _say(run: Run, line: str) -> None:
+    print(f"{run.label}: {line}", flush=True)
+
+
+def _kept(run: Run) -> bool:
+    """Whether the result of ``run`` exists, which is then reported. Raises ResultError where another one's does."""
+    known = {key: value for key, value in run.config.items() if key != "device"}
+    if not results.complete(run.path, known):
+        return False
+    _say(run, f"kept {run.path}")
+    return True
+
+
+def _choice(options: argparse.Namespace, objective: Objective, problem: Problem) -> Choice:
+    try:
+        choice = choose(objective, problem, solver=options.solver, device=options.device, dtype=options.dtype)
+    except Refusal as error:
+        raise cli.UsageError(str(error)) from None
+    if options.tf32 and (choice.solver.name, choice.device, choice.dtype) != ("dense", "cuda", "float32"):
+        raise cli.UsageError("--tf32: has no effect here; it goes with --solver dense --device cuda --dtype float32")
+    if options.optimizer != GRADIENT_DESCENT:
+        obstacle = OPTIMIZERS[options.optimizer].obstacle(choice.solver, objective, problem)
+        if obstacle:
+            raise cli.UsageError(f"--optimizer {options.optimizer}: {obstacle}; allowed here: {GRADIENT_DESCENT}")
+    return choice
 
 
 def _warn_of_precision(config: dict) -> None:
@@ -123,31 +203,6 @@ def _warn_of_precision(config: dict) -> None:
         )
 
 
-def perform(run: Run, measure: Measure | None, *, progress: bool) -> None:
-    """Train, measure and save one run; an interrupted one goes on from its checkpoint."""
-    config = run.config
-    label = f"seed {config['seed']}"
-    training = train(
-        run.solver,
-        run.problem.student,
-        run.plan,
-        measure,
-        checkpoint=run.path.with_suffix(".checkpoint"),
-        config=config,
-        progress=progress,
-        label=label,
-        report=None if progress else lambda line: print(f"{label}: {line}", flush=True),
-    )
-    contents = _contents(run, training)
-    results.save(run.path, contents)
-    distances = "".join(f", {name.replace('_', ' to ')} {values[-1]:.5f}" for name, values in training.measured.items())
-    print(
-        f"{label}: {config['epochs']} epochs in {training.elapsed:.2f} s, loss {training.loss[-1]:.5g}{distances}\n"
-        f"{label}: wrote {run.path}",
-        flush=True,
-    )
-
-
 def _contents(run: Run, training: Training) -> dict:
     contents = {
         "config": run.config,
@@ -158,129 +213,61 @@ def _contents(run: Run, training: Training) -> dict:
         "elapsed_time": training.elapsed,
         "provenance": results.provenance(run.config["device"]),
     }
-    if isinstance(run.solver, CircleSolver):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            contents["accuracy"] = run.solver.accuracy()._asdict()
-        for warning in caught:
-            print(f"warning: {warning.message}", file=sys.stderr, flush=True)
-    if training.effort:
-        contents["accuracy"] = training.effort
+    contents |= training.cost
+    if training.report:
+        contents["inner_solves"] = training.report
+    if training.ending:
+        contents["ending"] = training.ending
     if run.config["outer_update"] == "gradient":
         # eta_u / eta_w = (lam M) / (M time_scale)
         contents["rate_ratio"] = run.config["lambda"] / run.config["time_scale"]
     if run.problem.teacher is not None:
         contents["teacher_weights"] = run.problem.teacher.float()
     if training.measured:
-        contents["distance_epochs"] = torch.from_numpy(run.plan.distance_epochs)
+        contents["distance_epochs"] = training.distance_epochs
         contents.update(training.measured)
     return contents
 
 
-def torus_measure(run: Run) -> Measure | None:
-    """Energy distance of the student to the teacher, with the norm of the torus; None where there is no teacher."""
-    if run.problem.teacher is None:
-        return None
-    teacher = TorusMeasure(run.problem.teacher.numpy())
-    return lambda _, weights: {"distance_teacher": TorusMeasure(weights).energy_distance(teacher)}
-
-
-def circle_measure(run: Run, options: argparse.Namespace) -> Measure | None:
-    """Energy distances of the student to the teacher and to the diffusion at the same time (docs/definitions.md, 2).
+def _measurement(run: Run) -> Measurement | None:
+    """Energy distances of the student to the teacher and to the limit at the same time (docs/definitions.md, 2 and 4).
 
     None where the user's own data leave nothing to compare with.
     """
-    teacher = None if run.problem.teacher is None else CircleMeasure(run.problem.teacher.numpy())
-    diffusion = _diffusion_of(run, options) if options.data is None else None
-    if teacher is None and diffusion is None:
+    domain = run.objective.features.domain
+    teacher = None if run.problem.teacher is None else domain.measure(run.problem.teacher.numpy())
+    limit = run.limit
+    if limit is not None:
+        contents = limit.contents(
+            gamma=run.config["gamma"],
+            epochs=run.plan.epochs,
+            time_scale=run.config["time_scale"],
+            snapshot_epochs=run.plan.measured_epochs,
+            folder=run.folder or names.directory(),
+        )
+    if teacher is None and limit is None:
         return None
 
     def measure(place: int, weights: np.ndarray) -> dict[str, float]:
-        student, distances = CircleMeasure(weights), {}
+        student, distances = domain.measure(weights), {}
         if teacher is not None:
             distances["distance_teacher"] = student.energy_distance(teacher)
-        if diffusion is not None:
-            density = CircleMeasure(diffusion["grid"].numpy(), diffusion["density"][place].numpy())
-            distances["distance_diffusion"] = student.energy_distance(density)
+        if limit is not None:
+            distances[f"distance_{limit.name}"] = student.energy_distance(limit.measure(contents, place))
         return distances
 
     return measure
 
 
-def _diffusion_of(run: Run, options: argparse.Namespace) -> dict:
-    return diffusion_file(
-        gamma=options.gamma,
-        epochs=options.epochs,
-        time_scale=options.time_scale,
-        snapshot_epochs=np.unique(run.plan.distance_epochs),
-        folder=options.output or results.directory(),
-    )
-
-
-def diffusion_file(
-    *,
-    gamma: float,
-    epochs: int,
-    time_scale: float,
-    snapshot_epochs: np.ndarray,
-    folder: Path,
-    grid_size: int = 4096,
-    name: str = "",
-    force: bool = False,
-    progress=None,
-) -> dict:
-    """The diffusion solution of these parameters, from its file in ``folder``, which is made where it is missing.
-
-    Contents: docs/definitions.md, 7; ``density (S, grid_size)`` is float32.
-    """
-    # a saving step other than that of the default schedule belongs into the name
-    step = int(snapshot_epochs[1] - snapshot_epochs[0])
-    parameters = {"diffusion_gamma": gamma, "epochs": epochs}
-    parameters |= {"grid_size": grid_size} if grid_size != 4096 else {}
-    parameters |= {"time_scale": time_scale} if time_scale != 2**-10 else {}
-    parameters |= {"saving_step": step} if not _is_default(snapshot_epochs, epochs) else {}
-    path = folder / results.file_name(parameters, name)
-    config = {"gamma": gamma, "epochs": epochs, "time_scale": time_scale, "grid_size": grid_size, "saving_step": step}
-    if not force and results.complete(path, config):
-        print(f"diffusion: kept {path}", flush=True)
-        return results.load(path)
-    solution = solve_diffusion(gamma, snapshot_epochs, time_scale=time_scale, grid_size=grid_size, progress=progress)
-    contents = {
-        "config": config,
-        "gamma": gamma,
-        "time_scale": time_scale,
-        "grid": torch.from_numpy(solution.grid),
-        "density": torch.from_numpy(solution.density).float(),
-        "snapshot_epochs": torch.from_numpy(np.asarray(snapshot_epochs)),
-        "energy": torch.from_numpy(solution.energy),
-        "energy_times": torch.from_numpy(solution.times),
-        "provenance": results.provenance("cpu"),
+def _file_name(options: argparse.Namespace, config: dict, *, usual: bool) -> str:
+    changed = {
+        key: config[key]
+        for key in _NAMED
+        if key in config.keys() & options.given and config[key] != options.defaults[key]
     }
-    results.save(path, contents)
-    print(f"diffusion: wrote {path}", flush=True)
-    return contents
-
-
-def _is_default(snapshot_epochs: np.ndarray, epochs: int) -> bool:
-    return np.array_equal(snapshot_epochs, np.unique(schedule(epochs).distance_epochs))
-
-
-def _output(options: argparse.Namespace, folder: Path) -> Path:
-    return options.output or results.directory(folder.name)
-
-
-def _parameters(options: argparse.Namespace, choices: Choices, config: dict) -> dict:
-    """What the file name states: always the paper's parameters, the others where they are not the default."""
-    stated = {"lambda": config["lambda"], "width": config["student_width"]}
-    stated |= {"gamma": config["gamma"]} if config["data"] is None else {"data": config["data"]}
-    stated |= {"epochs": config["epochs"]}
-    stated |= {key: config[key] for key in _NAMED if key in options.given and config[key] != options.defaults[key]}
-    fast = _FAST[choices.features.domain]
-    if config["solver"] != fast:
-        stated |= {"solver": config["solver"]}
-    if (config["solver"], config["dtype"]) != (fast, cli.FAST_SOLVERS[fast][0]):
-        stated |= {"dtype": "tf32" if "tf32" in config else config["dtype"]}
-    return stated | {"seed": config["seed"]}
+    if not usual:
+        changed |= {"solver": config["solver"], "dtype": "tf32" if "tf32" in config else config["dtype"]}
+    return names.shallow(config, changed, options.name)
 
 
 def _read_data(options: argparse.Namespace) -> tuple[dict | None, str | None]:
@@ -298,44 +285,17 @@ def _read_data(options: argparse.Namespace) -> tuple[dict | None, str | None]:
     return tensors, f"{options.data.stem}-{digest}"
 
 
-def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tensors: dict | None) -> teachers.Problem:
+def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tensors: dict | None) -> Problem:
     numbers = (options.student_width, options.teacher_width, options.gamma)
     if tensors is None:
-        if features.domain == "circle":
-            return teachers.circle_problem(seed, options.samples, *numbers)
-        return teachers.torus_problem(features, seed, options.samples, *numbers)
-    draws = teachers.circle_draws if features.domain == "circle" else teachers.torus_draws
+        return drawn_problem(features, seed, options.samples, *numbers)
+    domain = features.domain
     try:
-        problem = teachers.problem_from_tensors(
-            tensors, features.project, lambda samples: draws(seed, samples, *numbers).student
-        )
+        problem = problem_from_tensors(tensors, domain, lambda samples: domain.draws(seed, samples, *numbers).student)
     except ValueError as error:
         raise cli.UsageError(f"--data {options.data}: {error}") from None
-    if features.domain == "torus":  # in float64, before whole periods cost digits
-        problem = replace(problem, inputs=features.project(problem.inputs))
     if "student_width" in options.given and len(problem.student) != options.student_width:
         raise cli.UsageError(
             f"--student_width {options.student_width}: the student in --data has {len(problem.student)} neurons"
         )
     return problem
-
-
-def _solver(choices: Choices, problem: teachers.Problem, config: dict) -> Solver:
-    shared = (config["lambda"], choices.centre, config["time_scale"], choices.outer_update)
-    if config["solver"] == "linear":
-        if not compiled(choices.outer_update):
-            print("compiling the linear-time solver, once per machine: about 40 s", flush=True)
-        return CircleSolver(problem.inputs.numpy(), problem.targets[:, 0].numpy(), *shared)
-    if config["solver"] == "cg" and config["device"] == "cpu":
-        if not torus.compiled(config["dtype"]):
-            print("compiling the cg solver, once per machine: about 20 s", flush=True)
-            torus.compile_apart(config["dtype"])
-        torus.warm_up(config["dtype"])  # not in the time of the training
-        kernel = choices.features.kernel.name
-        data = (problem.inputs.numpy(), problem.targets[:, 0].numpy())
-        return torus.TorusSolver(kernel, *data, *shared[:3], config["dtype"])
-    place = {"dtype": getattr(torch, config["dtype"]), "device": config["device"]}
-    inputs, targets = problem.inputs.to(**place), problem.targets.to(config["device"])
-    if config["solver"] == "cg":
-        return GraphSolver(choices.features, inputs, targets, *shared[:3])
-    return DenseSolver(choices.features, inputs, targets.to(inputs), *shared, tf32="tf32" in config)

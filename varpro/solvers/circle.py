@@ -14,17 +14,18 @@ Relatives of the factorisation: Foreman-Mackey et al. 2017 (celerite), Andersen 
 """
 
 import math
-import os
-import warnings
-from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 
 from varpro import simd
+from varpro.compiled import FUSED, VECTORISED, compiled, in_cache
+from varpro.features import ReLUCircle
+from varpro.problem import Problem
+from varpro.relu import folded_key, folded_samples
+from varpro.solvers.base import Objective, Reduced, Solver
 
 _BISECT_ABOVE = 16  # a bucket with more samples than this is searched by bisection
 _WIDE = 1 << 15  # neurons from which two threads gain more than they cost
@@ -39,15 +40,6 @@ _WARN_ABOVE = 1e-9  # the same bound, where refinement could not bring it below
 _REFINEMENTS = 300  # conjugate-gradient steps at most
 _PATIENCE = 30  # steps without a better bound that end the refinement
 _RIDGE_FLOORS = (0.0, 1e-8, 1e-6)  # least ridge of the factor that preconditions, in units of mean |x|^2
-
-
-_compiled = partial(njit, cache=True, error_model="numpy")
-_FUSED = {"contract", "nsz"}  # fused multiply-adds; NaN and infinity keep their meaning
-_VECTORISED = {"contract", "nsz", "reassoc"}  # sums in any order, for reductions
-
-
-class AccuracyWarning(UserWarning):
-    """The inner solve could not be brought to its tolerance; the message states the bound that was reached."""
 
 
 class SampleTables(NamedTuple):
@@ -89,42 +81,12 @@ class Workspace(NamedTuple):
     crossed: np.ndarray  # (M,) whether the neuron crossed the horizontal axis in the last step
 
 
-class Accuracy(NamedTuple):
-    """What the inner solves so far achieved.
-
-    ``bound``: the largest bound on the rms error of predictions, in units of rms(y) + |c| rms(|x|); ``refined``: how
-    many solves went through refinement.
-    """
-
-    bound: float
-    refined: int
-
-
-def _fold(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Upper-half-plane representatives (n, 2) of ``points`` (n, 2) and their signs (n,): points = sign * fold."""
-    negative = (points[:, 1] < 0) | ((points[:, 1] == 0) & (points[:, 0] < 0))
-    sign = np.where(negative, -1.0, 1.0)
-    return points * sign[:, None], sign
-
-
-def _keys(v: np.ndarray) -> np.ndarray:
-    """Monotone stand-in for the angle of ``v`` (n, 2) in the upper half-plane: 0 at angle 0, 1 at pi/2, 2 at pi."""
-    return np.array([_key(x, y) for x, y in v]) if len(v) < 8 else _key_array(np.ascontiguousarray(v))
-
-
-def _folded_samples(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(z, c, key) of ``inputs`` (N, 2): x = c z with z = r (sin a, -cos a), a in [0, pi)."""
-    turned = np.stack([-inputs[:, 1], inputs[:, 0]], axis=1)  # r (cos a, sin a) up to sign
-    unit, sign = _fold(turned)
-    return np.stack([unit[:, 1], -unit[:, 0]], axis=1), sign, _keys(unit)
-
-
 def sample_tables(inputs: np.ndarray, targets: np.ndarray) -> SampleTables:
     """Sort ``inputs (N, 2)`` with ``targets (N,)`` and build their prefix sums in O(N log N).
 
     The sums run in extended precision where the platform has it and are rounded once.
     """
-    z, sign, keys = _folded_samples(np.ascontiguousarray(inputs, dtype=np.float64))
+    z, sign, keys = folded_samples(np.ascontiguousarray(inputs, dtype=np.float64))
     y = np.asarray(targets, dtype=np.float64)
     order = np.argsort(keys, kind="stable")
     z, sign, keys, y = z[order], sign[order], keys[order], y[order]
@@ -172,22 +134,7 @@ def workspace(width: int) -> Workspace:
 # --- keys and order ----------------------------------------------------------------------------------------------
 
 
-@_compiled(inline="always")
-def _key(x, y):
-    """y / (x + y) for x >= 0, else 1 - x / (y - x), for y >= 0 (F1)."""
-    total = abs(x) + y
-    return (y if x >= 0.0 else total - x) / total
-
-
-@_compiled()
-def _key_array(v):
-    keys = np.empty(v.shape[0])
-    for i in range(v.shape[0]):
-        keys[i] = _key(v[i, 0], v[i, 1])
-    return keys
-
-
-@_compiled()
+@compiled()
 def _gather(ws, weights, outer):
     """Fold the caller's neurons into the workspace, in the order left by the last call."""
     for k in range(weights.shape[0]):
@@ -197,10 +144,10 @@ def _gather(ws, weights, outer):
         ws.v[k, 0] = -x if down else x
         ws.v[k, 1] = -y if down else y
         ws.u[k] = outer[ws.ident[k]]
-        ws.key[k] = _key(ws.v[k, 0], ws.v[k, 1])
+        ws.key[k] = folded_key(ws.v[k, 0], ws.v[k, 1])
 
 
-@_compiled()
+@compiled()
 def _scatter(ws, weights, outer):
     """Give the neurons back to the caller's arrays."""
     for k in range(weights.shape[0]):
@@ -210,7 +157,7 @@ def _scatter(ws, weights, outer):
         outer[ws.ident[k]] = ws.u[k]
 
 
-@_compiled()
+@compiled()
 def _sort(ws):
     """Restore increasing keys; nearly sorted input costs O(M)."""
     budget = _INSERTION_MOVES * ws.key.shape[0] + 64
@@ -234,7 +181,7 @@ def _sort(ws):
             return
 
 
-@_compiled()
+@compiled()
 def _sort_families(ws):
     """Restore increasing keys by sorting upper and lower neurons apart and merging them.
 
@@ -248,7 +195,7 @@ def _sort_families(ws):
     _merge(ws, rows, uppers)
 
 
-@_compiled()
+@compiled()
 def _split_families(ws, rows):
     """Copy upper neurons to the front of ``rows`` and lower ones behind them, each in order; the number of uppers.
 
@@ -275,7 +222,7 @@ def _split_families(ws, rows):
     return sizes[0]
 
 
-@_compiled()
+@compiled()
 def _sort_rows(rows, begin, end):
     """Sort ``rows[begin:end]`` by their first entry: by insertion, and if that takes too many moves, by brute force."""
     budget = _MERGE_MOVES * (end - begin) + 64
@@ -295,7 +242,7 @@ def _sort_rows(rows, begin, end):
             return
 
 
-@_compiled()
+@compiled()
 def _merge(ws, rows, uppers):
     """Fill the workspace from the two sorted families ``rows[:uppers]`` and ``rows[uppers:]``."""
     width = ws.key.shape[0]
@@ -312,13 +259,13 @@ def _merge(ws, rows, uppers):
         _take_row(ws, k, rows[k])
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _take_row(ws, k, row):
     ws.key[k], ws.v[k, 0], ws.v[k, 1] = row[0], row[1], row[2]
     ws.pos[k], ws.u[k], ws.ident[k] = row[3], row[4], int(row[5])
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _locate(tables, key):
     """Number of samples with a smaller key; 0 for NaN, which must not become an index."""
     if not key <= 2.0:
@@ -340,7 +287,7 @@ def _locate(tables, key):
 # --- Gram matrix -------------------------------------------------------------------------------------------------
 
 
-@_compiled()
+@compiled()
 def _moments(tables, ws, begin, end):
     """Number of samples below, and mean phi y (F6), of neurons begin to end: what an epoch without a solve needs."""
     plus_x, plus_y, minus_x, minus_y = tables.totals[0], tables.totals[1], tables.totals[2], tables.totals[3]
@@ -353,12 +300,18 @@ def _moments(tables, ws, begin, end):
         ws.moment[k] = ws.v[k, 0] * x + ws.v[k, 1] * y
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _generators(tables, ws, k, u, v):
     """Rows U_k into ``u`` and V_k into ``v``, with K_jk = V_j . U_k for t_j <= t_k, and K_kk into pivot (F4, F5)."""
+    ws.pivot[k] = _generators_for(tables, ws, k, ws.v[k, 0], ws.v[k, 1], u, v)
+
+
+@compiled(inline="always")
+def _generators_for(tables, ws, k, x, y, u, v):
+    """The same for a vector (x, y) in the place of v_k, on the half-plane of neuron k; returns the diagonal entry."""
     full = tables.prefix[tables.prefix.shape[0] - 1]
     row = tables.prefix[ws.below[k]]
-    x, y, p = ws.v[k, 0], ws.v[k, 1], ws.pos[k]
+    p = ws.pos[k]
     n = 1.0 - p
     plus_x, plus_y = row[0] * x + row[1] * y, row[1] * x + row[2] * y
     minus_x, minus_y = row[3] * x + row[4] * y, row[4] * x + row[5] * y
@@ -371,10 +324,10 @@ def _generators(tables, ws, k, u, v):
     v[0], v[1], v[2], v[3] = p * x, p * y, n * x, n * y
     v[4], v[5], v[6], v[7] = minus_x, minus_y, plus_x, plus_y
     own_x, own_y = p * (up_x + minus_x) + n * (down_x + plus_x), p * (up_y + minus_y) + n * (down_y + plus_y)
-    ws.pivot[k] = x * own_x + y * own_y
+    return x * own_x + y * own_y
 
 
-@_compiled()
+@compiled()
 def _generators_of(tables, ws, half, begin, end):
     """Generators of neurons begin to end of one half, all of one block.
 
@@ -390,7 +343,7 @@ def _generators_of(tables, ws, half, begin, end):
             _generators(tables, ws, k, block[k - begin], ws.met[k])
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _eliminate(ws, k, v, ridge, s0, s1, s2, s3, s4, s5, s6, s7, f):
     """One neuron of a sweep (F7): pivot D, column W, z / D, and the sums S and f with this neuron in."""
     u = simd.load(ws.met, k)
@@ -414,7 +367,7 @@ def _eliminate(ws, k, v, ridge, s0, s1, s2, s3, s4, s5, s6, s7, f):
     return s0, s1, s2, s3, s4, s5, s6, s7, f
 
 
-@_compiled()
+@compiled()
 def _factor(tables, ws, ridge):
     """Factor K + ridge I from both ends towards the middle, with the right-hand side in u (F7); z / D is left in u.
 
@@ -440,7 +393,7 @@ def _factor(tables, ws, ridge):
     _keep(ws.sums[1], b0, b1, b2, b3, b4, b5, b6, b7, bf)
 
 
-@_compiled()
+@compiled()
 def _factor_half(tables, ws, ridge, half):
     """One of the two sweeps of ``_factor``, for a thread of its own."""
     width = ws.key.shape[0]
@@ -457,7 +410,7 @@ def _factor_half(tables, ws, ridge, half):
     _keep(ws.sums[half], s0, s1, s2, s3, s4, s5, s6, s7, f)
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _keep(sums, s0, s1, s2, s3, s4, s5, s6, s7, f):
     simd.store(sums, 0, s0)
     simd.store(sums, 1, s1)
@@ -470,7 +423,7 @@ def _keep(sums, s0, s1, s2, s3, s4, s5, s6, s7, f):
     simd.store(sums, 8, f)
 
 
-@_compiled()
+@compiled()
 def _forward_half(ws, b, half):
     """b <- D^-1 L^-1 b in one half, towards the middle (F7)."""
     width = b.shape[0]
@@ -484,7 +437,7 @@ def _forward_half(ws, b, half):
     simd.store(ws.sums[half], 8, f)
 
 
-@_compiled()
+@compiled()
 def _meet(ws):
     """What each half hands to the other: p = U_B^T u_B = f_B - S_B q and q = V_A^T u_A = f_A - S_A p (F8)."""
     s_a, s_b, matrix = ws.sums[0], ws.sums[1], ws.meeting
@@ -506,7 +459,7 @@ def _meet(ws):
         ws.handed[1, i] = q
 
 
-@_compiled()
+@compiled()
 def _eliminate_dense(matrix):
     """Solve the n x n system with its right-hand side in column n, in place, by elimination with row pivoting."""
     n = matrix.shape[0]
@@ -528,7 +481,7 @@ def _eliminate_dense(matrix):
         matrix[k, n] /= matrix[k, k]
 
 
-@_compiled()
+@compiled()
 def _backward(ws, z):
     """z <- L^-T z, from the middle towards both ends (F8)."""
     width = z.shape[0]
@@ -540,7 +493,7 @@ def _backward(ws, z):
             g = _substitute(ws, z, middle - 1 - i, g)
 
 
-@_compiled()
+@compiled()
 def _backward_half(ws, z, half):
     """One of the two sweeps of ``_backward``, for a thread of its own."""
     width = z.shape[0]
@@ -550,14 +503,14 @@ def _backward_half(ws, z, half):
         g = _substitute(ws, z, middle + i if half else middle - 1 - i, g)
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _substitute(ws, z, k, g):
     value = z[k] - simd.dot(simd.load(ws.lower, k), g)
     z[k] = value
     return simd.madd(simd.load(ws.met, k), simd.splat(value), g)
 
 
-@_compiled()
+@compiled()
 def _precondition(ws, b):
     """b <- (K + ridge I)^-1 b with the factor at hand."""
     _forward_half(ws, b, 0)
@@ -569,9 +522,12 @@ def _precondition(ws, b):
 # --- prediction, residual, gradient ------------------------------------------------------------------------------
 
 
-@_compiled(fastmath=_VECTORISED)
-def _slopes_at_zero(ws, u):
-    """A+ and A- before the first neuron: minus the mean of u v over lower and over upper neurons (F2)."""
+@compiled(fastmath=VECTORISED)
+def _slopes_at_zero(ws, u, turn=None):
+    """A+ and A- before the first neuron: minus the mean of u v over lower and over upper neurons (F2).
+
+    With ``turn (M,)`` it is the mean of u v + turn v', v' being v turned by a right angle.
+    """
     plus_x = plus_y = minus_x = minus_y = 0.0
     for k in range(u.shape[0]):
         n = 1.0 - ws.pos[k]
@@ -579,11 +535,16 @@ def _slopes_at_zero(ws, u):
         plus_y -= n * u[k] * ws.v[k, 1]
         minus_x -= ws.pos[k] * u[k] * ws.v[k, 0]
         minus_y -= ws.pos[k] * u[k] * ws.v[k, 1]
+        if turn is not None:
+            plus_x += n * turn[k] * ws.v[k, 1]
+            plus_y -= n * turn[k] * ws.v[k, 0]
+            minus_x += ws.pos[k] * turn[k] * ws.v[k, 1]
+            minus_y -= ws.pos[k] * turn[k] * ws.v[k, 0]
     width = u.shape[0]
     return plus_x / width, plus_y / width, minus_x / width, minus_y / width
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _interval(row, old, ax, ay, bx, by):
     """Sums of f z over the samples between two rows of the prefix table, for c = +1 and for c = -1 (F9)."""
     d0, d1, d2 = row[0] - old[0], row[1] - old[1], row[2] - old[2]
@@ -591,15 +552,18 @@ def _interval(row, old, ax, ay, bx, by):
     return d0 * ax + d1 * ay, d1 * ax + d2 * ay, d3 * bx + d4 * by, d4 * bx + d5 * by
 
 
-@_compiled(fastmath=_FUSED)
-def _half_plane_sums(tables, ws, u, with_targets):
+@compiled(fastmath=FUSED)
+def _half_plane_sums(tables, ws, u, with_targets, turn=None):
     """half_k <- mean of r x over the samples where neuron k is active, r = f - y (or f alone) (F9).
+
+    ``turn`` is that of ``_slopes_at_zero``: f is then the change of the prediction when u_k changes by u and the neuron
+    turns (docs/second_order.md, S8).
 
     Between two neurons f is linear on either side, f = A+ . z for c = +1 and A- . z for c = -1, so each interval adds
     dP+ A+ + dP- A- - dR; no pass over the samples.
     """
     width, scale = u.shape[0], 1.0 / u.shape[0]
-    ax, ay, bx, by = _slopes_at_zero(ws, u)
+    ax, ay, bx, by = _slopes_at_zero(ws, u, turn)
     px = py = mx = my = 0.0  # sums of f z over the samples passed, c = +1 and c = -1
     old = tables.prefix[0]
     for k in range(width):
@@ -609,6 +573,8 @@ def _half_plane_sums(tables, ws, u, with_targets):
         ws.half[k, 0] = px + mx - with_targets * row[6]
         ws.half[k, 1] = py + my - with_targets * row[7]
         jump_x, jump_y = scale * u[k] * ws.v[k, 0], scale * u[k] * ws.v[k, 1]
+        if turn is not None:
+            jump_x, jump_y = jump_x - scale * turn[k] * ws.v[k, 1], jump_y + scale * turn[k] * ws.v[k, 0]
         ax, ay, bx, by = ax + jump_x, ay + jump_y, bx + jump_x, by + jump_y
         old = row
     fx, fy, gx, gy = _interval(tables.prefix[tables.prefix.shape[0] - 1], old, ax, ay, bx, by)
@@ -617,7 +583,7 @@ def _half_plane_sums(tables, ws, u, with_targets):
     _close_half_planes(ws, px, py, mx, my)
 
 
-@_compiled()
+@compiled()
 def _close_half_planes(ws, px, py, mx, my):
     """From prefix sums to half-planes: T+ - T_k for upper neurons, T_k - T- for lower ones (F9)."""
     for k in range(ws.key.shape[0]):
@@ -626,13 +592,13 @@ def _close_half_planes(ws, px, py, mx, my):
         ws.half[k, 1] = py - y if up else y - my
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _active_mean(ws, k):
     """mean phi_k r = w_k . half_k (F9)."""
     return (2.0 * ws.pos[k] - 1.0) * (ws.v[k, 0] * ws.half[k, 0] + ws.v[k, 1] * ws.half[k, 1])
 
 
-@_compiled(fastmath=_VECTORISED)
+@compiled(fastmath=VECTORISED)
 def _reductions(tables, ws, lmbda, centre):
     """Mean squared residual, mean (u - c)^2, and mean square of the gradient in u, d = mean phi r + lam (u - c).
 
@@ -650,7 +616,7 @@ def _reductions(tables, ws, lmbda, centre):
     return tables.totals[4] + data / width, penalty / width, slope / width
 
 
-@_compiled()
+@compiled()
 def _direct_mean_square(tables, ws):
     """Mean squared residual summed over the samples: no cancellation, O(N + M)."""
     width, count = ws.key.shape[0], tables.y.shape[0]
@@ -670,7 +636,7 @@ def _direct_mean_square(tables, ws):
     return total / count
 
 
-@_compiled()
+@compiled()
 def _loss(tables, ws, lmbda, data, penalty):
     """L = mean r^2 / (2 lam) + mean (u - c)^2 / 2, the data term summed directly where the short form cancels."""
     if data < _DIRECT_BELOW * tables.totals[4]:
@@ -678,7 +644,7 @@ def _loss(tables, ws, lmbda, data, penalty):
     return data / (2.0 * lmbda) + 0.5 * penalty
 
 
-@_compiled(fastmath=_FUSED)
+@compiled(fastmath=FUSED)
 def _step_weights(ws, rate):
     """w <- (w - rate u mean_active(r x)) / |.|, folded again, with its new key (docs/definitions.md, 1).
 
@@ -696,11 +662,11 @@ def _step_weights(ws, rate):
         x, y = x * norm, y * norm
         ws.pos[k] = ws.pos[k] if flip > 0.0 else 1.0 - ws.pos[k]
         ws.v[k, 0], ws.v[k, 1] = x, y
-        ws.key[k] = _key(x, y)
+        ws.key[k] = folded_key(x, y)
     return sound
 
 
-@_compiled(fastmath=_FUSED)
+@compiled(fastmath=FUSED)
 def _next_outer(ws, lmbda, centre):
     """next_u <- u - (mean phi r + lam (u - c)): a gradient step at rate lam M (docs/definitions.md, 1)."""
     for k in range(ws.key.shape[0]):
@@ -711,7 +677,7 @@ def _next_outer(ws, lmbda, centre):
 # --- inner solve -------------------------------------------------------------------------------------------------
 
 
-@_compiled()
+@compiled()
 def _error_bound(tables, lmbda, centre, slope):
     """Bound on the relative rms error of the predictions from the mean squared u-gradient (F11).
 
@@ -721,13 +687,13 @@ def _error_bound(tables, lmbda, centre, slope):
     return 0.5 * math.sqrt(slope / lmbda) / unit if unit > 0.0 else 0.0
 
 
-@_compiled()
+@compiled()
 def _tolerated(lmbda):
     """The error bound above which a solve is refined."""
     return min(max(_REFINE_ABOVE, _REFINE_DIGITS / math.sqrt(lmbda)), _REFINE_ALWAYS)
 
 
-@_compiled()
+@compiled()
 def _times_hessian(tables, ws, x, lmbda, out):
     """out <- (K / (N M) + lam I) x."""
     _half_plane_sums(tables, ws, x, 0.0)
@@ -735,7 +701,7 @@ def _times_hessian(tables, ws, x, lmbda, out):
         out[k] = _active_mean(ws, k) + lmbda * x[k]
 
 
-@_compiled()
+@compiled()
 def _inner_residual(tables, ws, lmbda, centre, residual):
     """residual <- minus the gradient of the inner problem at u, mean phi (y - f) - lam (u - c); its mean square."""
     _half_plane_sums(tables, ws, ws.u, 1.0)
@@ -745,7 +711,7 @@ def _inner_residual(tables, ws, lmbda, centre, residual):
     return np.mean(residual * residual)
 
 
-@_compiled()
+@compiled()
 def _conjugate_gradients(tables, ws, lmbda, centre, goal):
     """Lower the inner residual from u, preconditioned by the factor, until the error bound is below ``goal`` (F12).
 
@@ -780,7 +746,7 @@ def _conjugate_gradients(tables, ws, lmbda, centre, goal):
     return best
 
 
-@_compiled()
+@compiled()
 def _refine(tables, ws, lmbda, centre):
     """Solve again with conjugate gradients on top; returns the error bound reached.
 
@@ -804,14 +770,14 @@ def _refine(tables, ws, lmbda, centre):
     return best
 
 
-@_compiled()
+@compiled()
 def _right_hand_side(ws, lmbda, centre, begin, end):
     """u <- M (mean phi y + lam c): with K + lam M I on the left this is the inner problem."""
     for k in range(begin, end):
         ws.u[k] = ws.u.shape[0] * (ws.moment[k] + lmbda * centre)
 
 
-@_compiled()
+@compiled()
 def _solve(tables, ws, lmbda, centre):
     """u <- argmin_u L by one factorisation, for neurons in folded order (docs/definitions.md, 1)."""
     width = ws.key.shape[0]
@@ -825,7 +791,7 @@ def _solve(tables, ws, lmbda, centre):
     _backward(ws, ws.u)
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _solve_on_two_threads(tables, ws, lmbda, centre):
     """``_solve`` with one thread for either half of the neurons."""
     width = ws.key.shape[0]
@@ -839,7 +805,7 @@ def _solve_on_two_threads(tables, ws, lmbda, centre):
         _backward_half(ws, ws.u, half)
 
 
-@_compiled()
+@compiled()
 def _settle(tables, ws, lmbda, centre, accuracy):
     """Half-plane sums and reductions at u; where the error bound is too large the solve is refined first."""
     _half_plane_sums(tables, ws, ws.u, 1.0)
@@ -854,16 +820,37 @@ def _settle(tables, ws, lmbda, centre, accuracy):
     return data, penalty
 
 
-@_compiled()
-def _project(tables, ws, weights, outer, lmbda, centre, accuracy):
+@compiled()
+def _optimise_outer(tables, ws, weights, outer, lmbda, centre, accuracy):
+    """outer <- argmin_u L at ``weights``; returns mean r^2 and mean (u - c)^2 there."""
     _gather(ws, weights, outer)
     _sort(ws)
     _solve(tables, ws, lmbda, centre)
-    _settle(tables, ws, lmbda, centre, accuracy)
-    _scatter(ws, weights, outer)
+    data, penalty = _settle(tables, ws, lmbda, centre, accuracy)
+    for k in range(outer.shape[0]):
+        outer[ws.ident[k]] = ws.u[k]
+    return data, penalty
 
 
-@_compiled()
+@compiled()
+def _reduced_risk(tables, ws, weights, outer, gradient, lmbda, centre, accuracy):
+    """R(w) = min_u L; outer <- argmin_u L, gradient <- dR/dw, which is dL/dw at fixed u (envelope theorem).
+
+    dL/dw_j = u_j mean_active(r x) / (lam M), less its part along w_j.
+    """
+    data, penalty = _optimise_outer(tables, ws, weights, outer, lmbda, centre, accuracy)
+    width = ws.key.shape[0]
+    for k in range(width):
+        scale = ws.u[k] / (lmbda * width)
+        x, y = ws.half[k, 0], ws.half[k, 1]
+        v, w = ws.v[k, 0], ws.v[k, 1]
+        radial = (x * v + y * w) / (v * v + w * w)
+        gradient[ws.ident[k], 0] = scale * (x - radial * v)
+        gradient[ws.ident[k], 1] = scale * (y - radial * w)
+    return _loss(tables, ws, lmbda, data, penalty)
+
+
+@compiled()
 def _varpro_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses, accuracy):
     """VarPro epochs from a state whose u is optimal to one whose u is optimal (docs/definitions.md, 1).
 
@@ -884,7 +871,7 @@ def _varpro_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses
     _scatter(ws, weights, outer)
 
 
-@_compiled()
+@compiled()
 def _two_timescale_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses):
     """Two-timescale epochs: both gradients at the same point (docs/definitions.md, 1).
 
@@ -909,40 +896,15 @@ def _two_timescale_epochs(tables, ws, weights, outer, lmbda, centre, time_scale,
 # --- for callers -------------------------------------------------------------------------------------------------
 
 
-def predict(weights: np.ndarray, outer: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-    """f(x) = mean_j u_j max(w_j . x, 0) at ``inputs (N, 2)`` for ``weights (M, 2)``, ``outer (M,)``: (N,) float64.
-
-    O((N + M) log (N + M)). A measure with unequal masses is a student with outer weights M * mass (F2).
-    """
-    v, side = _fold(np.ascontiguousarray(weights, dtype=np.float64))
-    order = np.argsort(_keys(v), kind="stable")
-    v, upper = v[order], side[order] > 0
-    jumps = np.asarray(outer, dtype=np.float64)[order, None] * v / len(v)
-    passed = np.concatenate([np.zeros((1, 2)), np.cumsum(jumps, axis=0)])
-    z, sign, keys = _folded_samples(np.ascontiguousarray(inputs, dtype=np.float64))
-    slopes = passed[np.searchsorted(_keys(v), keys)]
-    slopes -= np.where(sign[:, None] > 0, jumps[~upper].sum(axis=0), jumps[upper].sum(axis=0))
-    return np.einsum("nd,nd->n", slopes, z)
-
-
-def compiled(outer_update: str) -> bool:
-    """Whether the epochs of ``outer_update`` are in numba's cache, newer than this file: they load in a moment."""
-    source = Path(__file__)
-    function = _varpro_epochs if outer_update == "ridge" else _two_timescale_epochs
-    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or source.parent)
-    indices = folder.rglob(f"{source.stem}.{function.__name__}-*.nbi")
-    return any(index.stat().st_mtime >= source.stat().st_mtime for index in indices)
-
-
-class CircleSolver:
-    """Training on one data set in linear time: the ``linear`` solver of the circle experiments.
+class CircleSolver(Solver):
+    """The ``linear`` solver: ReLU features on the circle in linear time, float64 on the CPU.
 
     ``inputs (N, 2)`` and ``targets (N,)`` are float64 arrays; ``lmbda > 0``; ``centre`` is the penalty centre c;
     ``time_scale`` is the learning rate of the weights per neuron (eta_w = M time_scale); ``outer_update`` is
     ``"ridge"`` (VarPro) or ``"gradient"`` (two-timescale, eta_u = lam M).
     """
 
-    name = "linear"
+    name, devices, dtypes = "linear", ("cpu",), ("float64",)
 
     def __init__(
         self,
@@ -957,18 +919,39 @@ class CircleSolver:
         self.lmbda, self.centre, self.time_scale = float(lmbda), float(centre), float(time_scale)
         self.outer_update = outer_update
         self._workspace: Workspace | None = None
-        self.achieved = np.zeros(2)  # the numbers of Accuracy; a checkpoint carries them
+        self._achieved = np.zeros(2)  # largest error bound of the inner solves so far, and how many were refined
 
-    @staticmethod
-    def own(tensor: torch.Tensor) -> np.ndarray:
+    @classmethod
+    def obstacle(cls, objective: Objective, problem: Problem) -> str:
+        if type(objective.features) is not ReLUCircle:
+            return f"computes ReLU features on the circle, not {objective.features.name}"
+        return "takes targets with one output" if problem.targets.shape[1] > 1 else ""
+
+    @classmethod
+    def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "CircleSolver":
+        return cls(problem.inputs.numpy(), problem.targets[:, 0].numpy(), *objective.constants, objective.outer_update)
+
+    @classmethod
+    def compilation(cls, objective: Objective, dtype: str) -> int:
+        epochs = _varpro_epochs if objective.outer_update == "ridge" else _two_timescale_epochs
+        return 0 if in_cache(epochs) else 40
+
+    def own(self, tensor: torch.Tensor) -> np.ndarray:
         """A float64 copy in the form the other methods take: weights (M, 2) or outer weights (M,)."""
         return tensor.double().numpy().copy()
 
-    def project(self, weights: np.ndarray) -> np.ndarray:
+    def solve(self, weights: np.ndarray) -> np.ndarray:
         """Optimal outer weights (M,) for ``weights (M, 2)`` (docs/definitions.md, 1)."""
         outer = np.zeros(len(weights))
-        _project(self.tables, self._room(weights), weights.copy(), outer, self.lmbda, self.centre, self.achieved)
+        _optimise_outer(self.tables, self._room(weights), weights, outer, self.lmbda, self.centre, self._achieved)
         return outer
+
+    def reduced(self, weights: np.ndarray) -> Reduced:
+        """R(w) = min_u L at ``weights (M, 2)``, unit vectors, with its tangential gradient (M, 2) and u (M,)."""
+        outer, gradient = np.zeros(len(weights)), np.empty_like(weights)
+        state = self.tables, self._room(weights), weights, outer, gradient
+        risk = _reduced_risk(*state, self.lmbda, self.centre, self._achieved)
+        return Reduced(risk, gradient, outer)
 
     def advance(self, weights: np.ndarray, outer: np.ndarray, epochs: int) -> np.ndarray:
         """Train ``weights (M, 2)`` and ``outer (M,)`` in place for ``epochs`` epochs; returns the losses (epochs,).
@@ -978,22 +961,24 @@ class CircleSolver:
         losses = np.full(epochs, np.nan)
         state = (self.tables, self._room(weights), weights, outer, self.lmbda, self.centre, self.time_scale)
         if self.outer_update == "ridge":
-            _varpro_epochs(*state, losses, self.achieved)
+            _varpro_epochs(*state, losses, self._achieved)
         else:
             _two_timescale_epochs(*state, losses)
         return losses
 
-    def accuracy(self) -> Accuracy:
-        """The accuracy of the inner solves so far; warns once if one of them stayed above its tolerance."""
-        bound, refined = float(self.achieved[0]), int(self.achieved[1])
-        if not bound <= _WARN_ABOVE:
-            warnings.warn(
-                f"inner solve: predictions may be off by {bound:.1e} of the targets' size at lambda {self.lmbda:g}; "
-                "raise --lambda or compare with --solver dense --dtype float64",
-                AccuracyWarning,
-                stacklevel=2,
-            )
-        return Accuracy(bound, refined)
+    def report(self) -> dict[str, float]:
+        """``worst_bound``: the largest bound on the rms error of predictions that an inner solve left, in units of
+        rms(y) + |c| rms(|x|); ``refined``: how many solves went through refinement."""
+        return {"worst_bound": float(self._achieved[0]), "refined": int(self._achieved[1])}
+
+    def caution(self) -> str:
+        bound = self._achieved[0]
+        if bound <= _WARN_ABOVE:
+            return ""
+        return (
+            f"inner solve: predictions may be off by {bound:.1e} of the targets' size at lambda {self.lmbda:g}; "
+            "raise --lambda or compare with --solver dense --dtype float64"
+        )
 
     def _room(self, weights: np.ndarray) -> Workspace:
         if self._workspace is None or len(self._workspace.u) != len(weights):

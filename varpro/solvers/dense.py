@@ -3,10 +3,12 @@
 import torch
 
 from varpro.features import FeatureMap
+from varpro.problem import Problem
 from varpro.ridge import loss, matrix_products, not_definite, predict, solve, solve_unchecked
+from varpro.solvers.base import Objective, Reduced, Solver
 
 
-class DenseSolver:
+class DenseSolver(Solver):
     """Training by dense matrices, any feature map, any number k of outputs: the ``dense`` solver.
 
     ``inputs (N, d)`` and ``targets (N, k)`` fix dtype and device. The other arguments are those of
@@ -14,7 +16,7 @@ class DenseSolver:
     products of float32 matrices on CUDA may take that format.
     """
 
-    name = "dense"
+    name, devices, dtypes = "dense", ("cuda", "cpu"), ("float32", "float64")
 
     def __init__(
         self,
@@ -32,14 +34,33 @@ class DenseSolver:
         self.lmbda, self.centre, self.time_scale = lmbda, centre, time_scale
         self.outer_update, self.tf32 = outer_update, tf32
 
+    @classmethod
+    def obstacle(cls, objective: Objective, problem: Problem) -> str:
+        return ""
+
+    @classmethod
+    def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "DenseSolver":
+        place = {"dtype": getattr(torch, dtype), "device": device}
+        data = problem.inputs.to(**place), problem.targets.to(**place)
+        return cls(objective.features, *data, *objective.constants, objective.outer_update, tf32=tf32)
+
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy in the dtype and on the device of the data."""
         return tensor.to(self.inputs, copy=True)
 
-    def project(self, weights: torch.Tensor) -> torch.Tensor:
+    def solve(self, weights: torch.Tensor) -> torch.Tensor:
         """Optimal outer weights (M, k) for ``weights (M, d)``."""
         with matrix_products(tf32=self.tf32):
-            return solve(self.feature_map.features(weights, self.inputs), self.targets, self.lmbda, self.centre)
+            return solve(self.feature_map(weights, self.inputs), self.targets, self.lmbda, self.centre)
+
+    def reduced(self, weights: torch.Tensor) -> Reduced:
+        """R(w) = min_u L at ``weights (M, d)``, its gradient (M, d), and u (M, k)."""
+        with matrix_products(tf32=self.tf32):
+            features = self.feature_map(weights, self.inputs)
+            outer = solve(features, self.targets, self.lmbda, self.centre)
+            risk = loss(features, self.targets, outer, self.lmbda, self.centre)
+            descent = self._weight_gradient(weights, outer, features, predict(features, outer) - self.targets)
+        return Reduced(risk.item(), self.feature_map.domain.tangent(weights, descent / len(weights)), outer)
 
     def advance(self, weights: torch.Tensor, outer: torch.Tensor, epochs: int) -> torch.Tensor:
         """Train ``weights (M, d)`` and ``outer (M, k)`` in place; returns the losses (epochs,), float64, on the CPU.
@@ -49,15 +70,15 @@ class DenseSolver:
         losses = torch.empty(epochs, dtype=torch.float64, device=weights.device)
         failures = torch.zeros(epochs, dtype=torch.bool, device=weights.device)
         with matrix_products(tf32=self.tf32):
-            features = self.feature_map.features(weights, self.inputs)
+            features = self.feature_map(weights, self.inputs)
             for epoch in range(epochs):
                 losses[epoch] = loss(features, self.targets, outer, self.lmbda, self.centre)
                 residual = predict(features, outer) - self.targets
                 descent = self._weight_gradient(weights, outer, features, residual)
                 if self.outer_update == "gradient":
                     outer.sub_(self._outer_gradient(outer, features, residual))
-                weights.copy_(self.feature_map.project(weights - self.time_scale * descent))
-                features = self.feature_map.features(weights, self.inputs)
+                weights.copy_(self.feature_map.domain.project(weights - self.time_scale * descent))
+                features = self.feature_map(weights, self.inputs)
                 if self.outer_update == "ridge":
                     solution, failed = solve_unchecked(features, self.targets, self.lmbda, self.centre)
                     outer.copy_(solution)

@@ -11,19 +11,22 @@ be float32; weights, outer weights, residuals and the preconditioner are float64
 How many steps an epoch needs cannot be asked on the way. So the number is fixed for a stretch of up to 16 epochs, every
 epoch writes down the relative residual it ended with, and the host looks at the end of the stretch: the epochs from the
 first one on that missed the tolerance are taken back and made again with more steps or a new preconditioner. Nothing is
-kept unchecked. A look costs tens of microseconds, so that longer stretches would save little.
+kept unchecked. A look is a copy of a few numbers and some arithmetic on them.
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from itertools import takewhile
 
 import torch
 
-from varpro.features import LAPLACE, RAISED_COSINE, FeatureMap, RadialTorus, wrap_torus
+from varpro.domains.torus import wrap_torus
+from varpro.features import LAPLACE, RAISED_COSINE, FeatureMap, RadialTorus
+from varpro.problem import Problem
 from varpro.ridge import matrix_products
+from varpro.solvers.base import Objective, Reduced, Solver, wide_student
 
 _TOLERANCE = {torch.float32: 5e-7, torch.float64: 5e-11}  # |b - A u| / |b|; half of what is promised
 _MARGIN = 4.0  # steps are planned for a residual this much smaller, since epochs differ
@@ -36,18 +39,9 @@ _STEPS = 40  # conjugate-gradient steps in an epoch, at most
 _SETTLING = 8  # times that the solve at a new state is restarted, at most
 _RIDGE_GROWTH = 100.0  # factor on the ridge of a preconditioner that could not be factored ...
 _RIDGE_LIMIT = 1e3  # ... up to this times the mean diagonal
+_WIDEST = 20000  # neurons; a new preconditioner holds six matrices M x M in float64, 19 GB
 _TINY = 1e-300  # in place of a divisor that is zero, where the numerator is zero too
 _LOSS, _BEFORE, _AFTER = 0, 1, 2  # places in the record of an epoch: loss, relative residual before and after its steps
-
-
-class Effort(NamedTuple):
-    """What the epochs took so far: ``residual`` is the largest |b - A u| / |b| that was accepted."""
-
-    residual: float
-    epochs: int
-    steps: int
-    factorisations: int
-    repeated: int  # epochs that were taken back
 
 
 # --- passes over the features ------------------------------------------------------------------------------------
@@ -62,15 +56,15 @@ def _times(matrix: torch.Tensor, columns: torch.Tensor, out: torch.Tensor) -> to
 
 
 class _Passes:
-    """Features ``(N, M)`` of any feature map, by its own methods."""
+    """Features ``(N, M)`` of any feature map, by its own methods; rows are contiguous, as those make them."""
 
     def __init__(self, feature_map: FeatureMap, inputs: torch.Tensor, width: int) -> None:
         self.feature_map, self.inputs = feature_map, inputs
-        self.features = _matrix(inputs, width)
+        self.features = inputs.new_zeros(len(inputs), width)
 
     def fill(self, weights: torch.Tensor) -> None:
         """features <- phi(w_j, x_i), for float64 ``weights (M, d)``."""
-        self.features.copy_(self.feature_map.features(weights.to(self.inputs.dtype), self.inputs))
+        self.features.copy_(self.feature_map(weights.to(self.inputs.dtype), self.inputs))
 
     def pull_back(self, weights: torch.Tensor, residual: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
         """sum_io r_io u_jo d phi(w_j, x_i) / d w_j: (M, d), at the weights of the last ``fill``."""
@@ -123,10 +117,9 @@ class _RadialPasses(_Passes):
     """
 
     def __init__(self, feature_map: RadialTorus, inputs: torch.Tensor, width: int) -> None:
-        super().__init__(feature_map, inputs, width)
+        self.feature_map, self.inputs = feature_map, inputs
         self.profile = _PROFILES[feature_map.kernel]
-        self.offsets = [_matrix(inputs, width) for _ in range(2)]
-        self.h = _matrix(inputs, width)
+        self.features, self.h, *self.offsets = (_columns(inputs, width) for _ in range(4))
         self.samples = (wrap_torus(inputs.double()) / 4).to(inputs).T[:, :, None].contiguous()  # (2, N, 1)
 
     def fill(self, weights):
@@ -147,7 +140,7 @@ class _RadialPasses(_Passes):
         return gradient.mul_(self.profile.factor)
 
 
-def _matrix(inputs: torch.Tensor, width: int) -> torch.Tensor:
+def _columns(inputs: torch.Tensor, width: int) -> torch.Tensor:
     """An array (N, M) whose columns are contiguous: there both products with it run along the samples."""
     return inputs.new_zeros(width, len(inputs)).T
 
@@ -170,6 +163,9 @@ class _Problem:
     lmbda: float
     centre: float
     time_scale: float
+
+
+_Record = list[list[float]]  # of some epochs: loss, relative residual before and after the steps of each
 
 
 class _Epoch:
@@ -202,7 +198,7 @@ class _Epoch:
 
     def begin(self) -> None:
         """Loss; step of the weights; features; extrapolated outer weights and their residuals."""
-        self.record[_LOSS].copy_(self._loss())
+        self.record[_LOSS].copy_(self.loss())
         self._step_weights()
         self.passes.fill(self.weights)
         torch.sub(self.outer, self.earlier, out=self.image).mul_(3).add_(self.earliest)  # 3 (u - u') + u''
@@ -255,17 +251,22 @@ class _Epoch:
     def _rounded(self, residual: torch.Tensor) -> torch.Tensor:
         return self.short["samples"].copy_(residual)
 
-    def _loss(self) -> torch.Tensor:
+    def loss(self) -> torch.Tensor:
         """L = mean r^2 / (2 lam) + mean (u - c)^2 / 2."""
         data, penalty = self.residual.square().mean(), (self.outer - self.problem.centre).square().mean()
         return data / (2 * self.problem.lmbda) + penalty / 2
+
+    def gradient(self) -> torch.Tensor:
+        """dL/dw at fixed u, the gradient of the reduced risk (envelope theorem): (M, d); once a ``fill``."""
+        descent = self.passes.pull_back(self.weights, self._rounded(self.residual), self.outer)
+        return descent.div_(self.problem.lmbda * self.residual.numel() * self.width)
 
     def _step_weights(self) -> None:
         """w <- w - time_scale M dL/dw at fixed u: the gradient of the reduced risk (envelope theorem)."""
         problem = self.problem
         descent = self.passes.pull_back(self.weights, self._rounded(self.residual), self.outer)
         rate = problem.time_scale / (problem.lmbda * self.residual.numel())
-        self.weights.copy_(problem.feature_map.project(self.weights.sub(descent, alpha=rate)))
+        self.weights.copy_(problem.feature_map.domain.project(self.weights.sub(descent, alpha=rate)))
 
     def relative_residual(self) -> torch.Tensor:
         """The largest |b - A u| / |b| of the outputs."""
@@ -273,40 +274,43 @@ class _Epoch:
 
 
 def _replayed(actions: tuple[Callable[[], None], ...], device: torch.device) -> list[Callable[[], None]]:
-    """The actions as captured graphs on CUDA; as they are elsewhere, and where the capture fails.
+    """The actions as captured graphs on CUDA; as they are elsewhere.
 
-    To be captured they are run a few times: their state is arbitrary afterwards.
+    To be captured they are run a few times: their state is arbitrary afterwards. A failed capture is an error: epochs
+    that are not captured are several times slower, and none of these actions should fail.
     """
-    if device.type != "cuda":
-        return list(actions)
-    try:
-        return [_captured(action, device) for action in actions]
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        warnings.warn(f"epochs run without a captured graph, more slowly: {reason}", RuntimeWarning, stacklevel=2)
-        return list(actions)
+    return [_captured(action, device) for action in actions] if device.type == "cuda" else list(actions)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream that warms up and captures: libraries keep a workspace for every stream that they have seen."""
+    return torch.cuda.Stream(device)
 
 
 def _captured(action: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """``action`` as one graph launch. It is run three times on a side stream before, as capture demands."""
     with torch.cuda.device(device):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        usual, side = torch.cuda.current_stream(), _side_stream(device)
+        side.wait_stream(usual)
         with torch.cuda.stream(side):
             for _ in range(3):
                 action()
-        torch.cuda.current_stream().wait_stream(side)
+        usual.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            action()
+        try:
+            with torch.cuda.graph(graph, stream=side):
+                action()
+        finally:
+            torch.cuda.set_stream(usual)  # torch 2.11 leaves the other one current where a capture fails
     return graph.replay
 
 
 # --- for callers -------------------------------------------------------------------------------------------------
 
 
-class GraphSolver:
-    """VarPro training on one data set: the ``cg`` solver on CUDA, for any feature map and any number k of outputs.
+class GraphSolver(Solver):
+    """The ``cg`` solver on CUDA: VarPro for any feature map and any number k of outputs.
 
     ``inputs (N, d)`` fix the device and the precision of the features; ``targets (N, k)``; ``lmbda > 0``; ``centre`` is
     the penalty centre c; ``time_scale`` is the learning rate of the weights per neuron. Every inner solve leaves
@@ -314,7 +318,7 @@ class GraphSolver:
     preconditioner is M x M: for M far above N the dual form of the dense solver costs less.
     """
 
-    name = "cg"
+    name, devices, dtypes = "cg", ("cuda",), ("float32", "float64")
 
     def __init__(
         self,
@@ -330,13 +334,32 @@ class GraphSolver:
         self._epoch: _Epoch | None = None
         self._steps, self._stretch = _FIRST_STEPS, _FIRST_STRETCH
         self._excess = 0  # steps beyond _FRESH_STEPS in the epochs since the preconditioner was made
-        self._effort = Effort(0.0, 0, 0, 0, 0)
+        self._worst = 0.0  # largest |b - A u| / |b| that was accepted
+        self._counts = dict.fromkeys(("epochs", "steps", "factorisations", "repeated"), 0)
+
+    @classmethod
+    def obstacle(cls, objective: Objective, problem: Problem) -> str:
+        if objective.outer_update != "ridge":
+            return "computes VarPro, not two-timescale descent"
+        wide = len(problem.student) > _WIDEST
+        return (
+            f"keeps matrices of M x M for its preconditioner, too large for more than {_WIDEST} neurons" if wide else ""
+        )
+
+    @classmethod
+    def drawback(cls, objective: Objective, problem: Problem) -> str:
+        return wide_student(problem)
+
+    @classmethod
+    def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "GraphSolver":
+        inputs = problem.inputs.to(device, getattr(torch, dtype))
+        return cls(objective.features, inputs, problem.targets.to(device), *objective.constants)
 
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
         """A float64 copy on the device of the data."""
         return tensor.to(self.problem.targets, copy=True)
 
-    def project(self, weights: torch.Tensor) -> torch.Tensor:
+    def solve(self, weights: torch.Tensor) -> torch.Tensor:
         """Optimal outer weights (M, k) for ``weights (M, d)``.
 
         Raises FloatingPointError where they cannot be had in this precision.
@@ -344,6 +367,22 @@ class GraphSolver:
         with matrix_products(tf32=False):
             self._enter(weights, self.problem.targets.new_full((len(weights), self._outputs), self.problem.centre))
         return self._epoch.outer.clone()
+
+    def reduced(self, weights: torch.Tensor) -> Reduced:
+        """R(w) = min_u L at ``weights (M, d)``, its gradient (M, d), and u (M, k), all float64.
+
+        The outer weights and the preconditioner of the last state are the start: close states cost least.
+        """
+        problem = self.problem
+        with matrix_products(tf32=False):
+            if self._epoch is None or self._epoch.width != len(weights):
+                self._enter(weights, problem.targets.new_full((len(weights), self._outputs), problem.centre))
+            else:
+                self._move(weights)
+            epoch = self._epoch
+            risk, gradient = epoch.loss().item(), epoch.gradient()
+            epoch.passes.fill(epoch.weights)  # the gradient used up what the next epoch starts from
+        return Reduced(risk, problem.feature_map.domain.tangent(weights, gradient), epoch.outer.clone())
 
     def advance(self, weights: torch.Tensor, outer: torch.Tensor, epochs: int) -> torch.Tensor:
         """Train ``weights (M, d)`` and ``outer (M, k)`` in place; returns the losses (epochs,), float64, on the CPU.
@@ -358,7 +397,7 @@ class GraphSolver:
             done = 0
             while done < epochs:
                 record, good = self._attempt(min(self._stretch, epochs - done))
-                losses[done : done + good] = record[:good, _LOSS]
+                losses[done : done + good] = losses.new_tensor([epoch[_LOSS] for epoch in record[:good]])
                 done += good
                 self._account(record[:good])
                 if good == len(record):
@@ -376,9 +415,9 @@ class GraphSolver:
         outer.copy_(self._epoch.outer)
         return losses
 
-    def effort(self) -> Effort:
-        """Accuracy and cost of the epochs so far."""
-        return self._effort
+    def report(self) -> dict[str, float]:
+        """``worst_residual``: the largest |b - A u| / |b| that was accepted; and the effort of the epochs so far."""
+        return {"worst_residual": self._worst} | self._counts
 
     @property
     def _outputs(self) -> int:
@@ -408,6 +447,17 @@ class GraphSolver:
             past.copy_(self._epoch.outer)
         self._steps = _FIRST_STEPS
 
+    def _move(self, weights: torch.Tensor) -> None:
+        """Optimal outer weights at other ``weights (M, d)``, with the preconditioner at hand if it does."""
+        self._set(weights, self._epoch.outer.clone())
+        try:
+            self._settle()
+        except FloatingPointError:
+            self._renew()
+            self._settle()
+        for past in (self._epoch.earlier, self._epoch.earliest):
+            past.copy_(self._epoch.outer)
+
     def _set(self, weights: torch.Tensor, outer: torch.Tensor) -> None:
         epoch = self._epoch
         epoch.weights.copy_(weights)
@@ -431,8 +481,8 @@ class GraphSolver:
             f"{self.problem.lmbda:g}; use float64 or a larger lambda"
         )
 
-    def _attempt(self, length: int) -> tuple[torch.Tensor, int]:
-        """Make ``length`` epochs; returns their record (length, 3) on the CPU and how many of the first ones are sound.
+    def _attempt(self, length: int) -> tuple[_Record, int]:
+        """Make ``length`` epochs; returns their record and how many of the first ones are sound.
 
         This is the one place where training waits for the device.
         """
@@ -444,17 +494,18 @@ class GraphSolver:
                 self._step()
             self._end()
             self._record[number].copy_(epoch.record)
-        record = self._record[:length].cpu()
-        sound = record[:, _LOSS].isfinite() & (record[:, _AFTER] <= self._tolerance)
-        return record, int(sound.long().cumprod(dim=0).sum())
+        record = self._record[:length].tolist()
+        sound = (math.isfinite(epoch[_LOSS]) and epoch[_AFTER] <= self._tolerance for epoch in record)
+        return record, sum(1 for _ in takewhile(bool, sound))
 
-    def _account(self, record: torch.Tensor) -> None:
+    def _account(self, record: _Record) -> None:
         """Book the epochs of ``record``, all sound."""
         length = len(record)
-        self._count(residual=max(record[:, _AFTER].tolist(), default=0.0), epochs=length, steps=length * self._steps)
+        worst = max((epoch[_AFTER] for epoch in record), default=0.0)
+        self._count(residual=worst, epochs=length, steps=length * self._steps)
         self._excess += length * max(0, self._steps - _FRESH_STEPS)
 
-    def _plan(self, record: torch.Tensor) -> None:
+    def _plan(self, record: _Record) -> None:
         """Steps and length of the next stretch after one that was sound, and a new preconditioner where it pays."""
         self._steps = self._needed(record)
         self._stretch = min(2 * self._stretch, _STRETCH)
@@ -468,10 +519,10 @@ class GraphSolver:
         self._epoch.passes.fill(self._epoch.weights)
         self._stretch = 1
 
-    def _more_steps(self, failed: torch.Tensor) -> bool:
-        """Plan more steps for an epoch with the record ``failed (3,)``; False where a preconditioner costs less."""
-        more = max(self._steps + 1, self._needed(failed[None]))
-        if not failed.isfinite().all() or more > min(self._price() + _FIRST_STEPS, _STEPS):
+    def _more_steps(self, failed: list[float]) -> bool:
+        """Plan more steps for an epoch with the record ``failed``; False where a preconditioner costs less."""
+        more = max(self._steps + 1, self._needed([failed]))
+        if not all(map(math.isfinite, failed)) or more > min(self._price() + _FIRST_STEPS, _STEPS):
             return False
         self._steps = more
         return True
@@ -492,12 +543,15 @@ class GraphSolver:
         self._steps = _FIRST_STEPS
         return loss
 
-    def _needed(self, record: torch.Tensor) -> int:
+    def _needed(self, record: _Record) -> int:
         """Steps that would do for every epoch of ``record``, if each step lowered the residual by the same factor."""
-        before, after = record[:, _BEFORE].clamp_min(_TINY), record[:, _AFTER]
-        lowered = -(after / before).nan_to_num(nan=1.0).clamp(_TINY, _LEAST_GAIN).log() / self._steps
-        wanted = (before * _MARGIN / self._tolerance).nan_to_num(nan=1.0).clamp_min(1.0).log()
-        return min(max(1, math.ceil((wanted / lowered).max())), _STEPS)
+        needed = 1.0
+        for _, before, after in record:
+            if math.isfinite(before) and math.isfinite(after):
+                gain = min(max(after / max(before, _TINY), _TINY), _LEAST_GAIN)
+                wanted = math.log(max(before * _MARGIN / self._tolerance, 1.0))
+                needed = max(needed, wanted / (-math.log(gain) / self._steps))
+        return min(math.ceil(needed), _STEPS)
 
     def _renewal_pays(self) -> bool:
         """Whether the steps beyond those that a new preconditioner would need have cost as much as one.
@@ -523,9 +577,9 @@ class GraphSolver:
         self._stretch = _FIRST_STRETCH
 
     def _count(self, *, residual: float = 0.0, **more: int) -> None:
-        effort = self._effort
-        added = {name: getattr(effort, name) + value for name, value in more.items()}
-        self._effort = effort._replace(residual=max(effort.residual, residual), **added)
+        self._worst = max(self._worst, residual)
+        for name, value in more.items():
+            self._counts[name] += value
 
 
 def _factored(gram: torch.Tensor, lmbda: float) -> torch.Tensor:

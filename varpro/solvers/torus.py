@@ -14,22 +14,23 @@ with features 0. Sums over samples are formed in a fixed number of chunks, so th
 """
 
 import math
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import get_num_threads, njit, prange, set_num_threads, types
+from numba import get_num_threads, prange, set_num_threads, types
 from numba.extending import overload
 from scipy.linalg import blas, lapack
 
+from varpro.compiled import FUSED, VECTORISED, compiled, in_cache
+from varpro.features import RADIAL_KERNELS, RadialKernel, RadialTorus
+from varpro.problem import Problem
+from varpro.solvers.base import Objective, Reduced, Solver, wide_student
 from varpro.threads import Sharing, one_blas_thread
 
 KERNELS = ("laplace", "cos")
@@ -45,10 +46,6 @@ _SERIAL = 1 << 18  # features (N M) up to which threads cost more than they gain
 _MET, _STALE, _MISSED = 0, 1, 2  # how the compiled epochs ended: all done, a new preconditioner pays, solve missed
 _SOLVES, _STEPS_TAKEN, _FACTORISATIONS, _EXACT = 0, 1, 2, 3  # places in the counts: in all ...
 _PAST, _AGE, _AGE_STEPS, _AVERAGE = 4, 5, 6, 7  # ... epochs in the history; since the last factorisation
-
-_compiled = partial(njit, cache=True, error_model="numpy")
-_FUSED = {"contract", "nsz"}  # fused multiply-adds; NaN and infinity keep their meaning
-_VECTORISED = {"contract", "nsz", "reassoc"}  # sums in any order, for reductions
 
 
 class Samples(NamedTuple):
@@ -76,16 +73,6 @@ class Workspace(NamedTuple):
     image: np.ndarray  # (M,) A p
     counts: np.ndarray  # (8,) by the places named above
     worst: np.ndarray  # (2,) largest and last relative residual
-
-
-class Effort(NamedTuple):
-    """What the inner solves took so far: ``residual`` is the largest |b - A u| / |b| that was accepted."""
-
-    residual: float
-    solves: int
-    steps: int
-    factorisations: int
-    exact: int
 
 
 # --- kernels -----------------------------------------------------------------------------------------------------
@@ -132,7 +119,7 @@ def _exp_double(x):
     return p * np.int64((np.int64(k) + 1023) << 52).view(np.float64)
 
 
-@overload(_exp, jit_options={"fastmath": _FUSED})
+@overload(_exp, jit_options={"fastmath": FUSED})
 def _exp_compiled(x):
     return _exp_single if x == types.float32 else _exp_double
 
@@ -147,7 +134,7 @@ _COSINE_SINGLE, _COSINE_DOUBLE = _taylor(0, 7, np.float32), _taylor(0, 11, np.fl
 _SINE_SINGLE, _SINE_DOUBLE = _taylor(1, 7, np.float32), _taylor(1, 11, np.float64)
 
 
-@_compiled(fastmath=_FUSED)
+@compiled(fastmath=FUSED)
 def _horner(coefficients, q):
     """The polynomial in q with these coefficients, highest power first."""
     value = coefficients[0]
@@ -166,28 +153,28 @@ def _sine_ratio(q):
     raise NotImplementedError("for compiled code")
 
 
-@overload(_cosine, jit_options={"fastmath": _FUSED})
+@overload(_cosine, jit_options={"fastmath": FUSED})
 def _cosine_compiled(q):
     if q == types.float32:
         return lambda q: _horner(_COSINE_SINGLE, q)
     return lambda q: _horner(_COSINE_DOUBLE, q)
 
 
-@overload(_sine_ratio, jit_options={"fastmath": _FUSED})
+@overload(_sine_ratio, jit_options={"fastmath": FUSED})
 def _sine_ratio_compiled(q):
     if q == types.float32:
         return lambda q: _horner(_SINE_SINGLE, q)
     return lambda q: _horner(_SINE_DOUBLE, q)
 
 
-@_compiled(fastmath=_FUSED)
+@compiled(fastmath=FUSED)
 def _wrap(z):
     """-2 + (z + 2) mod 4."""
     number = type(z)
     return z - number(4.0) * np.floor(z * number(0.25) + number(0.5))
 
 
-@_compiled(fastmath=_FUSED)
+@compiled(fastmath=FUSED)
 def _laplace_row(x, y, w0, w1, phi):
     """phi_i <- 8 exp(-2 |wrap(w - x_i)|)."""
     number = phi.dtype.type
@@ -196,13 +183,13 @@ def _laplace_row(x, y, w0, w1, phi):
         phi[i] = number(8.0) * _exp(number(-2.0) * np.sqrt(d0 * d0 + d1 * d1))
 
 
-@_compiled(fastmath=_FUSED)
+@compiled(fastmath=FUSED)
 def _laplace_term(d0, d1, phi, r):
     """r phi / |d|, with a finite value for d = 0."""
     return r * phi / max(np.sqrt(d0 * d0 + d1 * d1), type(d0)(1e-18))
 
 
-@_compiled(fastmath=_VECTORISED)
+@compiled(fastmath=VECTORISED)
 def _laplace_slope(x, y, w0, w1, phi, r):
     """sum_i r_i d phi_i / d w = -2 sum_i r_i phi_i d_i / |d_i|, with 0 for d_i = 0."""
     number = phi.dtype.type
@@ -215,7 +202,7 @@ def _laplace_slope(x, y, w0, w1, phi, r):
     return number(-2.0) * sum0, number(-2.0) * sum1
 
 
-@_compiled(fastmath=_FUSED)
+@compiled(fastmath=FUSED)
 def _cos_row(x, y, w0, w1, phi):
     """phi_i <- (1 + cos(pi r_i / 2)) / 2 = cos^2(pi r_i / 4) for r_i = |wrap(w - x_i)| <= 2, else 0."""
     number = phi.dtype.type
@@ -226,7 +213,7 @@ def _cos_row(x, y, w0, w1, phi):
         phi[i] = root * root if q <= number(4.0) else number(0.0)
 
 
-@_compiled(fastmath=_FUSED)
+@compiled(fastmath=FUSED)
 def _cos_term(d0, d1, r):
     """r cos(pi |d| / 4) sin(pi |d| / 4) / |d| for |d| <= 2, else 0."""
     number = type(d0)
@@ -235,7 +222,7 @@ def _cos_term(d0, d1, r):
     return r * _cosine(near) * _sine_ratio(near) if q <= number(4.0) else number(0.0)
 
 
-@_compiled(fastmath=_VECTORISED)
+@compiled(fastmath=VECTORISED)
 def _cos_slope(x, y, w0, w1, r):
     """sum_i r_i d phi_i / d w = -(pi/2) sum_i r_i cos(pi |d_i| / 4) sin(pi |d_i| / 4) d_i / |d_i|, |d_i| <= 2."""
     number = x.dtype.type
@@ -251,14 +238,14 @@ def _cos_slope(x, y, w0, w1, r):
 # --- passes over the samples -------------------------------------------------------------------------------------
 
 
-@_compiled()
+@compiled()
 def _chunk(part, blocks):
     """The blocks of one part of the sums, as a range."""
     parts = min(_CHUNKS, blocks)
     return range(part * blocks // parts, (part + 1) * blocks // parts)
 
 
-@_compiled(fastmath=_VECTORISED)
+@compiled(fastmath=VECTORISED)
 def _add_rows(phi, v, first, total):
     """total_i += sum_j v_j phi_ji over the four neurons from ``first``."""
     number = phi.dtype.type
@@ -267,7 +254,7 @@ def _add_rows(phi, v, first, total):
         total[i] += v0 * phi[first, i] + v1 * phi[first + 1, i] + v2 * phi[first + 2, i] + v3 * phi[first + 3, i]
 
 
-@_compiled(fastmath=_VECTORISED)
+@compiled(fastmath=VECTORISED)
 def _dot_rows(phi, r, first, sums, column):
     """sums[j, column] += sum_i phi_ji r_i for the four neurons from ``first``."""
     s0 = s1 = s2 = s3 = phi.dtype.type(0.0)
@@ -282,7 +269,7 @@ def _dot_rows(phi, r, first, sums, column):
     sums[first + 3, column] += s3
 
 
-@_compiled()
+@compiled()
 def _flush(part, total):
     """total += part, part <- 0."""
     for i in range(_BLOCK):
@@ -290,7 +277,7 @@ def _flush(part, total):
         part[i] = 0.0
 
 
-@_compiled()
+@compiled()
 def _forth(phi, v, part, total):
     """total_i <- sum_j v_j phi_ji in one block: tiles in the precision of the features, their sum in float64."""
     total[:] = 0.0
@@ -302,7 +289,7 @@ def _forth(phi, v, part, total):
     _flush(part, total)
 
 
-@_compiled()
+@compiled()
 def _means(sums, column, count, out):
     """out_j <- sum over the parts of sums[part, j, column], divided by ``count``."""
     out[:] = 0.0
@@ -313,7 +300,7 @@ def _means(sums, column, count, out):
         out[j] /= count
 
 
-@_compiled()
+@compiled()
 def _make_block(samples, ws, block, width, laplace):
     """The features of one block, 0 for padded samples."""
     number = ws.phi.dtype.type
@@ -326,14 +313,14 @@ def _make_block(samples, ws, block, width, laplace):
         ws.phi[block, j, samples.count - block * _BLOCK :] = 0.0
 
 
-@_compiled()
+@compiled()
 def _back(phi, r, sums, column):
     """sums[j, column] += sum_i phi_ji r_i in one block."""
     for first in range(0, sums.shape[0], 4):
         _dot_rows(phi, r, first, sums, column)
 
 
-@_compiled()
+@compiled()
 def _evaluate_part(samples, ws, part, width, laplace):
     """The sums of phi r and of phi y over one part of the samples, with the features and residuals they need."""
     sums, first, second = ws.sums[part], ws.scratch[part, 0], ws.scratch[part, 1]
@@ -350,7 +337,7 @@ def _evaluate_part(samples, ws, part, width, laplace):
         _back(ws.phi[block], second, sums, 1)
 
 
-@_compiled()
+@compiled()
 def _multiply_part(ws, part, width):
     """The sums of phi (phi p / M) over one part of the samples."""
     sums, first = ws.sums[part], ws.scratch[part, 0]
@@ -364,7 +351,7 @@ def _multiply_part(ws, part, width):
         _back(ws.phi[block], first, sums, 0)
 
 
-@_compiled()
+@compiled()
 def _pull_back_part(samples, ws, part, width, laplace):
     """The sums of r d phi / d w over one part of the samples."""
     number = ws.phi.dtype.type
@@ -384,7 +371,7 @@ def _pull_back_part(samples, ws, part, width, laplace):
             sums[j, 1] += sum1
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _evaluate(samples, ws, width, laplace, lmbda, centre):
     """Features at w, residual f - y and slope b - A u at u; returns |b|."""
     for part in prange(ws.sums.shape[0]):
@@ -392,7 +379,7 @@ def _evaluate(samples, ws, width, laplace, lmbda, centre):
     return _finish_slope(samples, ws, width, lmbda, centre)
 
 
-@_compiled()
+@compiled()
 def _finish_slope(samples, ws, width, lmbda, centre):
     _means(ws.sums, 0, samples.count, ws.slope)
     _means(ws.sums, 1, samples.count, ws.image)
@@ -403,7 +390,7 @@ def _finish_slope(samples, ws, width, lmbda, centre):
     return math.sqrt(size)
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _multiply(samples, ws, width, lmbda):
     """product <- phi p / M, image <- A p for p = direction."""
     for part in prange(ws.sums.shape[0]):
@@ -412,13 +399,13 @@ def _multiply(samples, ws, width, lmbda):
     _add_ridge(ws, lmbda)
 
 
-@_compiled()
+@compiled()
 def _add_ridge(ws, lmbda):
     for j in range(ws.image.shape[0]):
         ws.image[j] += lmbda * ws.direction[j]
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _pull_back(samples, ws, width, laplace, out):
     """out[:, j] <- (1/N) sum_i r_i d phi(w_j, x_i) / d w_j: (2, M)."""
     for part in prange(ws.sums.shape[0]):
@@ -430,7 +417,7 @@ def _pull_back(samples, ws, width, laplace, out):
 # --- inner solve -------------------------------------------------------------------------------------------------
 
 
-@_compiled(fastmath=_VECTORISED)
+@compiled(fastmath=VECTORISED)
 def _dot(a, b):
     total = a.dtype.type(0.0)
     for j in range(a.shape[0]):
@@ -438,7 +425,7 @@ def _dot(a, b):
     return total
 
 
-@_compiled(parallel=True)
+@compiled(parallel=True)
 def _precondition(ws, scale, single, out):
     """out <- inverse * slope, the slope scaled to size 1 meanwhile."""
     single[:] = ws.slope / scale
@@ -446,7 +433,7 @@ def _precondition(ws, scale, single, out):
         out[j] = scale * _dot(ws.inverse[j], single)
 
 
-@_compiled()
+@compiled()
 def _conjugate_gradients(samples, ws, width, lmbda, size, tolerance):
     """Lower |b - A u| / |b| below ``tolerance`` from u; returns the steps, and whether it was met.
 
@@ -478,7 +465,7 @@ def _conjugate_gradients(samples, ws, width, lmbda, size, tolerance):
     return step, met
 
 
-@_compiled()
+@compiled()
 def _extrapolate(ws):
     """u at the next epoch from the last three: constant, linear or quadratic in time as far as the history goes."""
     past = int(ws.counts[_PAST])
@@ -492,7 +479,7 @@ def _extrapolate(ws):
     ws.counts[_PAST] = past + 1
 
 
-@_compiled()
+@compiled()
 def _step_weights(samples, ws, width, laplace, rate, gradient):
     """w_j <- wrap(w_j - rate u_j mean_i r_i d phi(w_j, x_i) / d w_j); False where one is not finite."""
     _pull_back(samples, ws, width, laplace, gradient)
@@ -504,7 +491,7 @@ def _step_weights(samples, ws, width, laplace, rate, gradient):
     return sound
 
 
-@_compiled(fastmath=_VECTORISED)
+@compiled(fastmath=VECTORISED)
 def _loss(samples, ws, width, lmbda, centre):
     """L = mean r^2 / (2 lam) + mean (u - c)^2 / 2."""
     data = penalty = 0.0
@@ -516,7 +503,7 @@ def _loss(samples, ws, width, lmbda, centre):
     return data / samples.count / (2.0 * lmbda) + penalty / width / 2.0
 
 
-@_compiled()
+@compiled()
 def _count(ws, steps, price):
     """Keep the account of a solve; True where a new preconditioner pays.
 
@@ -531,7 +518,7 @@ def _count(ws, steps, price):
     return ws.counts[_AVERAGE] * ws.counts[_AGE] > price + ws.counts[_AGE_STEPS]
 
 
-@_compiled()
+@compiled()
 def _epochs(samples, ws, width, laplace, lmbda, centre, time_scale, tolerance, price, losses, first):
     """VarPro epochs from number ``first``: loss, step of the weights, inner solve.
 
@@ -586,19 +573,6 @@ def workspace(blocks: int, width: int, dtype: str) -> Workspace:
     )
 
 
-def compiled(dtype: str) -> bool:
-    """Whether the epochs with features in ``dtype`` are in numba's cache, newer than this file."""
-    source = Path(__file__)
-    folder = Path(os.environ.get("NUMBA_CACHE_DIR") or source.parent)
-    for index in folder.rglob(f"{source.stem}._epochs-*.nbi"):  # lists the types, with one .nbc file for each set
-        if index.stat().st_mtime >= source.stat().st_mtime:
-            single = b"float32" in index.read_bytes()
-            double = len(list(index.parent.glob(f"{index.stem}.*.nbc"))) > single
-            if single if dtype == "float32" else double:
-                return True
-    return False
-
-
 def compile_apart(dtype: str) -> None:
     """Fill numba's cache in a process of its own.
 
@@ -612,18 +586,18 @@ def warm_up(dtype: str) -> None:
     points = np.linspace(-1, 1, 8).reshape(4, 2)
     solver = TorusSolver("laplace", points, points[:, 0], 1.0, 0.0, 0.1, dtype)
     weights = points[:2].copy()
-    solver.advance(weights, solver.project(weights), 2)
+    solver.advance(weights, solver.solve(weights), 2)
 
 
-class TorusSolver:
-    """VarPro training on one data set: the ``cg`` solver of the torus experiments, on the CPU.
+class TorusSolver(Solver):
+    """The ``cg`` solver on the CPU: VarPro for radial kernels on the torus, targets with one output.
 
     ``kernel`` is ``"laplace"`` or ``"cos"``; ``inputs (N, 2)`` and ``targets (N,)`` are arrays; ``lmbda > 0``;
     ``centre`` is the penalty centre c; ``time_scale`` is the learning rate of the weights per neuron; ``dtype`` is the
     precision of the features. Every inner solve leaves |b - A u| <= 1e-6 |b| in float32 and 1e-10 |b| in float64.
     """
 
-    name = "cg"
+    name, devices, dtypes = "cg", ("cpu",), ("float32", "float64")
 
     def __init__(
         self,
@@ -647,15 +621,57 @@ class TorusSolver:
         self._width = 0
         self._sharing = Sharing()
 
-    @staticmethod
-    def own(tensor: torch.Tensor) -> np.ndarray:
+    @classmethod
+    def obstacle(cls, objective: Objective, problem: Problem) -> str:
+        features = objective.features
+        if type(features) is not RadialTorus or features.kernel not in _compiled_kernels():
+            return f"is compiled for the kernels {' and '.join(KERNELS)} on the torus, not for {features.name}"
+        if objective.outer_update != "ridge":
+            return "computes VarPro, not two-timescale descent"
+        return "takes targets with one output" if problem.targets.shape[1] > 1 else ""
+
+    @classmethod
+    def drawback(cls, objective: Objective, problem: Problem) -> str:
+        return wide_student(problem)
+
+    @classmethod
+    def compilation(cls, objective: Objective, dtype: str) -> int:
+        return 0 if in_cache(_epochs, mentioning=dtype + ", 3d") else 20
+
+    @classmethod
+    def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "TorusSolver":
+        if cls.compilation(objective, dtype):
+            compile_apart(dtype)
+        warm_up(dtype)  # not in the time of the training
+        data = problem.inputs.numpy(), problem.targets[:, 0].numpy()
+        return cls(objective.features.kernel.name, *data, *objective.constants, dtype)
+
+    def own(self, tensor: torch.Tensor) -> np.ndarray:
         """A float64 copy in the form the other methods take: weights (M, 2) or outer weights (M,)."""
         return tensor.double().numpy().copy()
 
-    def project(self, weights: np.ndarray) -> np.ndarray:
+    def solve(self, weights: np.ndarray) -> np.ndarray:
         """Optimal outer weights (M,) for ``weights (M, 2)``."""
         self._enter(weights, np.full(len(weights), self.centre))
         return self._workspace.u[: self._width].copy()
+
+    def reduced(self, weights: np.ndarray) -> Reduced:
+        """R(w) = min_u L at ``weights (M, 2)``, its gradient (M, 2), and u (M,).
+
+        The outer weights and the preconditioner of the last state are the start: close states cost least.
+        """
+        with _threads(self._most_threads(len(weights))):
+            if self._workspace is None or self._width != len(weights):
+                self._enter(weights, np.full(len(weights), self.centre))
+            else:
+                self._move(weights)
+            ws, width = self._workspace, self._width
+            risk = _loss(self.samples, ws, width, self.lmbda, self.centre)
+            slopes = np.empty((2, len(ws.u)))
+            _pull_back(self.samples, ws, width, self.laplace, slopes)
+        # dL/dw_j = u_j mean_i(r_i d phi(w_j, x_i) / d w_j) / (lam M)
+        gradient = (ws.u * slopes)[:, :width].T / (self.lmbda * width)
+        return Reduced(float(risk), gradient, ws.u[:width].copy())
 
     def advance(self, weights: np.ndarray, outer: np.ndarray, epochs: int) -> np.ndarray:
         """Train ``weights (M, 2)`` and ``outer (M,)`` in place for ``epochs`` epochs; returns the losses (epochs,).
@@ -668,7 +684,7 @@ class TorusSolver:
         ws, losses, epoch = self._workspace, np.full(epochs, np.nan), 0
         problem = (self.lmbda, self.centre, self.time_scale, self._tolerance, self._price())
         while epoch < epochs:
-            threads, count = self._sharing.plan(self._most_threads(), epochs - epoch)
+            threads, count = self._sharing.plan(self._most_threads(self._width), epochs - epoch)
             begin, first, part = time.perf_counter(), epoch, losses[: epoch + count]
             with _threads(threads):
                 epoch, ending = _epochs(self.samples, ws, self._width, self.laplace, *problem, part, epoch)
@@ -680,10 +696,11 @@ class TorusSolver:
         weights[:], outer[:] = ws.w[: self._width], ws.u[: self._width]
         return losses
 
-    def effort(self) -> Effort:
-        """Accuracy and cost of the inner solves since the width was set."""
+    def report(self) -> dict[str, float]:
+        """``worst_residual``: the largest |b - A u| / |b| that was accepted; and the effort since the width was set."""
         ws = self._workspace
-        return Effort(float(ws.worst[0]), *(int(count) for count in ws.counts[:4]))
+        counts = dict(zip(("solves", "steps", "factorisations", "exact"), map(int, ws.counts[:4]), strict=True))
+        return {"worst_residual": float(ws.worst[0])} | counts
 
     def _price(self) -> float:
         """The cost of a preconditioner in conjugate-gradient steps: multiply-adds, those of matrix products faster."""
@@ -707,9 +724,21 @@ class TorusSolver:
         self._renew()
         self._solve()
 
-    def _most_threads(self) -> int:
+    def _move(self, weights: np.ndarray) -> None:
+        """Optimal outer weights at other ``weights (M, 2)``, with the preconditioner at hand if it does."""
+        ws = self._workspace
+        ws.w[: self._width] = weights
+        ws.counts[_PAST] = 0
+        size = self._evaluate()
+        steps, met = _conjugate_gradients(self.samples, ws, self._width, self.lmbda, size, self._tolerance)
+        if _count(ws, steps, self._price()) or not met:
+            self._renew()
+        if not met:
+            self._solve()
+
+    def _most_threads(self, width: int) -> int:
         """One where there is little to do, else as many as numba has."""
-        return 1 if self.samples.count * self._width <= _SERIAL else get_num_threads()
+        return 1 if self.samples.count * width <= _SERIAL else get_num_threads()
 
     def _evaluate(self) -> float:
         """Features, residual and slope at the state; returns |b|."""
@@ -760,6 +789,10 @@ class TorusSolver:
         steps, met = _conjugate_gradients(self.samples, ws, self._width, self.lmbda, self._evaluate(), self._tolerance)
         _count(ws, steps, self._price())
         return met
+
+
+def _compiled_kernels() -> list[RadialKernel]:
+    return [RADIAL_KERNELS[name] for name in KERNELS]
 
 
 @contextmanager

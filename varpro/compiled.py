@@ -1,0 +1,99 @@
+"""How functions are compiled: numba's flags, and a cache that knows all the sources that a function was made of.
+
+numba keeps the machine code of a function as long as the file that the function stands in is unchanged. Functions that
+it inlines from other files are not looked at. Here the key is the content of the file and of every compiled file of
+this package that it imports, so that a change anywhere below is seen, and a mere touch is not.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from numba import njit
+from numba.core import caching
+from numba.core.dispatcher import Dispatcher
+from numba.np.ufunc.parallel import _launch_threads
+
+FUSED = {"contract", "nsz"}  # fused multiply-adds; NaN and infinity keep their meaning
+VECTORISED = {"contract", "nsz", "reassoc"}  # sums in any order, for reductions
+
+_PACKAGE = Path(__file__).parent
+_IMPORTS = re.compile(r"^from (varpro[.\w]*) import (\w+(?:, \w+)*)", re.MULTILINE)
+
+
+def compiled(**flags) -> Callable[[Callable], Dispatcher]:
+    """``numba.njit`` with these flags, numpy's rules for division unless they say otherwise, and our cache."""
+
+    def decorate(function: Callable) -> Dispatcher:
+        dispatcher = njit(**{"error_model": "numpy"} | flags)(function)
+        with suppress(RuntimeError):  # neither source tree nor home folder can be written: compiled in every process
+            dispatcher._cache = _FunctionCache(function)
+        return dispatcher
+
+    return decorate
+
+
+def in_cache(function: Dispatcher, mentioning: str = "") -> bool:
+    """Whether ``function`` loads in a moment, for argument types whose names contain ``mentioning``."""
+    index = getattr(function._cache, "_cache_file", None)
+    return index is not None and any(mentioning in str(key[0]) for key in index._load_index())
+
+
+@cache
+def _stamp(path: Path) -> str:
+    """A hash of the file and of all compiled files of this package that it imports, directly or not."""
+    digest = hashlib.sha256()
+    for source in sorted(_sources(path, set())):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def _sources(path: Path, seen: set[Path]) -> set[Path]:
+    if path in seen:
+        return seen
+    text = path.read_text(encoding="utf-8")
+    if "numba" in text or "varpro.compiled" in text:
+        seen.add(path)
+        for other in _imported(text):
+            _sources(other, seen)
+    return seen
+
+
+def _imported(text: str) -> Iterator[Path]:
+    for module, names in _IMPORTS.findall(text):
+        base = _PACKAGE.joinpath(*module.split(".")[1:])
+        for candidate in (base, *(base / name for name in names.split(", "))):
+            if candidate.with_suffix(".py").is_file():
+                yield candidate.with_suffix(".py")
+
+
+def _by_all_sources(locator: type) -> type:
+    """numba's ``locator`` of the folder of a cache, with the stamp of this module."""
+
+    class ByAllSources(locator):
+        def get_source_stamp(self) -> str:
+            return _stamp(Path(self._py_file))
+
+    return ByAllSources
+
+
+class _Implementation(caching.CompileResultCacheImpl):
+    _locator_classes = tuple(
+        map(
+            _by_all_sources,
+            (caching.UserProvidedCacheLocator, caching.InTreeCacheLocator, caching.UserWideCacheLocator),
+        )
+    )
+
+
+class _FunctionCache(caching.FunctionCache):
+    _impl_class = _Implementation
+
+    def load_overload(self, sig, target_context):
+        # A function compiled while what it calls came from the cache forgets that this may need the parallel runtime;
+        # without it, loading such a function alone would call into nothing.
+        _launch_threads()
+        return super().load_overload(sig, target_context)

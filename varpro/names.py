@@ -1,0 +1,81 @@
+"""What runs are called: the folder and the name of every result file (docs/definitions.md, 7).
+
+The scripts that write results and the grid that looks for them both ask here. A name states the parameters of its kind
+of run always, other options where they are not the default, and the seed. Nothing here needs PyTorch.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]  # the repository: the package is installed in editable mode
+RESNET = "VarPro_resnet"  # folder of the ResNet experiment
+_RESULTS_ROOT = "VARPRO_RESULTS"  # environment variable: another place for every experiment's results
+_ORDER = (  # of what is stated where it is not the default; anything else comes after these
+    "teacher_width",
+    "samples",
+    "grid_size",
+    "time_scale",
+    "saving_step",
+    "activation",
+    "momentum",
+    "final_epochs",
+    "shampoo_variant",
+    "update_every",
+    "mixed_precision",
+    "tf32",
+    "solver",
+    "dtype",
+)
+
+
+def directory(experiment: str = "") -> Path:
+    """``results/`` of an experiment folder; of the repository itself for ``""``.
+
+    Below ``$VARPRO_RESULTS`` where that is set, which tests and other sweeps use.
+    """
+    return Path(os.environ.get(_RESULTS_ROOT, ROOT)) / experiment / "results"
+
+
+def file_name(parameters: Mapping[str, Any], name: str = "") -> str:
+    """``[name_]key=value_..._key=value.pt`` in the order of ``parameters``; numbers in their shortest form."""
+    parts = [f"{key}={_short(value)}" for key, value in parameters.items()]
+    return "_".join([name, *parts] if name else parts) + ".pt"
+
+
+def shallow(config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, name: str = "") -> str:
+    """The file name of a shallow run (Section 6.1, Appendix B).
+
+    ``config`` has ``lambda``, ``student_width``, ``gamma`` (or the label of the user's ``data``), ``epochs`` and
+    ``seed``; ``changed`` are the options that differ from their defaults; ``name`` is a prefix.
+    """
+    law = "gamma" if config.get("data") is None else "data"
+    stated = {"lambda": config["lambda"], "width": config["student_width"], law: config[law]}
+    return file_name(stated | {"epochs": config["epochs"]} | _ordered(changed) | {"seed": config["seed"]}, name)
+
+
+def resnet(config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, name: str = "") -> str:
+    """The file name of a ResNet run (Section 6.2).
+
+    ``config`` has ``dataset`` (and the label of the user's own images, ``data``), ``optimizer``, ``batch_size``,
+    ``lambda``, ``epochs`` and ``seed``; the rest is as in :func:`shallow`.
+    """
+    stated = {key: config[key] for key in ("dataset", "data") if key in config}
+    stated |= {key: config[key] for key in ("optimizer", "batch_size", "lambda", "epochs")}
+    return file_name(stated | _ordered(changed) | {"seed": config["seed"]}, name)
+
+
+def limit(prefix: str, config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, name: str = "") -> str:
+    """The file name of a limit of the dynamics, ``prefix`` says of which; ``config`` has ``gamma`` and ``epochs``, all
+    else is as in :func:`shallow`."""
+    return file_name({f"{prefix}_gamma": config["gamma"], "epochs": config["epochs"]} | _ordered(changed), name)
+
+
+def _ordered(changed: Mapping[str, Any] | None) -> dict[str, Any]:
+    changed = changed or {}
+    return {key: changed[key] for key in (*_ORDER, *changed) if key in changed}
+
+
+def _short(value: Any) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,70 @@
+"""Our numbers beside the published ones, whether these are met, or what is still to be computed.
+
+python -m varpro.paper                      the table of Section 6.1
+python -m varpro.paper --check              every published curve at hand: exit code 0 if all are met, else 1
+python -m varpro.paper --plan --section appendix-b
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from varpro import cli
+
+_PROGRAM = "varpro.paper"
+
+try:
+    from varpro.paper import cost, fidelity, grid
+except ValueError as problem:  # $VARPRO_EPOCHS, which the grid reads
+    print(f"{_PROGRAM}: error: {problem}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+def parser():
+    """The options of this command."""
+    options = cli.parser(__doc__)
+    options.prog = _PROGRAM
+    options.add_argument("--section", choices=grid.SECTIONS, help="part of the paper (default: 6.1; for --check: all)")
+    options.add_argument(
+        "--seeds",
+        metavar="LIST",
+        help="seeds to average over, like 0 or 0-5 (default: those of the published curves; for appendix-b 0)",
+    )
+    options.add_argument("--plan", action="store_true", help="print what making the section will cost, nothing else")
+    options.add_argument(
+        "--check", action="store_true", help="say of every published curve at hand, with its seeds, whether it is met"
+    )
+    options.add_argument("--output", type=Path, metavar="FILE", help="also write the table here")
+    return options
+
+
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table, the plan or the check, and keep it in a file where one is named."""
+    of = parser()
+    options = of.parse_args(argv)
+    if options.plan and options.check:
+        of.error("--plan: has no effect here; it goes without --check")
+    if options.seeds and options.check:
+        of.error("--seeds: has no effect here; --check takes the seeds of the published curves")
+    try:
+        seeds = grid.parse_seeds(options.seeds) if options.seeds else None
+    except ValueError as error:
+        of.error(str(error))
+    name, verdict = options.section or "6.1", True
+    if options.plan:
+        text = cost.plan(name, seeds)
+    elif options.check:
+        text, verdict = fidelity.check([options.section] if options.section else list(grid.SECTIONS))
+    else:
+        text = fidelity.comparison_table(name, seeds)
+    print(text)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(text + "\n", encoding="utf-8")
+    if not verdict:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""What runs cost, in seconds and megabytes, and the plan of a section on this machine.
+
+A reference table holds the seconds of every kind of run on one core of one machine. What this machine does is measured
+anew each time, in about a second, by small fixed computations, one for each kind: they spend their time on the same
+operations as the runs do, so both grow by much the same factor from one processor to the next. No kernel is compiled
+for that.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from varpro.paper import grid
+
+_CORES = 2  # that the plan counts on
+START_SECONDS = 2.0  # of a process: importing torch
+_IMAGES = {"cifar10": (50000, 10000), "digits": (1500, 297)}
+_TEST_COST = 0.3  # of a training image, for a test image
+
+# Milliseconds an epoch by width on one core of the reference machine, distances and snapshots included.
+_CIRCLE_MS = {32: 0.0092, 128: 0.0125, 512: 0.026, 1024: 0.043}
+_TWO_TIMESCALE_MS = {32: 0.0075, 128: 0.0090, 512: 0.0155, 1024: 0.024}
+_TORUS_MS = {32: 0.105, 128: 0.36, 512: 1.45, 1024: 3.3}
+_IMAGE_MS = {"varprom": 2.0, "sgdm": 2.0, "shampoo": 2.3}  # a training image
+_SLOW_TEACHER = 2.0  # of gamma = infinity: neurons that come together need more steps of the inner solve
+_MEMORY_MB = {"circle": 1500, "torus": 1500, "resnet": 5000}  # of a process, at most
+
+
+def kind(run: grid.AnyRun) -> str:
+    """``circle``, ``torus`` or ``resnet``: what a run spends its time on."""
+    if isinstance(run, grid.ResNetRun):
+        return "resnet"
+    return "torus" if run.on_torus else "circle"
+
+
+def seconds(run: grid.AnyRun) -> float:
+    """How long one seed takes on one core of the reference machine."""
+    if isinstance(run, grid.ResNetRun):
+        train, test = _IMAGES[run.dataset]
+        return run.passes * (train + _TEST_COST * test) * _IMAGE_MS[run.optimizer] / 1e3
+    table = _TWO_TIMESCALE_MS if run.experiment == grid.TWO_TIMESCALE else _CIRCLE_MS
+    slow = _SLOW_TEACHER if math.isinf(run.gamma) else 1.0
+    return run.epochs * slow * (_TORUS_MS if run.on_torus else table)[run.width] / 1e3
+
+
+def memory(run: grid.AnyRun) -> int:
+    """MB that a process needs for this run, at most."""
+    return _MEMORY_MB[kind(run)]
+
+
+def megabytes(run: grid.AnyRun) -> float:
+    """About how large one result file is: float32 states and float64 losses.
+
+    A shallow run keeps about 1000 snapshots of (w, u), a ResNet its last parameters.
+    """
+    if isinstance(run, grid.ResNetRun):
+        return 1.2 + run.passes * _IMAGES[run.dataset][0] / run.batch_size * 8 / 1e6
+    return ((min(run.epochs, 1000) + 1) * run.width * 3 * 4 + run.epochs * 8) / 1e6
+
+
+# --- this machine -------------------------------------------------------------------------------------------------
+
+_REPEATS = 8  # of a probe; the fastest counts, so that a busy machine is not taken for a slow one
+
+
+def speed(kinds: Iterable[str]) -> dict[str, float]:
+    """How many times as long as on the reference machine each kind of run takes here, from its probe."""
+    return {kind: _fastest(_PROBES[kind]()) / _REFERENCE[kind] for kind in kinds}
+
+
+def _fastest(probe: Callable[[], object]) -> float:
+    """Seconds of processor time of ``probe``, the least of several."""
+    times = []
+    for _ in range(_REPEATS):
+        begin = time.process_time()
+        probe()
+        times.append(time.process_time() - begin)
+    return min(times)
+
+
+def _chain() -> Callable[[], object]:
+    """Additions in float64 that wait for each other: the sweeps over sorted neurons on the circle are such chains."""
+    values = np.linspace(0, 1, 1 << 18)
+    sums = np.empty_like(values)
+    return lambda: [np.cumsum(values, out=sums) for _ in range(16)]
+
+
+def _exponentials() -> Callable[[], object]:
+    """Exponentials in float32, vectorised, in the second-level cache: the features of the torus are made of them."""
+    exponents = np.linspace(-5, 0, 1 << 16, dtype=np.float32)
+    values = np.empty_like(exponents)
+    return lambda: [np.exp(exponents, out=values) for _ in range(400)]
+
+
+def _convolutions() -> Callable[[], object]:
+    """Convolutions of the three stages of a ResNet-20, forward and backward, in one thread."""
+    import torch  # for this probe alone
+
+    from varpro.threads import one_torch_thread
+
+    stages = []
+    for channels, size in ((16, 32), (32, 16), (64, 8)):
+        layer = torch.nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+        images = torch.ones(32, channels, size, size).to(memory_format=torch.channels_last).requires_grad_()
+        stages.append((layer, images))
+
+    def probe() -> None:
+        with one_torch_thread():
+            for layer, images in stages:
+                layer(images).sum().backward()
+
+    return probe
+
+
+_PROBES = {"circle": _chain, "torus": _exponentials, "resnet": _convolutions}
+_REFERENCE = {"circle": 0.0114, "torus": 0.0080, "resnet": 0.0099}  # seconds on the reference machine
+
+
+# --- the plan -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left to do of a section: runs (a seed each), seconds on two cores, megabytes."""
+
+    runs: int
+    lacking: int
+    seconds: float
+    megabytes: float
+
+
+def estimate(wanted: Mapping[grid.AnyRun, Sequence[int]], factors: Mapping[str, float]) -> Estimate:
+    """What ``wanted`` costs from where the results are now; ``factors`` are those of :func:`speed`."""
+    lacking = {run: [seed for seed in seeds if not run.path(seed).exists()] for run, seeds in wanted.items()}
+    count = {run: len(seeds) for run, seeds in lacking.items() if seeds}
+    busy = sum(seconds(run) * factors[kind(run)] * seeds for run, seeds in count.items())
+    longest = max((seconds(run) * factors[kind(run)] * seeds for run, seeds in count.items()), default=0.0)
+    return Estimate(
+        runs=sum(map(len, wanted.values())),
+        lacking=sum(count.values()),
+        seconds=max(busy / _CORES, longest) + START_SECONDS * bool(count),
+        megabytes=sum(megabytes(run) * seeds for run, seeds in count.items()),
+    )
+
+
+def plan(name: str, seeds: Sequence[int] | None = None, factors: Mapping[str, float] | None = None) -> str:
+    """What a section will cost on two cores of this machine, from where the results are now: a sentence.
+
+    ``factors`` stand for those that :func:`speed` would measure.
+    """
+    from varpro.cli import duration  # which needs PyTorch, that the workflow does without
+
+    section = grid.SECTIONS[name]
+    wanted = section.wanted(seeds)
+    listed = f"seeds {grid.ranges(seeds)}" if seeds else "seeds of the published figures"
+    if seeds is None and section.seeds:
+        listed = f"seed {section.seeds}"
+    left = estimate(wanted, factors or speed({kind(run) for run in wanted}))
+    head = f"{section.title}, {listed}: {left.runs} runs"
+    if not left.lacking:
+        return f"{head}, all at hand; notebooks take a minute."
+    return (
+        f"{head}, {left.lacking} of them to be computed: about {duration(left.seconds)} on two cores of this machine "
+        f"(not measured on a GPU), {left.megabytes / 1e3:.2g} GB of results; then about a minute for notebooks."
+    )

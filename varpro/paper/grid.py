@@ -1,0 +1,419 @@
+"""The paper's grid as data: its runs, the figures drawn from them, and the sections that these belong to.
+
+The workflow, the plan, the tables and the notebooks all read it. To add a figure, name it here, with its runs and its
+layout, and in a notebook; a layout is a function of :mod:`varpro.figures`. ``$VARPRO_EPOCHS`` shortens every run, for a
+quick look or a test; published numbers are for 32000 epochs, those of the ResNets for 100 passes over the data and 10
+more. Nothing here needs PyTorch.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from varpro import names
+
+EPOCHS_VARIABLE = "VARPRO_EPOCHS"
+
+
+def _length(usual: int) -> int:
+    """``$VARPRO_EPOCHS``, or ``usual`` where it is not set."""
+    text = os.environ.get(EPOCHS_VARIABLE, str(usual))
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ValueError(f"${EPOCHS_VARIABLE} (make: EPOCHS) is {text!r}: allowed are whole numbers from 1 up")
+    return int(text)
+
+
+FULL_EPOCHS, FULL_PASSES, DIGITS_PASSES = 32000, 100, 10
+EPOCHS = _length(FULL_EPOCHS)
+_LAST_SEED = np.iinfo(np.uint32).max  # of numpy's generator
+_MOST_SEEDS = 1000  # in a range
+SEEDS = tuple(range(6))  # the published curves are means over these; the two-timescale comparison has seed 0 alone
+WIDTHS = (32, 128, 512, 1024)
+WIDEST = WIDTHS[-1]
+GAMMAS = (10.0, 100.0, 1000.0)
+TIME_SCALE = 2**-10  # time of one epoch in every run
+
+BIASED = "VarPro_ReLU_1d"
+UNBIASED = "VarPro_ReLU_1d_unbiased"
+TWO_TIMESCALE = "2TS_ReLU_1d_unbiased"
+TORUS_BIASED = "VarPro_convolution_2d"
+TORUS_UNBIASED = "VarPro_convolution_2d_unbiased"
+
+
+@dataclass(frozen=True, order=True)
+class Diffusion:
+    """One solution of the ultra-fast diffusion."""
+
+    gamma: float = 100.0
+    epochs: int = EPOCHS
+
+    @property
+    def path(self) -> Path:
+        """The file of this solution, whether it exists or not."""
+        return names.directory() / names.limit("diffusion", {"gamma": self.gamma, "epochs": self.epochs})
+
+    @property
+    def label(self) -> str:
+        """A name for jobs and log files."""
+        return f"diffusion_gamma={self.gamma:g}"
+
+    script = "make_diffusion.py"
+
+    def arguments(self) -> list[str]:
+        """The options that make this solution, for ``make_diffusion.py``."""
+        return ["--epochs", str(self.epochs), "--gamma", f"{self.gamma:g}"]
+
+    def command(self) -> str:
+        """The command line that makes this solution, from the top of the repository."""
+        return " ".join(["python", self.script, *self.arguments()])
+
+
+@dataclass(frozen=True, order=True)
+class Run:
+    """One configuration of one shallow experiment; with a seed it is one result file."""
+
+    experiment: str
+    lmbda: float = 1e-3
+    width: int = WIDEST
+    gamma: float = 100.0
+    epochs: int = EPOCHS
+    activation: str = ""  # of the torus, where it is not the script's default
+
+    def path(self, seed: int) -> Path:
+        """The result file of this run with ``seed``, whether it exists or not."""
+        config = {"lambda": self.lmbda, "student_width": self.width, "gamma": self.gamma, "epochs": self.epochs}
+        changed = {"activation": self.activation} if self.activation else {}
+        return names.directory(self.experiment) / names.shallow(config | {"seed": seed}, changed)
+
+    @property
+    def parameters(self) -> str:
+        """The configuration for people."""
+        activation = f", {self.activation}" if self.activation else ""
+        return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{activation}"
+
+    @property
+    def label(self) -> str:
+        """A name for jobs and log files."""
+        activation = f"_{self.activation}" if self.activation else ""
+        return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{activation}"
+
+    @property
+    def script(self) -> str:
+        """The script that makes this run, from the top of the repository."""
+        return f"{self.experiment}/Experiment.py"
+
+    @property
+    def on_torus(self) -> bool:
+        """Whether this is a run of Appendix B."""
+        return self.experiment in (TORUS_BIASED, TORUS_UNBIASED)
+
+    @property
+    def biased(self) -> bool:
+        """Whether the penalty is u^2 / 2."""
+        return self.experiment in (BIASED, TORUS_BIASED)
+
+    @property
+    def diffusions(self) -> tuple[Diffusion, ...]:
+        """The diffusion that this run is compared with, on the circle."""
+        return () if self.on_torus else (Diffusion(self.gamma, self.epochs),)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files that this run reads and another job makes."""
+        return [diffusion.path for diffusion in self.diffusions]
+
+    def arguments(self, seeds: Sequence[int]) -> list[str]:
+        """The options that make this run, for the experiment's ``Experiment.py``."""
+        return [
+            *("--seed", *map(str, seeds)),
+            *("--epochs", str(self.epochs)),
+            *("--lambda", f"{self.lmbda:g}"),
+            *("--student_width", str(self.width)),
+            *("--gamma", f"{self.gamma:g}"),
+            *(("--activation", self.activation) if self.activation else ()),
+        ]
+
+    def command(self, seeds: Sequence[int]) -> str:
+        """The command line that makes this run, from the top of the repository."""
+        return " ".join(["python", self.script, *self.arguments(seeds)])
+
+
+CIFAR_FILE = names.ROOT / "data" / "cifar-10-batches-py" / "batches.meta"  # stands for all of its files
+OPTIMIZERS = {"varprom": "VarPro", "sgdm": "SGD", "shampoo": "Shampoo"}  # and their panels in the published figure
+_FINAL_DEFAULT = 10  # passes at half the rate; in file names and commands where it is another
+
+
+@dataclass(frozen=True, order=True)
+class ResNetRun:
+    """One configuration of the ResNet experiment; with a seed it is one result file."""
+
+    optimizer: str
+    batch_size: int
+    dataset: str = "cifar10"
+    variant: str = ""  # of Shampoo, where it is not the published one
+    epochs: int = _length(FULL_PASSES)  # passes over the data ...
+    final_epochs: int = _FINAL_DEFAULT  # ... and those after them at half the rate
+
+    experiment = names.RESNET
+    script = f"{names.RESNET}/Experiment.py"
+    diffusions = ()
+
+    def path(self, seed: int) -> Path:
+        """The result file of this run with ``seed``, whether it exists or not."""
+        config = {"dataset": self.dataset, "optimizer": self.optimizer, "batch_size": self.batch_size}
+        config |= {"lambda": 1e-3, "epochs": self.epochs, "seed": seed}
+        changed = {"final_epochs": self.final_epochs} if self.final_epochs != _FINAL_DEFAULT else {}
+        changed |= {"shampoo_variant": self.variant} if self.variant else {}
+        return names.directory(names.RESNET) / names.resnet(config, changed)
+
+    @property
+    def parameters(self) -> str:
+        """The configuration for people."""
+        variant = f" ({self.variant})" if self.variant else ""
+        return f"{self.optimizer}{variant}, batch size {self.batch_size}, {self.dataset}"
+
+    @property
+    def label(self) -> str:
+        """A name for jobs and log files."""
+        variant = f"_{self.variant}" if self.variant else ""
+        return f"{self.experiment}_{self.dataset}_{self.optimizer}{variant}_batch_size={self.batch_size}"
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files that this run reads and another job makes: CIFAR-10, which is to be downloaded once."""
+        return [CIFAR_FILE] if self.dataset == "cifar10" else []
+
+    @property
+    def passes(self) -> int:
+        """Passes over the data in all."""
+        return self.epochs + self.final_epochs
+
+    def arguments(self, seeds: Sequence[int]) -> list[str]:
+        """The options that make this run, for ``VarPro_resnet/Experiment.py``."""
+        return [
+            *("--dataset", self.dataset),
+            *("--optimizer", self.optimizer),
+            *(("--shampoo_variant", self.variant) if self.variant else ()),
+            *("--batch_size", str(self.batch_size)),
+            *("--epochs", str(self.epochs)),
+            *(("--final_epochs", str(self.final_epochs)) if self.final_epochs != _FINAL_DEFAULT else ()),
+            *("--seed", *map(str, seeds)),
+        ]
+
+    def command(self, seeds: Sequence[int]) -> str:
+        """The command line that makes this run, from the top of the repository."""
+        return " ".join(["python", self.script, *self.arguments(seeds)])
+
+
+AnyRun = Run | ResNetRun
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that a notebook shows: what it is drawn from, and how.
+
+    ``layout`` is the function of the section's module of :mod:`varpro.figures` that draws it. Without any of its
+    results it is left out, unless it ``needs`` ``"nothing"``; if it needs ``"all"``, one that is missing is enough.
+    """
+
+    name: str
+    layout: str
+    runs: Sequence[AnyRun] = ()
+    diffusions: Sequence[Diffusion] = ()
+    by: str = ""  # the parameter that tells its lines apart: "width", "lmbda", "gamma" or "activation"
+    seeds: Sequence[int] = SEEDS  # those of the published figure
+    needs: str = "some"
+    suffix: str = ".pdf"
+
+    @property
+    def file(self) -> str:
+        """The name of its file in ``figures/``."""
+        return self.name + self.suffix
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the paper: the figures that each of its notebooks shows."""
+
+    title: str
+    notebooks: Mapping[str, Sequence[Figure]]
+    more: Sequence[AnyRun] = ()  # runs that no figure shows, made with seed 0
+    seeds: str = ""  # where none are asked for; "" for those of each figure
+    full_epochs: int = FULL_EPOCHS
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures."""
+        return [figure for figures in self.notebooks.values() for figure in figures]
+
+    @property
+    def runs(self) -> list[AnyRun]:
+        """All runs, each once."""
+        return sorted({run for figure in self.figures for run in figure.runs} | set(self.more))
+
+    @property
+    def diffusions(self) -> list[Diffusion]:
+        """The diffusions that runs and figures read, each once."""
+        return sorted({diffusion for reader in (*self.figures, *self.runs) for diffusion in reader.diffusions})
+
+    @property
+    def epochs(self) -> int:
+        """The epochs, or passes, of its runs."""
+        return self.runs[0].epochs
+
+    def wanted(self, seeds: Iterable[int] | None = None) -> dict[AnyRun, list[int]]:
+        """The seeds of every run: ``seeds`` where some are asked for, else the section's or its figures' own."""
+        if seeds is None and self.seeds:
+            seeds = parse_seeds(self.seeds)
+        if seeds is not None:
+            return {run: sorted(seeds) for run in self.runs}
+        own = {run: {0} if run in self.more else set() for run in self.runs}
+        for figure in self.figures:
+            for run in figure.runs:
+                own[run] |= set(figure.seeds)
+        return {run: sorted(of_run) for run, of_run in own.items()}
+
+
+# --- Section 6.1 -------------------------------------------------------------------------------------------------
+
+_DENSITY = {"runs": [Run(UNBIASED, lmbda=1e-4)], "diffusions": [Diffusion()]}
+_CIRCLE_WIDTHS = [Run(experiment, width=width) for experiment in (BIASED, UNBIASED) for width in WIDTHS]
+_CIRCLE = Section(
+    "Section 6.1, ReLU networks on the circle",
+    {
+        "Results_SHL": [
+            Figure("gamma_densities", "teacher_densities"),
+            Figure("density_evolution", "density_evolution", **_DENSITY),
+            Figure("risk_width", "risks", _CIRCLE_WIDTHS, by="width"),
+            Figure("distance_width", "distances", _CIRCLE_WIDTHS, by="width"),
+            Figure(
+                "distance_lambda",
+                "distances",
+                [Run(experiment, lmbda) for experiment, lmbda in product((BIASED, UNBIASED), (1e-1, 1e-2, 1e-3, 1e-4))],
+                by="lmbda",
+            ),
+            Figure("distance_gamma", "risk_and_distances", [Run(UNBIASED, 1e-4, gamma=g) for g in GAMMAS], by="gamma"),
+            Figure(
+                "two_timescale",
+                "two_timescale",
+                [Run(*choice) for choice in product((UNBIASED, TWO_TIMESCALE), (1e-1, 1e-2, 1e-3), WIDTHS)],
+                by="width",
+                seeds=SEEDS[:1],
+            ),
+        ],
+        "1d_animations": [Figure("diffusion_animation", "animation", **_DENSITY, needs="all", suffix=".gif")],
+    },
+    # the pairs that the README lists; no published figure shows them
+    more=[Run(UNBIASED, lmbda, gamma=gamma) for lmbda, gamma in zip((1e-1, 1e-2, 1e-3), GAMMAS, strict=True)],
+)
+
+# --- Appendix B --------------------------------------------------------------------------------------------------
+
+_BOTH = (TORUS_BIASED, TORUS_UNBIASED)
+_TORUS_WIDTHS = [Run(experiment, width=width) for experiment, width in product(_BOTH, WIDTHS)]
+_TORUS = Section(
+    "Appendix B, RBF networks on the torus",
+    {
+        "Results_convolution": [
+            Figure("convolution_teacher", "teacher"),
+            Figure("convolution_risk_width", "risks", _TORUS_WIDTHS, by="width"),
+            Figure("convolution_distance_width", "distance", _TORUS_WIDTHS, by="width"),
+            Figure(
+                "convolution_distance_lambda",
+                "distance_and_risk",
+                [Run(experiment, lmbda) for experiment, lmbda in product(_BOTH, (1e-1, 1e-2, 1e-3))],
+                by="lmbda",
+            ),
+            Figure(
+                "convolution_distance_gamma",
+                "distance_and_risk",
+                [Run(TORUS_UNBIASED, 1e-2, gamma=gamma) for gamma in (100.0, math.inf)],
+                by="gamma",
+            ),
+            Figure(
+                "convolution_activation",
+                "distance_and_risk",
+                [Run(experiment, activation=kernel) for experiment, kernel in product(_BOTH, ("", "cos"))],
+                by="activation",
+            ),
+            Figure("convolution_animation", "animation", [Run(TORUS_UNBIASED)], needs="all", suffix=".gif"),
+        ],
+    },
+    seeds="0",  # all six take an hour
+)
+
+# --- Section 6.2 -------------------------------------------------------------------------------------------------
+
+
+def _resnet_figures(dataset: str, runs: Sequence[ResNetRun], *, seeds: Sequence[int], needs: str) -> list[Figure]:
+    """Both figures of a data set; ``needs`` is that of the one that has published curves."""
+    loss = Figure(f"resnet_loss_{dataset}", "losses", runs, seeds=seeds)
+    return [loss, Figure(f"resnet_accuracy_{dataset}", "accuracies", runs, seeds=seeds, needs=needs)]
+
+
+CIFAR_RUNS = [ResNetRun(*choice) for choice in product(OPTIMIZERS, (64, 128, 256, 512, 1024))]
+DIGITS_RUNS = [
+    ResNetRun(optimizer, batch, "digits", variant, epochs=_length(DIGITS_PASSES), final_epochs=2)
+    for optimizer, variant in (*((name, "") for name in OPTIMIZERS), ("shampoo", "gupta"))
+    for batch in (64, 128)
+]
+_DIGITS = Section(
+    "Section 6.2 on scikit-learn's digits",
+    {"Results_resnets": _resnet_figures("digits", DIGITS_RUNS, seeds=SEEDS[:3], needs="some")},
+    full_epochs=DIGITS_PASSES,
+)
+_CIFAR = Section(
+    "Section 6.2, ResNet-20 on CIFAR-10",
+    {"Results_resnets": _resnet_figures("cifar10", CIFAR_RUNS, seeds=SEEDS[:1], needs="nothing")},
+    full_epochs=FULL_PASSES,
+)
+
+SECTIONS = {"6.1": _CIRCLE, "appendix-b": _TORUS, "resnets": _DIGITS, "resnets-cifar10": _CIFAR}
+
+
+def find(name: str) -> tuple[str, Figure]:
+    """(section, figure) of a figure's name. Raises ValueError where there is no such figure."""
+    found = {figure.name: (key, figure) for key, section in SECTIONS.items() for figure in section.figures}
+    if name not in found:
+        raise ValueError(f"figure {name!r}: there are {', '.join(found)}")
+    return found[name]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Seeds from ``"0"``, ``"0-5"`` or ``"0,2,7-9"``, increasing. Raises ValueError on anything else."""
+    seeds: set[int] = set()
+    for part in text.replace(" ", ",").split(","):
+        first, dash, last = part.partition("-")
+        last = last if dash else first
+        if not (text.isascii() and first.isdigit() and last.isdigit() and int(first) <= int(last)):
+            raise ValueError(f"seeds {text!r}: allowed are numbers and ranges like 0-5, separated by commas")
+        if int(last) > _LAST_SEED or int(last) - int(first) >= _MOST_SEEDS:
+            raise ValueError(f"seeds {text!r}: allowed are seeds up to {_LAST_SEED}, {_MOST_SEEDS} in a range")
+        seeds.update(range(int(first), int(last) + 1))
+    return sorted(seeds)
+
+
+def ranges(seeds: Sequence[int]) -> str:
+    """``0-5`` or ``0,2,7-9``, which :func:`parse_seeds` reads."""
+    parts: list[list[int]] = []
+    for seed in seeds:
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts)
+
+
+def make_command(name: str, seeds: Sequence[int] | None = None) -> str:
+    """The command that makes a whole section."""
+    parts = ["make reproduce"]
+    parts += [f"SECTION={name}"] if name != "6.1" else []
+    parts += [f"SEEDS={ranges(seeds)}"] if seeds else []
+    section = SECTIONS[name]
+    parts += [f"EPOCHS={section.epochs}"] if section.epochs != section.full_epochs else []
+    return " ".join(parts)

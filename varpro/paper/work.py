@@ -1,0 +1,111 @@
+"""Runs of a section in batches: one process does many short runs, since importing torch takes longer than most of them.
+
+    python -m varpro.paper.work --section 6.1 --batch 1 --seeds 0-5
+
+Every run is made by its own script, as from the command line: what exists is kept, files are written whole or not at
+all, an interrupted run goes on from its checkpoint. A run that fails does not stop the others; the exit code is then 1.
+"""
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+
+from varpro import names
+from varpro.paper import cost, grid
+
+BATCH_SECONDS = 20.0  # of work, on the reference machine: ten times what a process needs to start
+Batch = dict[grid.AnyRun, list[int]]  # the seeds of each run
+
+
+def batches(wanted: Mapping[grid.AnyRun, Sequence[int]]) -> list[Batch]:
+    """``wanted`` (seeds of every run) in batches of about :data:`BATCH_SECONDS`, the longest first.
+
+    A longer run has a batch of its own. The others are spread evenly over an even number of batches, so that two cores
+    end together. The same ``wanted`` gives the same batches on every machine, whatever is at hand.
+    """
+    work = {run: cost.seconds(run) * len(seeds) for run, seeds in wanted.items() if seeds}
+    ordered = sorted(work, key=lambda run: (-work[run], run))
+    long = [run for run in ordered if work[run] >= BATCH_SECONDS]
+    short = [run for run in ordered if work[run] < BATCH_SECONDS]
+    count = 2 * -(-sum(work[run] for run in short) // (2 * BATCH_SECONDS))
+    bins: list[list[grid.AnyRun]] = [[] for _ in range(min(int(count), len(short)))]
+    for run in short:
+        min(bins, key=lambda of: sum(work[each] for each in of)).append(run)
+    return [{run: list(wanted[run]) for run in runs} for runs in [*([run] for run in long), *bins]]
+
+
+def perform(batch: Batch) -> int:
+    """Make what ``batch`` lacks, run by run; returns how many runs failed."""
+    lacking = {run: [seed for seed in seeds if not run.path(seed).exists()] for run, seeds in batch.items()}
+    arguments = {run: run.arguments(seeds) for run, seeds in lacking.items() if seeds}
+    return _perform((run, f"{run.experiment}, {run.parameters}", given) for run, given in arguments.items())
+
+
+def solve(diffusions: Sequence[grid.Diffusion]) -> int:
+    """Make those of ``diffusions`` that are missing; returns how many failed."""
+    return _perform((each, each.label, each.arguments()) for each in diffusions if not each.path.exists())
+
+
+def _perform(jobs: Iterator[tuple[grid.AnyRun | grid.Diffusion, str, list[str]]]) -> int:
+    failed = []
+    for job, label, arguments in jobs:
+        print(f"--- {label}", flush=True)
+        try:
+            _script(job.script).main(arguments)
+        except SystemExit as stop:  # the script has said why
+            if stop.code == _INTERRUPTED:
+                raise
+            failed += [label] if stop.code else []
+        except Exception:
+            traceback.print_exc()
+            failed.append(label)
+    for label in failed:
+        print(f"failed: {label}", file=sys.stderr, flush=True)
+    return len(failed)
+
+
+_INTERRUPTED = 130  # exit code of a script on Ctrl-C
+_scripts: dict[str, ModuleType] = {}
+
+
+def _script(path: str) -> ModuleType:
+    """A script of the repository as a module, by its path from the top."""
+    if path not in _scripts:
+        spec = importlib.util.spec_from_file_location(f"script_{len(_scripts)}", names.ROOT / path)
+        _scripts[path] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(_scripts[path])
+    return _scripts[path]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make one batch of a section, or its diffusions."""
+    from varpro import cli  # not for those who only ask for the batches
+
+    of = cli.parser(__doc__)
+    of.prog = "varpro.paper.work"
+    of.add_argument("--section", choices=grid.SECTIONS, default="6.1", help="part of the paper")
+    of.add_argument("--seeds", metavar="LIST", help="like 0 or 0-5 (default: those of the published figures)")
+    what = of.add_mutually_exclusive_group(required=True)
+    what.add_argument("--batch", type=cli.whole(1), metavar="K", help="the K-th batch of runs, from 1")
+    what.add_argument("--diffusions", action="store_true", help="the diffusions that the runs are compared with")
+    options = of.parse_args(argv)
+    section = grid.SECTIONS[options.section]
+    try:
+        seeds = grid.parse_seeds(options.seeds) if options.seeds else None
+    except ValueError as error:
+        of.error(str(error))
+    if options.diffusions:
+        failed = solve(section.diffusions)
+    else:
+        there = batches(section.wanted(seeds))
+        if options.batch > len(there):
+            of.error(f"argument --batch: {options.batch} is not allowed: there are {len(there)}")
+        failed = perform(there[options.batch - 1])
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

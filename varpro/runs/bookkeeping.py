@@ -1,0 +1,187 @@
+"""What every long run needs beside its training: checkpoints, a lock, stop signals, an estimate of its cost."""
+
+import fcntl
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from varpro import results
+from varpro.cli import Stopped
+
+Report = Callable[[str], None]
+_POLL_SECONDS = 0.2  # between two tries to take a lock
+_TIMED_SECONDS = 1.0  # of training, before its cost is estimated; what is shorter needs no estimate
+
+
+class Checkpoint:
+    """The file from which a stopped run goes on. It is written now and then, and goes when the result is there.
+
+    A file of another ``config`` or another ``version`` of what is in it is not gone on from. ``seconds`` pass between
+    two writings, and more where writing would take more than ``share`` of the time. ``report`` receives lines for the
+    user.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        version: int,
+        *,
+        seconds: float = 30.0,
+        share: float = 0.05,
+        report: Report | None = None,
+    ) -> None:
+        self.path, self.config, self.version = path, dict(config), version
+        self._seconds, self._share, self._report = seconds, share, report
+        self._due = time.perf_counter() + seconds
+
+    def restore(self) -> dict[str, Any] | None:
+        """The state that was kept for this run, or None."""
+        if not self.path.exists():
+            return None
+        try:
+            saved = results.load(self.path)
+        except results.ResultError as error:
+            return self._anew(str(error))
+        if saved.get("version") != self.version:
+            return self._anew(f"{self.path} is of another version")
+        found = saved.get("config") or {}
+        differing = [key for key in self.config if found.get(key) != self.config[key]]
+        if differing:
+            key = differing[0]
+            return self._anew(f"{self.path} has {key} = {found.get(key)}, not {self.config[key]}")
+        return saved["state"]
+
+    def offer(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Write what ``state`` returns, if it is time."""
+        begin = time.perf_counter()
+        if begin >= self._due:
+            self.write(state())
+            cost = time.perf_counter() - begin
+            self._due = begin + max(self._seconds, cost / self._share)
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Write ``state`` now. Raises ResultError where it cannot be written; what was there is still there then."""
+        results.save(self.path, {"version": self.version, "config": self.config, "state": state})
+
+    def remove(self) -> None:
+        """To be called once the result is on disk."""
+        self.path.unlink(missing_ok=True)
+
+    def _anew(self, reason: str) -> None:
+        if self._report is not None:
+            self._report(f"starts anew: {reason}")
+
+
+class StopSignals:
+    """Within this context SIGTERM and SIGINT only set ``number``; a second one acts as usual.
+
+    A loop asks between two steps whether it should stop, so that it never stops in the midst of one.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._usual: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._usual[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def check(self, keep: Callable[[], None]) -> None:
+        """Where a signal has come, call ``keep`` and raise Stopped."""
+        if self.number:
+            keep()
+            raise Stopped(self.number)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.number = number
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._usual:
+            number, action = self._usual.popitem()
+            signal.signal(number, action)
+
+
+@contextmanager
+def locked(path: Path, report: Report) -> Iterator[None]:
+    """Hold the lock of the result ``path`` meanwhile; where another process has it, say so and wait.
+
+    The lock is the system's (flock on ``path`` with the suffix ``.lock``): it ends with the process that holds it,
+    however that ends. On a network file system it holds between machines if the system supports flock there, as NFS of
+    Linux does; a file system without it is used without a lock.
+    """
+    name = path.with_suffix(".lock")
+    handle = _take(name, report)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            name.unlink(missing_ok=True)  # first, so that who waits for this file sees that it is gone
+            os.close(handle)
+
+
+def _take(name: Path, report: Report) -> int | None:
+    told = False
+    while True:
+        handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 200).decode(errors="replace").strip()
+            os.close(handle)
+            if not told:
+                report(f"waits for {holder or 'another process'}, which works on {name.with_suffix('.pt')}")
+                told = True
+            time.sleep(_POLL_SECONDS)
+            continue
+        except OSError:
+            os.close(handle)
+            return None
+        if _is(handle, name):
+            os.truncate(handle, 0)
+            os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+            return handle
+        os.close(handle)  # its last holder has removed it
+
+
+def _is(handle: int, name: Path) -> bool:
+    """Whether the open file ``handle`` is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(handle), name.stat())
+    except FileNotFoundError:
+        return False
+
+
+class Watch:
+    """Says once, after the first steps, what the run will cost.
+
+    ``estimate`` makes the line from the seconds that a step takes.
+    """
+
+    def __init__(self, report: Report | None, estimate: Callable[[float], str]) -> None:
+        self._report, self._estimate = report, estimate
+        self._first: tuple[int, float] | None = None
+
+    def look(self, step: int, seconds: float) -> None:
+        """To be called with the steps done and the seconds of training so far. The first ones may compile."""
+        if self._report is None:
+            return
+        if self._first is None:
+            self._first = step, seconds
+            return
+        steps, spent = step - self._first[0], seconds - self._first[1]
+        if steps > 0 and spent >= _TIMED_SECONDS:
+            self._report(self._estimate(spent / steps))
+            self._report = None

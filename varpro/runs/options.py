@@ -1,0 +1,167 @@
+"""The options that the experiment scripts share, in groups; each script gives the defaults."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from varpro import cli
+from varpro.domains.base import Domain
+from varpro.optimizers.base import Optimizer
+from varpro.optimizers.lbfgs import LBFGS
+from varpro.optimizers.levenberg_marquardt import LevenbergMarquardt
+from varpro.optimizers.momentum import Momentum
+from varpro.solvers import choose
+
+
+def add_gamma(group, default: float, domain: Domain) -> None:
+    """The shape parameter of the teacher law on ``domain``."""
+    group.add_argument(
+        "--gamma", type=_parser_of(domain.gamma), default=default, metavar="G", help=domain.shape_parameter
+    )
+
+
+def _parser_of(parse: Callable[[str], float]) -> Callable[[str], float]:
+    """``parse``, whose ValueError says what is allowed, as argparse wants it."""
+
+    def parsed(text: str) -> float:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not allowed: {error}") from None
+
+    return parsed
+
+
+def add_problem(
+    to: argparse.ArgumentParser,
+    domain: Domain,
+    *,
+    lmbda: float,
+    student_width: int,
+    gamma: float,
+    samples: int,
+    teacher_width: int,
+) -> None:
+    """The learning problem on ``domain``; the keywords are the experiment's defaults."""
+    group = to.add_argument_group("problem")
+    cli.add_seeds(group)
+    cli.add_lambda(group, lmbda)
+    group.add_argument(
+        "--student_width",
+        type=cli.whole(1),
+        default=student_width,
+        metavar="M",
+        help="number of student neurons",
+    )
+    add_gamma(group, gamma, domain)
+    group.add_argument("--samples", type=cli.whole(1), default=samples, metavar="N", help="number of training samples")
+    group.add_argument(
+        "--teacher_width", type=cli.whole(1), default=teacher_width, metavar="T", help="number of teacher neurons"
+    )
+    d = domain.dimension
+    group.add_argument(
+        "--data",
+        type=Path,
+        metavar="FILE",
+        help=f"train on the tensors of FILE (torch.save of a dict: inputs (N, {d}), targets (N,) or (N, k), and if you "
+        f"like teacher_weights (T, {d}) and student_weights (M, {d})) instead of drawn ones",
+    )
+
+
+def add_activation(to: argparse.ArgumentParser, *, kernels: Sequence[str]) -> None:
+    """The radial kernel, by its name; the first one is the default."""
+    to.add_argument(
+        "--activation",
+        choices=kernels,
+        default=kernels[0],
+        help="radial kernel: 2/s^2 exp(-r/s), s = 1/2, or raised cosine",
+    )
+
+
+GRADIENT_DESCENT = "gd"
+OPTIMIZERS: dict[str, type[Optimizer]] = {kind.name: kind for kind in (Momentum, LBFGS, LevenbergMarquardt)}
+
+
+def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float) -> None:
+    """Length and pace of the training; the keywords are the experiment's defaults."""
+    group = to.add_argument_group("training")
+    group.add_argument(
+        "--optimizer",
+        choices=[GRADIENT_DESCENT, *OPTIMIZERS],
+        default=GRADIENT_DESCENT,
+        help="outer step: gd is gradient descent, the paper's; the others work on the reduced risk: Nesterov's "
+        "momentum, L-BFGS, Levenberg-Marquardt",
+    )
+    group.add_argument(
+        "--tolerance",
+        type=cli.positive,
+        default=0.0,
+        metavar="R",
+        help="end before the last epoch where the risk changes by less than this share of itself (not with gd)",
+    )
+    fewer = ", ".join(f"{kind.usual_iterations} with {name}" for name, kind in OPTIMIZERS.items())
+    group.add_argument(
+        "--epochs",
+        type=cli.whole(1),
+        default=epochs,
+        metavar="E",
+        help=f"number of epochs, or of iterations at most, of which an optimizer has fewer: {fewer}",
+    )
+    group.add_argument(
+        "--time_scale",
+        type=cli.time_scale,
+        default=time_scale,
+        metavar="H",
+        help="learning rate of the weights, per neuron: eta = M * time_scale; also the time of one epoch",
+    )
+    group.add_argument(
+        "--saving_step",
+        type=cli.whole(1),
+        metavar="K",
+        help="keep every K-th state (default: about 1000 states in all)",
+    )
+
+
+def add_diffusion(
+    to: argparse.ArgumentParser, domain: Domain, *, gamma: float, epochs: int, time_scale: float, grid_size: int
+) -> None:
+    """The diffusion equation and its discretisation; the keywords are the defaults."""
+    group = to.add_argument_group("diffusion")
+    add_gamma(group, gamma, domain)
+    group.add_argument("--epochs", type=cli.whole(1), default=epochs, metavar="E", help="last epoch")
+    group.add_argument("--time_scale", type=cli.time_scale, default=time_scale, metavar="H", help="time of one epoch")
+    group.add_argument(
+        "--grid_size", type=cli.whole(16), default=grid_size, metavar="G", help="number of cells of the density grid"
+    )
+    group.add_argument(
+        "--saving_step", type=cli.whole(1), metavar="K", help="keep every K-th epoch (default: about 1000 in all)"
+    )
+
+
+def add_run(to: argparse.ArgumentParser) -> None:
+    """How and where to run."""
+    group = to.add_argument_group("run")
+    group.add_argument(
+        "--solver",
+        choices=["auto", *choose.NAMES],
+        default="auto",
+        help="how the inner problem is solved: linear is linear-time, for ReLU on the circle; cg is warm conjugate "
+        "gradients; dense is Cholesky, for everything; auto is the fastest that computes the problem",
+    )
+    group.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="where to compute; auto is where the solver is at home",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=["float32", "float64"],
+        help="precision (default: float64 for linear, float32 for cg and dense)",
+    )
+    group.add_argument(
+        "--tf32",
+        action="store_true",
+        help="let float32 matrix products of dense on CUDA use TF32, which keeps 10 bits of every factor",
+    )
+    cli.add_output(to)

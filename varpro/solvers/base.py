@@ -1,0 +1,121 @@
+"""What a solver of the inner problem offers. A new one is one file with a subclass, and its place in ``choose``."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+
+from varpro.features import FeatureMap
+from varpro.problem import Problem
+
+Array = np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss L of docs/definitions.md, section 1, and the descent on it.
+
+    ``outer_update`` is ``"ridge"`` (VarPro: u solves the inner problem at every epoch) or ``"gradient"`` (two-timescale
+    descent: one gradient step of u at rate lam M).
+    """
+
+    features: FeatureMap
+    lmbda: float
+    centre: float
+    time_scale: float
+    outer_update: str
+
+    @property
+    def constants(self) -> tuple[float, float, float]:
+        """lam, c and the time scale."""
+        return self.lmbda, self.centre, self.time_scale
+
+
+class Reduced(NamedTuple):
+    """The reduced risk R(w) = min_u L(w, u) at some weights, ``gradient (M, d)`` = dR/dw and u = ``outer``.
+
+    The gradient is the one of L in w with u held at its optimum (envelope theorem), tangential to the domain.
+    """
+
+    risk: float
+    gradient: Array
+    outer: Array
+
+
+class Solver(ABC):
+    """The inner problem of one data set, and the training epochs that go with it.
+
+    Weights and outer weights come in a solver's own form, arrays or tensors, which :meth:`own` makes.
+    """
+
+    name: ClassVar[str]  # of --solver; solvers of one name share no device
+    devices: ClassVar[tuple[str, ...]]  # the preferred one first
+    dtypes: ClassVar[tuple[str, ...]]  # likewise
+
+    @classmethod
+    @abstractmethod
+    def obstacle(cls, objective: Objective, problem: Problem) -> str:
+        """ "" where this solver computes exactly ``objective`` on ``problem``; else what keeps it, for the user."""
+
+    @classmethod
+    def drawback(cls, objective: Objective, problem: Problem) -> str:
+        """Why another solver is the better choice for ``problem``, though this one computes it; "" if it is not."""
+        return ""
+
+    @classmethod
+    def compilation(cls, objective: Objective, dtype: str) -> int:
+        """Seconds, about, that compiling will take on this machine now; 0 where nothing is left to compile."""
+        return 0
+
+    @classmethod
+    @abstractmethod
+    def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "Solver":
+        """The solver of ``problem``, ready to train, on ``device`` in the precision ``dtype``."""
+
+    @abstractmethod
+    def own(self, tensor: torch.Tensor) -> Array:
+        """A copy of ``tensor`` in the form that the other methods take."""
+
+    @abstractmethod
+    def solve(self, weights: Array) -> Array:
+        """argmin_u L at ``weights (M, d)``: (M,) or (M, k). Raises FloatingPointError where it cannot be had."""
+
+    @abstractmethod
+    def reduced(self, weights: Array) -> Reduced:
+        """The reduced risk at ``weights (M, d)`` with its gradient. Raises FloatingPointError as :meth:`solve` does."""
+
+    @abstractmethod
+    def advance(self, weights: Array, outer: Array, epochs: int) -> Array:
+        """Train ``weights (M, d)`` and ``outer`` in place by gradient descent; returns the losses (epochs,), float64.
+
+        For VarPro the state must have optimal outer weights, and has them afterwards. Losses are NaN from the first
+        state on that is not finite.
+        """
+
+    def report(self) -> dict[str, float]:
+        """How exact the inner solves were (names ``worst_...``) and what they took (counts), so far."""
+        return {}
+
+    def caution(self) -> str:
+        """One line for the user where the inner solves were less exact than promised, else ""."""
+        return ""
+
+
+_WIDE = 8  # neurons per sample beyond which the dual form of the dense solver is faster than conjugate gradients
+
+
+def wide_student(problem: Problem) -> str:
+    """The drawback of solvers whose preconditioner is an M x M matrix; "" where it is none."""
+    wide = len(problem.student) > _WIDE * len(problem.inputs)
+    return "its preconditioner is larger than the dual system" if wide else ""
+
+
+def merged(earlier: Mapping[str, float], report: Mapping[str, float]) -> dict[str, float]:
+    """The report of two parts of a run: the larger of every ``worst_...``, the sum of every count."""
+    return {
+        name: max(value, earlier.get(name, 0)) if name.startswith("worst_") else value + earlier.get(name, 0)
+        for name, value in report.items()
+    }

@@ -63,8 +63,7 @@ def parser(optimizer=None, dataset="digits", description=__doc__):
 def main(argv=None, *, optimizer=None, dataset="digits", description=__doc__):
     options = runs.parse(parser(optimizer, dataset, description), argv, OPTIMIZERS, optimizer)
     for run in runs.runs(options):
-        chosen = step(run.network, options)
-        runs.perform(run, chosen, threads=options.threads, resume=options.resume, progress=options.progress)
+        runs.perform(run, step(run.network, options), options)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 
 from varpro import cli, names, results
+from varpro.runs.bookkeeping import Checkpoint, locked
 from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
 from VarPro_resnet.shampoo import VARIANTS
-from VarPro_resnet.training import Descent, Plan, Record, train
+from VarPro_resnet.training import STATE_VERSION, Descent, Plan, Record, train
 
 _OWN = {"shampoo": ("shampoo_variant", "update_every"), "varpro-running": ("memory",)}  # options of one optimizer
 _MOMENTUM = {  # what it weighs, from 0 to below 1
@@ -34,6 +35,8 @@ _NAMED = (  # in the file name where they are not the default
     "tf32",
     "dtype",
 )
+_OF_A_SITTING = ("device", "images")  # a checkpoint of others is not gone on from; a result of others is kept
+_CHECKPOINT_SECONDS = 60.0
 _DIGITS = 12  # of the digest of a set of images, in file names
 
 
@@ -245,21 +248,36 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
         config = _config(options, seed, images)
         path = _directory(options) / _file_name(options, config)
         results.prepare(path)
-        wanted.append((seed, config, path, not options.force and results.complete(path, config)))
-    for seed, config, path, complete in wanted:
-        if complete:
-            print(f"{_label(config)}: kept {path}", flush=True)
-            continue
+        if options.force or not _kept(config, path):
+            wanted.append((seed, config, path))
+    for seed, config, path in wanted:
         images = images or _images(options)
         plan = Plan(len(images.train), options.batch_size, options.epochs, options.final_epochs)
-        own = {"device": options.device, "images": images.digest}  # of this run; any other is not done again
-        yield Run(config | own, path, images.to(options.device), plan, _network(options, seed, images.classes))
+        sitting = dict(zip(_OF_A_SITTING, (options.device, images.digest), strict=True))
+        yield Run(config | sitting, path, images.to(options.device), plan, _network(options, seed, images.classes))
 
 
-def perform(run: Run, step: Descent, *, threads: int | None, resume: bool, progress: bool) -> None:
-    """Train and save one run; an interrupted one goes on from its checkpoint."""
+def perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
+    """Train and save one run; an interrupted one goes on from its checkpoint.
+
+    Where another process works on it, wait for that one. A result that exists then is kept, unless ``--force``.
+    """
+    with locked(run.path, lambda line: _say(run.config, line)):
+        results.sweep(run.path)
+        if options.force or not _kept(run.config, run.path):
+            _perform(run, step, options)
+
+
+def _perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
     config, label = run.config, _label(run.config)
-    checkpoint = run.path.with_suffix(".checkpoint")
+    checkpoint = Checkpoint(
+        run.path.with_suffix(".checkpoint"),
+        config,
+        STATE_VERSION,
+        seconds=_CHECKPOINT_SECONDS,
+        report=lambda line: _say(config, line),
+    )
+    results.sweep(checkpoint.path)
     keep_freed_memory()
     record = train(
         step,
@@ -268,22 +286,33 @@ def perform(run: Run, step: Descent, *, threads: int | None, resume: bool, progr
         seed=config["seed"],
         memory_format=memory_format(config["device"], config["mixed_precision"] or config["tf32"]),
         tf32=config["tf32"],
-        threads=threads,
+        threads=options.threads,
         checkpoint=checkpoint,
-        config=config,
-        resume=resume,
-        progress=progress,
+        resume=options.resume,
+        progress=options.progress,
         label=label,
-        report=lambda line: print(f"{label}: {line}", flush=True),
+        report=lambda line: _say(config, line),
     )
     results.save(run.path, _contents(run, record))
-    checkpoint.unlink(missing_ok=True)
-    print(
-        f"{label}: {run.plan.passes} passes in {cli.duration(record.elapsed)}, loss "
-        f"{record.loss[-run.plan.steps_per_pass :].mean():.5g}, test accuracy {record.accuracy[-1]:.4f}\n"
-        f"{label}: wrote {run.path}",
-        flush=True,
+    checkpoint.remove()
+    _say(
+        config,
+        f"{run.plan.passes} passes in {cli.duration(record.elapsed)}, loss "
+        f"{record.loss[-run.plan.steps_per_pass :].mean():.5g}, test accuracy {record.accuracy[-1]:.4f}",
     )
+    _say(config, f"wrote {run.path}")
+
+
+def _kept(config: dict, path: Path) -> bool:
+    """Whether the result of ``config`` exists, which is then reported. Raises ResultError where another one's does."""
+    kept = results.complete(path, {key: value for key, value in config.items() if key not in _OF_A_SITTING})
+    if kept:
+        _say(config, f"kept {path}")
+    return kept
+
+
+def _say(config: dict, line: str) -> None:
+    print(f"{_label(config)}: {line}", flush=True)
 
 
 def memory_format(device: str, reduced: bool) -> torch.memory_format:

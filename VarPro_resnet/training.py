@@ -11,19 +11,19 @@ A pass shows every image once, in a new order and newly augmented; its last mini
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from varpro import results, ridge
+from varpro import ridge
 from varpro.cli import duration
 from varpro.loss import VarProLoss
+from varpro.runs.bookkeeping import Checkpoint, Report, StopSignals
 from varpro.threads import Sharing
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
@@ -33,10 +33,8 @@ _TEST_BATCH = 500  # images
 _SAMPLES = 5000  # training images at most that u is solved with before a test: a 30th of the cost of a pass
 _TRIAL_STEPS = 2  # with each number of threads
 _TIMED_STEPS, _TIMED_SECONDS = 2, 1.0  # at least, before the cost of a run is estimated
-_CHECKPOINT_SECONDS = 60.0
-_CHECKPOINT_FORMAT = 2  # to be counted up where the state of a run changes
+STATE_VERSION = 2  # of what a checkpoint holds: to be counted up where that changes
 
-Report = Callable[[str], None]
 Batch = tuple[torch.Tensor, torch.Tensor]  # images (B, 3, 32, 32), targets (B, k)
 
 
@@ -272,8 +270,7 @@ def train(
     memory_format: torch.memory_format = torch.channels_last,
     tf32: bool = False,
     threads: int | None = None,
-    checkpoint: Path | None = None,
-    config: Mapping[str, object] | None = None,
+    checkpoint: Checkpoint | None = None,
     resume: bool = True,
     progress: bool = False,
     label: str = "training",
@@ -282,29 +279,39 @@ def train(
     """Train ``step.network`` through ``plan`` on ``images``, which are where the network is.
 
     Order and augmentation of the images come from a generator on the CPU with ``seed``, the same on every device. With
-    ``checkpoint`` the state is kept there about once a minute, and a later call with the same ``config`` goes on from
-    it if ``resume``, to the same last bit on the CPU; the file is left for the caller to remove.
+    ``checkpoint`` the state is kept there now and then, and a later call goes on from it if ``resume``, to the same
+    last bit on the CPU; the caller removes it.
 
     The last bits depend on the number of ``threads`` of the CPU, since convolutions and means are summed in parts. None
     is as many as the process has, or one where a trial shows that to be faster, which beside other work it is by far;
     that choice is made once, and a run that is gone on with keeps it.
 
     ``report`` receives lines for the user, with the cost of the run unless ``progress`` shows it. Raises
-    FloatingPointError with the pass and the step where the loss stops being finite, at the end of that pass.
+    FloatingPointError with the pass and the step where the loss stops being finite, at the end of that pass; Stopped
+    after SIGTERM or SIGINT, with the state in the checkpoint.
     """
     run = _Run(step, images, plan, seed, memory_format, label)
-    files = _Checkpoints(checkpoint, config, report)
-    if resume:
-        files.restore(run)
+    state = checkpoint.restore() if checkpoint is not None and resume else None
+    if state is not None:
+        run.restore(state)
+        if report is not None:
+            report(f"goes on after step {run.step} of {plan.steps}")
+
+    def keep() -> None:
+        if checkpoint is not None:
+            checkpoint.write(run.state())
+
     watch = _Watch(run, None if progress else report)
     bar = tqdm(total=plan.steps, initial=run.step, desc=label, unit="step", disable=not progress)
-    with bar, arithmetic(tf32=tf32), _threads(run.share(threads, report)):
+    with bar, arithmetic(tf32=tf32), _threads(run.share(threads, report)), StopSignals() as signals:
         run.begin()
         while run.step < plan.steps:
             for _ in run.steps_of_pass():
                 bar.update()
                 watch.look()
-                files.offer(run)
+                if checkpoint is not None:
+                    checkpoint.offer(run.state)
+                signals.check(keep)
             if progress:
                 bar.set_postfix(loss=f"{run.last_loss:.4g}", accuracy=f"{run.last_accuracy:.3f}")
     return run.record()
@@ -447,7 +454,9 @@ class _Run:
         return self.elapsed + time.perf_counter() - self.began
 
     def state(self) -> dict[str, Any]:
-        """All that a later sitting needs to go on to the last bit."""
+        """All that a later sitting needs to go on to the last bit. What has failed is not to be gone on from: raises
+        FloatingPointError then."""
+        self.take_step.check()
         return {
             "network": self.network.state_dict(),
             "training": self.take_step.state_dict(),
@@ -474,47 +483,6 @@ class _Run:
 
     def record(self) -> Record:
         return Record(self.losses.cpu(), self.accuracies, self.rates, self.threads, self.seconds())
-
-
-class _Checkpoints:
-    """The file from which a killed run goes on, written about once a minute; no file for ``path`` None."""
-
-    def __init__(self, path: Path | None, config: Mapping[str, object] | None, report: Report | None) -> None:
-        self.path, self.config, self.report = path, config, report
-        self.due = time.perf_counter() + _CHECKPOINT_SECONDS
-
-    def restore(self, run: _Run) -> None:
-        """Let ``run`` go on from the file, if it holds a state of the same configuration."""
-        if self.path is None or not self.path.exists():
-            return
-        try:
-            saved = results.load(self.path)
-        except results.ResultError as error:
-            self._say(f"starts anew: {error}")
-            return
-        if saved.get("format") != _CHECKPOINT_FORMAT:
-            self._say(f"starts anew: {self.path} is of another version")
-            return
-        found = saved.get("config") or {}
-        differing = [key for key in self.config if found.get(key) != self.config[key]]
-        if differing:
-            key = differing[0]
-            self._say(f"starts anew: {self.path} has {key} = {found.get(key)}, not {self.config[key]}")
-            return
-        run.restore(saved)
-        self._say(f"goes on after step {run.step} of {run.plan.steps}")
-
-    def offer(self, run: _Run) -> None:
-        """Write the state of ``run`` if it is time."""
-        if self.path is None or time.perf_counter() < self.due:
-            return
-        run.take_step.check()  # what has failed is not to be gone on from
-        results.save(self.path, {"format": _CHECKPOINT_FORMAT, "config": self.config, **run.state()})
-        self.due = time.perf_counter() + _CHECKPOINT_SECONDS
-
-    def _say(self, line: str) -> None:
-        if self.report is not None:
-            self.report(line)
 
 
 class _Watch:

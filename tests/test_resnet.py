@@ -1,6 +1,9 @@
 """Training of ResNets: steps against literal ones and finite differences, resuming to the last bit, and the scripts."""
 
 import copy
+import math
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,8 @@ from tolerances import RESNET_TRAINING, SOLVE
 
 from benchmarks import resnet_noise
 from varpro import results, ridge
+from varpro.cli import Stopped
+from varpro.runs.bookkeeping import Checkpoint
 from varpro.threads import Sharing
 from VarPro_resnet import cifar, runs, training
 from VarPro_resnet.Experiment import OPTIMIZERS, main, parser, step
@@ -285,6 +290,11 @@ def test_memory_format_and_seed():
     assert relative(losses[1, torch.channels_last], losses[0, torch.channels_last]) > 1e-3
 
 
+def always_kept(path: Path, config: dict) -> Checkpoint:
+    """A checkpoint that is written after every step."""
+    return Checkpoint(path, config, training.STATE_VERSION, seconds=0.0, share=math.inf)
+
+
 class Killed(BaseException):
     """What ends a process."""
 
@@ -306,24 +316,23 @@ def killed_after(take: training.Descent, steps: int) -> training.Descent:
 @pytest.mark.parametrize(
     "arguments", [["varprom"], ["varpro-running"], ["sgdm"], ["shampoo", "--update_every", "2", "--momentum", "0.5"]]
 )
-def test_a_run_killed_three_times_ends_with_the_same_bits(arguments, tmp_path, monkeypatch):
+def test_a_run_killed_three_times_ends_with_the_same_bits(arguments, tmp_path):
     """Killed in the middle of the first pass, between two passes, and in the pass at half the rate."""
-    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
-    images, config, lines = tiny_images(), {"optimizer": arguments[0]}, []
-    path = tmp_path / "run.checkpoint"
+    images, lines = tiny_images(), []
+    checkpoint = always_kept(tmp_path / "run.checkpoint", {"optimizer": arguments[0]})
 
     def sitting(steps: int | None, **keywords):
         of = network(dtype=torch.float32)
         take = chosen_step(of, *arguments)
         take = take if steps is None else killed_after(take, steps)
-        return train(take, images, PLAN, seed=3, config=config, **keywords), of
+        return train(take, images, PLAN, seed=3, **keywords), of
 
     whole, expected = sitting(None)
     for steps, done in ((2, 2), (1, 3), (5, 8)):
         with pytest.raises(Killed):
-            sitting(steps, checkpoint=path)
-        assert torch.load(path, weights_only=True)["step"] == done
-    record, found = sitting(None, checkpoint=path, report=lines.append)
+            sitting(steps, checkpoint=checkpoint)
+        assert checkpoint.restore()["step"] == done
+    record, found = sitting(None, checkpoint=checkpoint, report=lines.append)
     assert lines[0] == "goes on after step 8 of 9"
     for name in ("loss", "accuracy", "learning_rate"):
         assert torch.equal(getattr(record, name), getattr(whole, name)), name
@@ -332,29 +341,32 @@ def test_a_run_killed_three_times_ends_with_the_same_bits(arguments, tmp_path, m
     assert record.learning_rate[2] == record.learning_rate[0] / 2
 
 
-@pytest.mark.parametrize("reason", ["another configuration", "another version", "not readable", "not wanted"])
-def test_a_checkpoint_that_is_of_no_use(reason, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
-    path, plan, lines = tmp_path / "run.checkpoint", Plan(8, 8, 1, 0), []
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_between_two_steps_with_all_kept(signal_, tmp_path):
+    """Also where the next checkpoint is not due."""
+    checkpoint = Checkpoint(tmp_path / "run.checkpoint", {}, training.STATE_VERSION, seconds=1e9)
+    take = chosen_step(network(dtype=torch.float32), "sgdm")
+    original, calls = type(take).__call__, iter(range(2))
 
-    def sitting(config, steps=2, **keywords):
-        take = killed_after(chosen_step(network(dtype=torch.float32), "varprom"), steps)
-        return train(take, tiny_images(8), plan, seed=0, checkpoint=path, config=config, **keywords)
+    class Interrupted(type(take)):
+        def __call__(self, *batch):
+            loss = original(self, *batch)
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal_)
+            return loss
 
-    sitting({"batch_size": 8})  # leaves its last checkpoint to the caller
-    if reason == "not readable":
-        path.write_bytes(b"half a file")
-    if reason == "another version":
-        results.save(path, results.load(path) | {"format": 0})
-    config = {"batch_size": 16 if reason == "another configuration" else 8}
-    with pytest.raises(Killed):  # on entering the first step: it did not go on from the file
-        sitting(config, steps=0, resume=reason != "not wanted", report=lines.append)
-    said = {
-        "another configuration": f"starts anew: {path} has batch_size = 8, not 16",
-        "another version": f"starts anew: {path} is of another version",
-        "not readable": f"starts anew: {path}: not a file of tensors",
-    }
-    assert lines == [] if reason == "not wanted" else lines[0].startswith(said[reason])
+    take.__class__ = Interrupted
+    with pytest.raises(Stopped):
+        train(take, tiny_images(8), Plan(8, 2, 2, 0), seed=0, checkpoint=checkpoint)
+    assert checkpoint.restore()["step"] == 3
+
+
+def test_what_is_not_to_be_gone_on_from(tmp_path):
+    checkpoint, plan = always_kept(tmp_path / "run.checkpoint", {}), Plan(8, 4, 1, 0)
+    train(chosen_step(network(dtype=torch.float32), "sgdm"), tiny_images(8), plan, seed=0, checkpoint=checkpoint)
+    take = killed_after(chosen_step(network(dtype=torch.float32), "sgdm"), 0)
+    with pytest.raises(Killed):  # on entering the first step
+        train(take, tiny_images(8), plan, seed=0, checkpoint=checkpoint, resume=False)
 
 
 class Threads:
@@ -371,10 +383,9 @@ class Threads:
 @pytest.mark.parametrize("faster", [1, 2])
 def test_threads_are_chosen_once_and_kept(faster, tmp_path, monkeypatch):
     """By a trial that leaves no trace; who goes on from a checkpoint keeps the number, unless told another."""
-    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
-    path, plan, lines, seen = tmp_path / "run.checkpoint", Plan(8, 4, 2, 0), [], []
+    checkpoint, plan, lines, seen = always_kept(tmp_path / "run.checkpoint", {}), Plan(8, 4, 2, 0), [], []
 
-    def sitting(steps=None, threads=None, config=None):
+    def sitting(steps=None, threads=None, **keywords):
         of = network(dtype=torch.float32)
         take = chosen_step(of, "sgdm")
         original, counts = type(take).__call__, Threads(monkeypatch, faster)
@@ -387,12 +398,12 @@ def test_threads_are_chosen_once_and_kept(faster, tmp_path, monkeypatch):
         take.__class__ = Watched
         if steps is not None:
             take = killed_after(take, steps + 3)  # those of the trial
-        keywords = {"checkpoint": path, "config": {}, "report": lines.append} if config is None else {}
+        keywords = {"checkpoint": checkpoint, "report": lines.append} | keywords
         record = train(take, tiny_images(8), plan, seed=0, threads=threads, **keywords)
         assert counts.now == 2  # as it was
         return record, counts
 
-    alone, counts = sitting(threads=faster, config={})
+    alone, counts = sitting(threads=faster, checkpoint=None)
     assert (alone.threads, counts.trials) == ([faster], [])
     seen.clear()
     with pytest.raises(Killed):
@@ -610,15 +621,15 @@ def test_seeds_are_runs_of_their_own_and_results_are_kept(tmp_path, capsys, monk
 
 @pytest.mark.usefixtures("tiny_data")
 def test_an_interrupted_command_goes_on(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training, "_CHECKPOINT_SECONDS", 0.0)
     arguments = [*TINY, "--optimizer", "varprom", "--output"]
     main([*arguments, str(tmp_path / "whole")])
-    taken = VarProM.__call__
+    taken, calls = VarProM.__call__, iter(range(2))
 
-    def interrupted(self, images, targets, calls=iter(range(3))):  # noqa: B008
+    def interrupted(self, images, targets):
+        loss = taken(self, images, targets)
         if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return taken(self, images, targets)
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss
 
     with monkeypatch.context() as patch:
         patch.setattr(VarProM, "__call__", interrupted)

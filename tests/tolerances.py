@@ -73,12 +73,13 @@ SHAMPOO = {
 RESNET = {
     "definition": 1e-12,  # features of size 1 after 19 convolutions in another order of operations
     "gradient": 1e-5,  # relative, against central differences of step 1e-7: their round-off, and kinks between
-    "digits": 1e-11,  # mean and standard deviation of 1.5 million pixels, summed in another order (2e-12 in one thread)
+    "digits": 3e-11,  # mean and standard deviation of 1.5 million pixels, summed in another order (2e-12 in one thread)
 }
 
 RESNET_TRAINING = {
     "gradient": 1e-6,  # relative; central differences across the kinks of ReLU, about 1e-7
     "trajectory": 1e-9,  # relative, 9 steps in float64 against literal ones; batch-norm magnifies round-off
+    "fit in evaluation mode": 1e-6,  # relative; after 6 steps those features are of size 1e4: condition number 2e9
     "statistics": 1e-12,  # one mean and one variance in another order
     "bfloat16": 5e-2,  # relative; 8 bits through 19 layers
 }

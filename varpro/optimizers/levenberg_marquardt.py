@@ -45,8 +45,8 @@ class LevenbergMarquardt(Optimizer):
 
     @classmethod
     def obstacle(cls, solver: type[Solver], objective: Objective, problem: Problem) -> str:
-        entries = len(problem.inputs) * problem.student.numel()
-        if not issubclass(solver, CircleSolver) and entries > _MOST_ENTRIES:
+        entries = 0 if issubclass(solver, CircleSolver) else len(problem.inputs) * problem.student.numel()
+        if entries > _MOST_ENTRIES:
             return f"needs a matrix of {entries} numbers without the linear solver; allowed: at most {_MOST_ENTRIES}"
         return super().obstacle(solver, objective, problem)
 

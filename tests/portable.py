@@ -26,9 +26,11 @@ from tqdm import tqdm
 TESTS = Path(__file__).parent
 NUMERICAL = [  # the files of tests whose outcome depends on the last digits
     "test_circle.py",
+    "test_circle_newton.py",
     "test_diffusion.py",
     "test_distances.py",
     "test_graphs.py",
+    "test_optimizers.py",
     "test_resnet.py",
     "test_resnet_network.py",
     "test_ridge.py",

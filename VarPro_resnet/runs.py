@@ -5,25 +5,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import torch
 
 from varpro import cli, names, results
+from varpro.runs.bookkeeping import Checkpoint, locked
 from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
 from VarPro_resnet.shampoo import VARIANTS
-from VarPro_resnet.training import Descent, Plan, Record, train
+from VarPro_resnet.training import STATE_VERSION, Descent, Plan, Record, train
 
-_SHAMPOO = ("shampoo_variant", "update_every")
+_OWN = {"shampoo": ("shampoo_variant", "update_every"), "varpro-running": ("memory",)}  # options of one optimizer
 _MOMENTUM = {  # what it weighs, from 0 to below 1
     "varprom": "weight m of the old outer weights in the new: u <- m u + (1 - m) argmin",
     "sgdm": "momentum of the steps",
     "shampoo": "weight m of the last preconditioned gradient b in what is preconditioned: (1 - m) g + m b",
+    "varpro-running": "momentum of the steps",
 }
-_NAMED = ("flips", "time_scale", "momentum", "final_epochs", *_SHAMPOO, "mixed_precision", "tf32", "dtype")
-# ... are in the file name where they are not the default
+_NAMED = (  # in the file name where they are not the default
+    "flips",
+    "time_scale",
+    "momentum",
+    "final_epochs",
+    *chain(*_OWN.values()),
+    "mixed_precision",
+    "tf32",
+    "dtype",
+)
+_OF_A_SITTING = ("device", "images")  # a checkpoint of others is not gone on from; a result of others is kept
+_CHECKPOINT_SECONDS = 60.0
 _DIGITS = 12  # of the digest of a set of images, in file names
 
 
@@ -100,6 +113,14 @@ def add_optimizer(to: argparse.ArgumentParser, optimizers: Mapping[str, Numbers]
         metavar="M",
         help=_MOMENTUM.get(optimizer, "; ".join(f"{name}: {text}" for name, text in _MOMENTUM.items())),
     )
+    if optimizer in (None, "varpro-running"):
+        group.add_argument(
+            "--memory",
+            type=cli.momentum,
+            default=0.9,
+            metavar="M",
+            help="of varpro-running: its outer weights are optimal for about the last batch_size / (1 - M) images",
+        )
     if optimizer in (None, "shampoo"):
         group.add_argument(
             "--shampoo_variant",
@@ -192,9 +213,10 @@ def parse(
         options.defaults[name] = value
         if name not in options.given:
             setattr(options, name, value)
-    if options.optimizer != "shampoo":
-        for name in sorted(options.given & set(_SHAMPOO)):
-            raise cli.UsageError(f"--{name}: has no effect here; it goes with --optimizer shampoo")
+    for owner, own in _OWN.items():
+        for name in own:
+            if name in options.given and options.optimizer != owner:
+                raise cli.UsageError(f"--{name}: has no effect here; it goes with --optimizer {owner}")
     if options.dataset not in ("cifar10", "images") and "data_dir" in options.given:
         raise cli.UsageError("--data-dir: has no effect here; it goes with --dataset cifar10 or images")
     if options.dataset == "images" and options.data_dir is None:
@@ -226,21 +248,36 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
         config = _config(options, seed, images)
         path = _directory(options) / _file_name(options, config)
         results.prepare(path)
-        wanted.append((seed, config, path, not options.force and results.complete(path, config)))
-    for seed, config, path, complete in wanted:
-        if complete:
-            print(f"{_label(config)}: kept {path}", flush=True)
-            continue
+        if options.force or not _kept(config, path):
+            wanted.append((seed, config, path))
+    for seed, config, path in wanted:
         images = images or _images(options)
         plan = Plan(len(images.train), options.batch_size, options.epochs, options.final_epochs)
-        own = {"device": options.device, "images": images.digest}  # of this run; any other is not done again
-        yield Run(config | own, path, images.to(options.device), plan, _network(options, seed, images.classes))
+        sitting = dict(zip(_OF_A_SITTING, (options.device, images.digest), strict=True))
+        yield Run(config | sitting, path, images.to(options.device), plan, _network(options, seed, images.classes))
 
 
-def perform(run: Run, step: Descent, *, threads: int | None, resume: bool, progress: bool) -> None:
-    """Train and save one run; an interrupted one goes on from its checkpoint."""
+def perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
+    """Train and save one run; an interrupted one goes on from its checkpoint.
+
+    Where another process works on it, wait for that one. A result that exists then is kept, unless ``--force``.
+    """
+    with locked(run.path, lambda line: _say(run.config, line)):
+        results.sweep(run.path)
+        if options.force or not _kept(run.config, run.path):
+            _perform(run, step, options)
+
+
+def _perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
     config, label = run.config, _label(run.config)
-    checkpoint = run.path.with_suffix(".checkpoint")
+    checkpoint = Checkpoint(
+        run.path.with_suffix(".checkpoint"),
+        config,
+        STATE_VERSION,
+        seconds=_CHECKPOINT_SECONDS,
+        report=lambda line: _say(config, line),
+    )
+    results.sweep(checkpoint.path)
     keep_freed_memory()
     record = train(
         step,
@@ -249,22 +286,33 @@ def perform(run: Run, step: Descent, *, threads: int | None, resume: bool, progr
         seed=config["seed"],
         memory_format=memory_format(config["device"], config["mixed_precision"] or config["tf32"]),
         tf32=config["tf32"],
-        threads=threads,
+        threads=options.threads,
         checkpoint=checkpoint,
-        config=config,
-        resume=resume,
-        progress=progress,
+        resume=options.resume,
+        progress=options.progress,
         label=label,
-        report=lambda line: print(f"{label}: {line}", flush=True),
+        report=lambda line: _say(config, line),
     )
     results.save(run.path, _contents(run, record))
-    checkpoint.unlink(missing_ok=True)
-    print(
-        f"{label}: {run.plan.passes} passes in {cli.duration(record.elapsed)}, loss "
-        f"{record.loss[-run.plan.steps_per_pass :].mean():.5g}, test accuracy {record.accuracy[-1]:.4f}\n"
-        f"{label}: wrote {run.path}",
-        flush=True,
+    checkpoint.remove()
+    _say(
+        config,
+        f"{run.plan.passes} passes in {cli.duration(record.elapsed)}, loss "
+        f"{record.loss[-run.plan.steps_per_pass :].mean():.5g}, test accuracy {record.accuracy[-1]:.4f}",
     )
+    _say(config, f"wrote {run.path}")
+
+
+def _kept(config: dict, path: Path) -> bool:
+    """Whether the result of ``config`` exists, which is then reported. Raises ResultError where another one's does."""
+    kept = results.complete(path, {key: value for key, value in config.items() if key not in _OF_A_SITTING})
+    if kept:
+        _say(config, f"kept {path}")
+    return kept
+
+
+def _say(config: dict, line: str) -> None:
+    print(f"{_label(config)}: {line}", flush=True)
 
 
 def memory_format(device: str, reduced: bool) -> torch.memory_format:
@@ -306,8 +354,7 @@ def _config(options: argparse.Namespace, seed: int, images: cifar.Images | None)
     }
     if options.dataset == "images":
         config |= {"data": images.digest[:_DIGITS], "flips": options.flips}
-    if options.optimizer == "shampoo":
-        config |= {name: getattr(options, name) for name in _SHAMPOO}
+    config |= {name: getattr(options, name) for name in _OWN.get(options.optimizer, ())}
     return config
 
 

@@ -11,31 +11,31 @@ A pass shows every image once, in a new order and newly augmented; its last mini
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from varpro import results, ridge
+from varpro import ridge
 from varpro.cli import duration
 from varpro.loss import VarProLoss
+from varpro.runs.bookkeeping import Checkpoint, Report, StopSignals
 from varpro.threads import Sharing
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
 
 _CENTRE = 0.0  # c of the penalty (u - c)^2 / 2
 _TEST_BATCH = 500  # images
+_SAMPLES = 5000  # training images at most that u is solved with before a test: a 30th of the cost of a pass
 _TRIAL_STEPS = 2  # with each number of threads
 _TIMED_STEPS, _TIMED_SECONDS = 2, 1.0  # at least, before the cost of a run is estimated
-_CHECKPOINT_SECONDS = 60.0
-_CHECKPOINT_FORMAT = 2  # to be counted up where the state of a run changes
+STATE_VERSION = 2  # of what a checkpoint holds: to be counted up where that changes
 
-Report = Callable[[str], None]
+Batch = tuple[torch.Tensor, torch.Tensor]  # images (B, 3, 32, 32), targets (B, k)
 
 
 class Descent:
@@ -77,6 +77,17 @@ class Descent:
     def check(self) -> None:
         """Raise FloatingPointError where a step since the beginning has failed in a way that its loss may not show."""
 
+    def before_test(self, batches: Iterable[Batch]) -> None:
+        """Make the network ready for a test, perhaps by a look at ``batches`` of training images as they are."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later sitting needs beside the network."""
+        return {"optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed_precision):
             features = self.network.features(images)
@@ -87,12 +98,47 @@ class Descent:
         return ridge.loss(features, targets, self.network.outer, self.lmbda, _CENTRE)
 
 
-class VarProM(Descent):
-    """Descent in the features only; u is a running average of the optimal outer weights of the mini-batches.
+class VarPro(Descent):
+    """Descent in the features only, at outer weights that ``criterion`` solves for and keeps in the network.
 
-    With ``averaging`` m, every step does u <- m u + (1 - m) argmin_u L and then descends along dL/dtheta with this u
-    held fixed (:class:`varpro.loss.VarProLoss`). For m = 0 that is the gradient of the reduced loss min_u L, for m > 0
-    it is not.
+    The step is along dL/dtheta of the mini-batch with u held fixed (:class:`varpro.loss.VarProLoss`).
+    """
+
+    def __init__(
+        self,
+        network: ResNet20,
+        optimizer: torch.optim.Optimizer,
+        lmbda: float,
+        *,
+        mixed_precision: bool = False,
+        **memory: float,
+    ) -> None:
+        super().__init__(network, optimizer, lmbda, mixed_precision=mixed_precision)
+        network.readout.requires_grad_(False)
+        self.criterion = VarProLoss(lmbda, _CENTRE, outer=network.outer, **memory)  # updates the network's own u
+
+    def check(self) -> None:
+        """Raise FloatingPointError where a ridge system was not positive definite."""
+        self.criterion.check()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in the base class, with what the criterion remembers."""
+        return super().state_dict() | {"criterion": self.criterion.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As in the base class."""
+        super().load_state_dict(state)
+        self.criterion.load_state_dict(state["criterion"])
+
+    def _loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.criterion(features, targets)
+
+
+class VarProM(VarPro):
+    """The published stochastic VarPro: u is a running average of the optimal outer weights of the mini-batches.
+
+    Every step does u <- m u + (1 - m) argmin_u L with m = ``averaging``. For m = 0 its gradient is that of the reduced
+    loss min_u L, for m > 0 it is not. The test is taken with the u of the last mini-batches.
     """
 
     def __init__(
@@ -104,16 +150,38 @@ class VarProM(Descent):
         *,
         mixed_precision: bool = False,
     ) -> None:
-        super().__init__(network, optimizer, lmbda, mixed_precision=mixed_precision)
-        network.readout.requires_grad_(False)
-        self.criterion = VarProLoss(lmbda, _CENTRE, averaging, outer=network.outer)  # updates the network's own u
+        super().__init__(network, optimizer, lmbda, mixed_precision=mixed_precision, averaging=averaging)
 
-    def check(self) -> None:
-        """Raise FloatingPointError where a ridge system was not positive definite."""
-        self.criterion.check()
 
-    def _loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return self.criterion(features, targets)
+class RunningVarPro(VarPro):
+    """Stochastic VarPro without the noise of VarProM, which is that of outer weights fitted to few images.
+
+    The ridge solution of B = 128 images with M = 64 features fits their noise: averages of two or three such solutions
+    are off by more than what the features have learned. Here the second moments of the features are averaged instead,
+    with weights m^age, m = ``memory``, and u solved from them: it is optimal for the last B / (1 - m) images or so, and
+    the gradient is that of their reduced risk in the features of this mini-batch (VarProLoss says how exactly).
+
+    For a test u is solved for anew, with the features of training images as they are in a test: batch-norm takes its
+    running statistics there, and the u that fits the features of training is none that fits these.
+    """
+
+    def __init__(
+        self,
+        network: ResNet20,
+        optimizer: torch.optim.Optimizer,
+        lmbda: float,
+        memory: float,
+        *,
+        mixed_precision: bool = False,
+    ) -> None:
+        super().__init__(network, optimizer, lmbda, mixed_precision=mixed_precision, memory=memory)
+
+    def before_test(self, batches: Iterable[Batch]) -> None:
+        """Solve for u on ``batches`` in evaluation mode; the next step does not depend on it."""
+        self.network.eval()
+        with torch.no_grad():
+            self.criterion.fit((self.network.features(images), targets) for images, targets in batches)
+        self.network.train()
 
 
 @dataclass(frozen=True)
@@ -202,8 +270,7 @@ def train(
     memory_format: torch.memory_format = torch.channels_last,
     tf32: bool = False,
     threads: int | None = None,
-    checkpoint: Path | None = None,
-    config: Mapping[str, object] | None = None,
+    checkpoint: Checkpoint | None = None,
     resume: bool = True,
     progress: bool = False,
     label: str = "training",
@@ -212,29 +279,39 @@ def train(
     """Train ``step.network`` through ``plan`` on ``images``, which are where the network is.
 
     Order and augmentation of the images come from a generator on the CPU with ``seed``, the same on every device. With
-    ``checkpoint`` the state is kept there about once a minute, and a later call with the same ``config`` goes on from
-    it if ``resume``, to the same last bit on the CPU; the file is left for the caller to remove.
+    ``checkpoint`` the state is kept there now and then, and a later call goes on from it if ``resume``, to the same
+    last bit on the CPU; the caller removes it.
 
     The last bits depend on the number of ``threads`` of the CPU, since convolutions and means are summed in parts. None
     is as many as the process has, or one where a trial shows that to be faster, which beside other work it is by far;
     that choice is made once, and a run that is gone on with keeps it.
 
     ``report`` receives lines for the user, with the cost of the run unless ``progress`` shows it. Raises
-    FloatingPointError with the pass and the step where the loss stops being finite, at the end of that pass.
+    FloatingPointError with the pass and the step where the loss stops being finite, at the end of that pass; Stopped
+    after SIGTERM or SIGINT, with the state in the checkpoint.
     """
     run = _Run(step, images, plan, seed, memory_format, label)
-    files = _Checkpoints(checkpoint, config, report)
-    if resume:
-        files.restore(run)
+    state = checkpoint.restore() if checkpoint is not None and resume else None
+    if state is not None:
+        run.restore(state)
+        if report is not None:
+            report(f"goes on after step {run.step} of {plan.steps}")
+
+    def keep() -> None:
+        if checkpoint is not None:
+            checkpoint.write(run.state())
+
     watch = _Watch(run, None if progress else report)
     bar = tqdm(total=plan.steps, initial=run.step, desc=label, unit="step", disable=not progress)
-    with bar, arithmetic(tf32=tf32), _threads(run.share(threads, report)):
+    with bar, arithmetic(tf32=tf32), _threads(run.share(threads, report)), StopSignals() as signals:
         run.begin()
         while run.step < plan.steps:
             for _ in run.steps_of_pass():
                 bar.update()
                 watch.look()
-                files.offer(run)
+                if checkpoint is not None:
+                    checkpoint.offer(run.state)
+                signals.check(keep)
             if progress:
                 bar.set_postfix(loss=f"{run.last_loss:.4g}", accuracy=f"{run.last_accuracy:.3f}")
     return run.record()
@@ -360,18 +437,29 @@ class _Run:
     def _test(self) -> None:
         _wait(self.losses.device)
         begin = time.perf_counter()
+        self.take_step.before_test(self._samples())
         self.accuracies[self.tests] = accuracy(self.network, self.test, self.images.test_labels)
         self.tests += 1
         self.testing += time.perf_counter() - begin
+
+    def _samples(self) -> Iterator[Batch]:
+        """Some thousand training images as they are, the same ones every time, with targets; evenly from all of them,
+        since they may be sorted by class."""
+        spread = slice(None, None, math.ceil(self.plan.images / _SAMPLES))
+        images, targets = self.images.train[spread], self.targets[spread]
+        for part, answers in zip(images.split(_TEST_BATCH), targets.split(_TEST_BATCH), strict=True):
+            yield cifar.normalise(part, self.images.mean, self.images.std, self.dtype, self.memory_format), answers
 
     def seconds(self) -> float:
         return self.elapsed + time.perf_counter() - self.began
 
     def state(self) -> dict[str, Any]:
-        """All that a later sitting needs to go on to the last bit."""
+        """All that a later sitting needs to go on to the last bit. What has failed is not to be gone on from: raises
+        FloatingPointError then."""
+        self.take_step.check()
         return {
             "network": self.network.state_dict(),
-            "optimizer": self.take_step.optimizer.state_dict(),
+            "training": self.take_step.state_dict(),
             "pass_start": self.pass_start,  # state of the generator when the pass at hand began
             "step": self.step,
             "loss": self.losses[: self.step],
@@ -385,7 +473,7 @@ class _Run:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` returned."""
         self.network.load_state_dict(state["network"])
-        self.take_step.optimizer.load_state_dict(state["optimizer"])
+        self.take_step.load_state_dict(state["training"])
         self.pass_start, self.step, self.elapsed = state["pass_start"], state["step"], state["elapsed"]
         self.losses[: self.step] = state["loss"]
         self.threads = list(state["threads"])
@@ -395,47 +483,6 @@ class _Run:
 
     def record(self) -> Record:
         return Record(self.losses.cpu(), self.accuracies, self.rates, self.threads, self.seconds())
-
-
-class _Checkpoints:
-    """The file from which a killed run goes on, written about once a minute; no file for ``path`` None."""
-
-    def __init__(self, path: Path | None, config: Mapping[str, object] | None, report: Report | None) -> None:
-        self.path, self.config, self.report = path, config, report
-        self.due = time.perf_counter() + _CHECKPOINT_SECONDS
-
-    def restore(self, run: _Run) -> None:
-        """Let ``run`` go on from the file, if it holds a state of the same configuration."""
-        if self.path is None or not self.path.exists():
-            return
-        try:
-            saved = results.load(self.path)
-        except results.ResultError as error:
-            self._say(f"starts anew: {error}")
-            return
-        if saved.get("format") != _CHECKPOINT_FORMAT:
-            self._say(f"starts anew: {self.path} is of another version")
-            return
-        found = saved.get("config") or {}
-        differing = [key for key in self.config if found.get(key) != self.config[key]]
-        if differing:
-            key = differing[0]
-            self._say(f"starts anew: {self.path} has {key} = {found.get(key)}, not {self.config[key]}")
-            return
-        run.restore(saved)
-        self._say(f"goes on after step {run.step} of {run.plan.steps}")
-
-    def offer(self, run: _Run) -> None:
-        """Write the state of ``run`` if it is time."""
-        if self.path is None or time.perf_counter() < self.due:
-            return
-        run.take_step.check()  # what has failed is not to be gone on from
-        results.save(self.path, {"format": _CHECKPOINT_FORMAT, "config": self.config, **run.state()})
-        self.due = time.perf_counter() + _CHECKPOINT_SECONDS
-
-    def _say(self, line: str) -> None:
-        if self.report is not None:
-            self.report(line)
 
 
 class _Watch:

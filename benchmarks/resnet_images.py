@@ -18,6 +18,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.resnet_plain import PlainLoop
+from varpro.paper import grid
 from varpro.threads import keep_freed_memory
 from VarPro_resnet.cifar import Images, synthetic
 from VarPro_resnet.Experiment import OPTIMIZERS, parser, step
@@ -108,7 +109,7 @@ def table(rounds: int = 5, count: int = 20) -> str:
     """Images per second of the two loops, the median of their ratio over the turns, and the time of a paper's run."""
     variants = {"": [], "mixed precision": ["--mixed_precision"]}
     rows = []
-    for optimizer in OPTIMIZERS:
+    for optimizer in grid.OPTIMIZERS:
         seconds = _turns(optimizer, variants, rounds, count)
         median = {name: statistics.median(turn[name] for turn in seconds) for name in seconds[0]}
         for name in variants:

@@ -18,6 +18,7 @@ from varpro import results
 from varpro.features import ReLUCircle
 from varpro.problem import drawn_problem
 from varpro.runs import training
+from varpro.runs.descent import GradientDescent
 from varpro.runs.schedule import schedule
 from varpro.solvers.circle import CircleSolver
 from varpro.diffusion.circle import solve_diffusion
@@ -37,7 +38,7 @@ def measure(place, weights):
     student = CircleMeasure(weights)
     return {"t": student.energy_distance(teacher),
             "d": student.energy_distance(CircleMeasure(density.grid, density.density[place]))}
-record = training.train(solver, problem.student, plan, measure)
+record = training.train(GradientDescent(solver, problem.student), plan, measure)
 trained = time.perf_counter()
 results.save(Path(sys.argv[1]) / "run.pt", {"weights": record.weights, "outer": record.outer, "loss": record.loss})
 saved = time.perf_counter()

@@ -12,6 +12,7 @@ from varpro.domains.torus import wrap_torus
 from varpro.features import RADIAL_KERNELS, RadialKernel, RadialTorus, ReLUCircle
 from varpro.problem import Problem
 from varpro.runs.bookkeeping import Checkpoint
+from varpro.runs.descent import GradientDescent
 from varpro.runs.schedule import schedule
 from varpro.runs.training import STATE_VERSION, _Run, train
 from varpro.solvers import graphs as captured
@@ -308,15 +309,17 @@ def test_training_goes_as_on_the_other_solvers(tmp_path):
     inputs, targets, weights = drawn("laplace")
     plan, start = schedule(24, 6), torch.from_numpy(weights)
     checkpoint = Checkpoint(tmp_path / "state", {"seed": 0}, STATE_VERSION)
-    whole = train(solver("laplace", inputs, targets), start, plan)
-    other = train(TorusSolver("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64"), start, plan)
-    run = _Run(solver("laplace", inputs, targets), start, plan, None)
+    whole = train(GradientDescent(solver("laplace", inputs, targets), start), plan)
+    other = train(
+        GradientDescent(TorusSolver("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE, "float64"), start), plan
+    )
+    run = _Run(GradientDescent(solver("laplace", inputs, targets), start), plan, None)
     run.record()
     for epoch in (6, 12):
         while run.epoch < epoch:
             run.advance(epoch)
     checkpoint.write(run.state())
-    resumed = train(solver("laplace", inputs, targets), start, plan, checkpoint=checkpoint)
+    resumed = train(GradientDescent(solver("laplace", inputs, targets), start), plan, checkpoint=checkpoint)
     within = GROWN["float64"] * growth(dense(solver("laplace", inputs, targets)), weights, 24)
     for found in (resumed, other):
         torch.testing.assert_close(found.loss, whole.loss, rtol=within, atol=0)

@@ -244,7 +244,7 @@ def test_memory_is_in_the_state(moved):
         first(*problem(seed=seed))
     fresh.load_state_dict(first.state_dict())
     twin.load_state_dict(first.state_dict())
-    assert set(first.state_dict()) == {"outer", "second_moment", "cross_moment", "memory_weight"}
+    assert set(first.state_dict()) == {"outer", "second_moment", "cross_moment", "remembered"}
     batch = problem(seed=3)
     expected = first(*batch)
     if moved:
@@ -263,6 +263,36 @@ def test_what_cannot_be_solved_is_not_remembered():
         criterion(features * torch.nan, targets)
     other = problem(seed=1)
     assert torch.equal(criterion(*other), twin(*other))
+
+
+@pytest.mark.parametrize("options", [{}, {"averaging": 0.5}, {"memory": 0.5}])
+def test_fit_is_the_solution_of_all_batches_together(options):
+    features, targets = problem(30)
+    criterion = VarProLoss(1e-2, 1.0, **options)
+    criterion(*problem(seed=1))
+    before = {name: tensor.clone() for name, tensor in criterion.state_dict().items() if name != "outer"}
+    sizes = [7, 16, 1, 6]  # some of them narrower than the features
+    criterion.fit(zip(features.split(sizes), targets.split(sizes), strict=True))
+    expected = least_squares(features, targets, 1e-2, 1.0)
+    torch.testing.assert_close(criterion.outer, expected, rtol=0, atol=10 * SOLVE)
+    assert all(torch.equal(tensor, criterion.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_fit_of_what_cannot_be():
+    criterion = VarProLoss(1e-2, classes=3)
+    features, labels = problem()[0], torch.arange(12) % 3
+    criterion.fit([(features, labels)])
+    assert criterion.outer.shape == (5, 3)
+    for batches, says in (([], "batches: there are none"), ([(features, labels + 1)], "class labels from 1 to 3")):
+        with pytest.raises(ValueError, match=says):
+            criterion.fit(batches)
+    with pytest.raises(FloatingPointError, match="features are not finite"):
+        criterion.fit([(features * torch.nan, labels)])
+    row = VarProLoss(1e-2)
+    row.fit([(features, labels.double())])
+    torch.testing.assert_close(
+        row.outer, least_squares(features, labels.double()[:, None], 1e-2, 0.0)[:, 0], rtol=0, atol=10 * SOLVE
+    )
 
 
 # --- targets -----------------------------------------------------------------------------------------------------
@@ -335,10 +365,14 @@ def test_dtype_and_device_move():
     assert narrow(features.float(), targets).dtype == torch.float32
     assert narrow.predict(features).dtype == torch.float64  # the wider of the two
     torch.testing.assert_close(narrow.predict(features), criterion.predict(features), rtol=0, atol=1e-5)
+    for memory in (0.0, 0.9):  # shapes alone, and as on a GPU no wait; what has no shape yet need not be moved
+        fresh = VarProLoss(1e-2, memory=memory)
+        for _ in range(2):
+            loss = fresh(features.to("meta"), targets.to("meta"))
+        assert (loss.device.type, loss.shape) == ("meta", ())
+        assert fresh.predict(features.to("meta")).shape == targets.shape
     moved = copy.deepcopy(criterion).to("meta")
     assert {tensor.device.type for tensor in moved.buffers()} == {"meta"}
-    loss = VarProLoss(1e-2).to("meta")(features.to("meta"), targets.to("meta"))  # shapes alone, as on a GPU: no wait
-    assert (loss.device.type, loss.shape) == ("meta", ())
     with pytest.raises(ValueError, match="outer on meta: move the loss"):
         moved(features, targets)
 
@@ -426,8 +460,9 @@ def test_nothing_to_predict_with():
         VarProLoss(1e-2, outer=torch.zeros(4)).predict(torch.zeros(2, 3))
 
 
-def test_what_cannot_be_solved_raises_and_changes_nothing():
-    criterion = VarProLoss(1e-12, dtype=torch.float32, outer=torch.ones(20))
+@pytest.mark.parametrize("memory", [0.0, 0.5])
+def test_what_cannot_be_solved_raises_and_changes_nothing(memory):
+    criterion = VarProLoss(1e-12, memory=memory, dtype=torch.float32, outer=torch.ones(20))
     with pytest.raises(FloatingPointError, match=r"20 x 20 system.*float32.*1e-12"):
         criterion(torch.ones(30, 20), torch.ones(30))
     with pytest.raises(FloatingPointError, match="features are not finite"):

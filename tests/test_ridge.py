@@ -101,6 +101,27 @@ def test_a_solve_that_fails_during_training_is_an_error():
         model.advance(weights, torch.zeros(20, 1), 5)
 
 
+def test_moments_of_low_rank_are_solved_where_round_off_makes_them_indefinite():
+    """8 samples, 40 neurons, and squares 1e17 times lambda: Cholesky fails, the dual system says what is right."""
+    features = 1e7 * torch.randn(8, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).abs()
+    targets = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    moments = ridge.moments(features, targets, 0.0)
+    assert ridge.solve_moments_unchecked(*moments, 1e-3, 0.0)[1] != 0
+    found = ridge.predict(features, ridge.solve_moments(*moments, 1e-3, 0.0))
+    expected = ridge.predict(features, ridge.solve(features, targets, 1e-3, 0.0))
+    assert (found - expected).norm() <= FLOAT32 * expected.norm()
+    with pytest.raises(FloatingPointError, match="not finite"):
+        ridge.solve_moments(moments[0] * torch.nan, moments[1], 1e-3, 0.0)
+
+
+@pytest.mark.parametrize("centre", [0.0, 1.0])
+@pytest.mark.parametrize("width", [10, 70])
+def test_moments_say_all_of_the_problem(centre, width):
+    features, targets = tensors(random_problem(50, width))
+    found = ridge.solve_moments(*ridge.moments(features, targets, centre), 1e-2, centre)
+    torch.testing.assert_close(found, ridge.solve(features, targets, 1e-2, centre), rtol=0, atol=10 * SOLVE)
+
+
 @pytest.mark.parametrize("tf32", [True, False])
 def test_tf32_holds_within_a_call_only(tf32, monkeypatch):
     seen, problem = [], random_problem(30, 5)

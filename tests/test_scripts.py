@@ -20,6 +20,7 @@ from VarPro_resnet.Experiment import parser as resnet_parser
 
 BIASED, UNBIASED, TWO_TIMESCALE = (f"{name}/Experiment.py" for name in (grid.BIASED, grid.UNBIASED, grid.TWO_TIMESCALE))
 CIRCLE = (BIASED, UNBIASED, TWO_TIMESCALE)
+TORUS = f"{grid.TORUS_UNBIASED}/Experiment.py"
 TINY = ["--epochs", "6", "--student_width", "8", "--samples", "64", "--teacher_width", "32"]
 
 
@@ -105,6 +106,50 @@ def test_results_go_beside_the_script_by_default(tmp_path, monkeypatch):
     run(BIASED, *TINY)
     assert only_result(tmp_path / "VarPro_ReLU_1d" / "results")
     assert list((tmp_path / "results").glob("diffusion_gamma=100_epochs=6.pt"))
+
+
+# --- optimizers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["momentum", "lbfgs", "lm"])
+@pytest.mark.parametrize("script", [BIASED, UNBIASED, TORUS])
+def test_an_optimizer_lowers_the_risk_and_states_its_cost(script, name, tmp_path):
+    arguments = [*TINY, "--optimizer", name, "--epochs", "12", "--dtype", "float64", "--output", str(tmp_path)]
+    run(script, *arguments)
+    (path,) = tmp_path.iterdir()
+    assert f"optimizer={name}" in path.name
+    found = results.load(path)
+    done = len(found["loss"])
+    assert 0 < done <= 12
+    assert found["snapshot_epochs"].tolist() == list(range(done + 1))
+    for cost in ("evaluations", "seconds"):
+        assert found[cost].shape == (done + 1,)
+        assert (found[cost].diff() > 0).all()
+    assert found["loss"].min() < found["loss"][0]  # with momentum it may rise now and then
+    assert torch.isfinite(found["distance_teacher"]).all()
+    assert found["distance_epochs"][-1] == done
+    assert "distance_diffusion" not in found  # its time is that of gradient descent
+    assert (found["config"]["optimizer"], done < 12) == (name, "ending" in found)
+
+
+def test_an_optimizer_ends_within_its_tolerance_and_says_so(tmp_path, capsys):
+    arguments = [*TINY, "--optimizer", "lm", "--epochs", "500", "--tolerance", "1e-3", "--output", str(tmp_path)]
+    run(UNBIASED, *arguments)
+    assert "ended before its 500 epochs: the risk changes by less than 0.001 of itself" in capsys.readouterr().out
+    found = only_result(tmp_path)
+    assert 1 < len(found["loss"]) < 500
+    assert len(found["weights"]) == len(found["snapshot_epochs"]) == len(found["evaluations"])
+    run(UNBIASED, *arguments)
+    assert "kept" in capsys.readouterr().out
+
+
+def test_optimizers_refuse_what_they_do_not_train(tmp_path, capsys):
+    refuse(TWO_TIMESCALE, *TINY, "--optimizer", "lm", "--output", str(tmp_path))
+    line = "--optimizer lm: works on the reduced risk, not on two-timescale descent; allowed here: gd"
+    assert line in capsys.readouterr().err
+    refuse(UNBIASED, *TINY, "--tolerance", "1e-3", "--output", str(tmp_path))
+    assert "--tolerance: has no effect here" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the user's own data -----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from varpro.features import LAPLACE, RadialTorus, ReLUCircle
 from varpro.problem import drawn_problem
 from varpro.runs import bookkeeping, training
 from varpro.runs.bookkeeping import Checkpoint
+from varpro.runs.descent import GradientDescent
 from varpro.runs.schedule import schedule
 from varpro.solvers.circle import CircleSolver
 from varpro.solvers.dense import DenseSolver
@@ -26,6 +27,11 @@ PROBLEM = random_problem(80, 12)
 
 def linear_solver(outer_update="ridge", time_scale=2**-10):
     return CircleSolver(PROBLEM.inputs, PROBLEM.targets, 1e-2, 1.0, time_scale, outer_update)
+
+
+def train(solver, plan, measure=None, start=None, **keywords):
+    start = torch.from_numpy(PROBLEM.weights) if start is None else start
+    return training.train(GradientDescent(solver, start), plan, measure, **keywords)
 
 
 def dense_solver(outer_update="ridge"):
@@ -63,7 +69,7 @@ def test_record_of_a_run(make_solver, outer_update):
         seen[place] = weights.copy()
         return {"distance_teacher": float(place)}
 
-    record = training.train(make_solver(outer_update), torch.from_numpy(PROBLEM.weights), plan, measure)
+    record = train(make_solver(outer_update), plan, measure)
     assert record.snapshot_epochs.tolist() == [0, 3, 6, 9, 12, 15, 18, 20]
     assert record.weights.shape == (8, 12, 2)
     assert record.outer.shape == (8, 12)
@@ -80,9 +86,7 @@ def test_record_of_a_run(make_solver, outer_update):
 
 def test_solvers_give_the_same_record():
     plan = schedule(30)
-    records = [
-        training.train(solver(), torch.from_numpy(PROBLEM.weights), plan) for solver in (linear_solver, dense_solver)
-    ]
+    records = [train(solver(), plan) for solver in (linear_solver, dense_solver)]
     torch.testing.assert_close(records[0].loss, records[1].loss, rtol=SOLVE, atol=EXACT)
     torch.testing.assert_close(records[0].weights, records[1].weights)
 
@@ -108,20 +112,20 @@ def stop_at(limit):
 
 @pytest.mark.parametrize("make_solver", [linear_solver, dense_solver])
 def test_an_interrupted_run_goes_on_to_the_same_bits(make_solver, tmp_path):
-    plan, start, path = schedule(40, 4), torch.from_numpy(PROBLEM.weights), tmp_path / "run.checkpoint"
-    whole = training.train(make_solver(), start, plan, stop_at(None))
+    plan, path = schedule(40, 4), tmp_path / "run.checkpoint"
+    whole = train(make_solver(), plan, stop_at(None))
     with pytest.raises(Interrupted):
-        training.train(make_solver(), start, plan, stop_at(23), checkpoint=checkpoint(path))
+        train(make_solver(), plan, stop_at(23), checkpoint=checkpoint(path))
     assert path.exists()
     with pytest.raises(Interrupted):  # a second sitting must not start over
-        training.train(make_solver(), start, plan, stop_at(31), checkpoint=checkpoint(path))
+        train(make_solver(), plan, stop_at(31), checkpoint=checkpoint(path))
     calls = []
 
     def measure(place, weights):
         calls.append(place)
         return stop_at(None)(place, weights)
 
-    resumed = training.train(make_solver(), start, plan, measure, checkpoint=checkpoint(path))
+    resumed = train(make_solver(), plan, measure, checkpoint=checkpoint(path))
     assert calls == list(range(31, 41))
     assert path.exists()  # until the result is on disk
     for name in ("weights", "outer", "loss", "snapshot_epochs"):
@@ -136,21 +140,23 @@ def test_the_report_of_inner_solves_adds_up_over_sittings(tmp_path):
     def sit(stop=None):
         solver = TorusSolver("laplace", problem.inputs.numpy(), problem.targets[:, 0].numpy(), 1e-2, 1.0, 2**-10)
         sittings.append(solver)
-        return training.train(solver, problem.student, plan, stop_at(stop), checkpoint=checkpoint(path))
+        return training.train(
+            GradientDescent(solver, problem.student), plan, stop_at(stop), checkpoint=checkpoint(path)
+        )
 
     with pytest.raises(Interrupted):
         sit(stop=20)
-    found = sit().inner_solves
+    found = sit().report
     assert found["solves"] >= 40
     assert sittings[1].report()["solves"] < 40  # the second one alone did not do them all
     assert 0 < found["worst_residual"] <= 1e-6
-    assert training.train(dense_solver(), torch.from_numpy(PROBLEM.weights), schedule(3)).inner_solves == {}
+    assert train(dense_solver(), schedule(3)).report == {}
 
 
 def test_a_checkpoint_of_another_run_is_not_used(tmp_path):
-    plan, start, path = schedule(10), torch.from_numpy(PROBLEM.weights), tmp_path / "run.checkpoint"
+    plan, path = schedule(10), tmp_path / "run.checkpoint"
     with pytest.raises(Interrupted):
-        training.train(linear_solver(), start, plan, stop_at(5), checkpoint=checkpoint(path))
+        train(linear_solver(), plan, stop_at(5), checkpoint=checkpoint(path))
     lines = []
     for other in ({"config": {"seed": 1}}, {}):
         again = checkpoint(path, **other, report=lines.append)
@@ -161,13 +167,13 @@ def test_a_checkpoint_of_another_run_is_not_used(tmp_path):
     assert checkpoint(path, report=lines.append).restore() is None
     assert [line.partition(str(path))[2] for line in lines[:2]] == [" has seed = 0, not 1", " is of another version"]
     assert "not a file of tensors" in lines[2]
-    training.train(linear_solver(), start, plan, checkpoint=checkpoint(path))  # writes its own over it
+    train(linear_solver(), plan, checkpoint=checkpoint(path))  # writes its own over it
     assert checkpoint(path).restore()["epoch"] == 9
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_keeps_the_state_of_the_last_epochs(number, tmp_path):
-    plan, start, path = schedule(40, 4), torch.from_numpy(PROBLEM.weights), tmp_path / "run.checkpoint"
+    plan, path = schedule(40, 4), tmp_path / "run.checkpoint"
     before = signal.getsignal(number)
 
     def measure(place, _):
@@ -176,7 +182,7 @@ def test_a_signal_keeps_the_state_of_the_last_epochs(number, tmp_path):
         return {}
 
     with pytest.raises(cli.Stopped) as stopped:
-        training.train(linear_solver(), start, plan, measure, checkpoint=checkpoint(path, seconds=1e9))
+        train(linear_solver(), plan, measure, checkpoint=checkpoint(path, seconds=1e9))
     assert stopped.value.exit_code == 128 + number
     assert checkpoint(path).restore()["epoch"] == 17
     assert signal.getsignal(number) is before
@@ -186,8 +192,10 @@ def test_a_diverging_run_stops_with_the_epoch_and_leaves_nothing(tmp_path):
     targets = PROBLEM.targets * 1e150
     solver = CircleSolver(PROBLEM.inputs, targets, 1e-2, 1.0, 1.0, "gradient")
     with pytest.raises(FloatingPointError, match=r"not finite at epoch \d+; try a smaller --time_scale"):
-        training.train(
-            solver, torch.from_numpy(PROBLEM.weights), schedule(5), checkpoint=checkpoint(tmp_path / "c", seconds=1e9)
+        train(
+            solver,
+            schedule(5),
+            checkpoint=checkpoint(tmp_path / "c", seconds=1e9),
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -197,19 +205,21 @@ def test_a_run_that_outgrows_its_file_keeps_the_last_sound_state(tmp_path):
     path = tmp_path / "c"
     solver = CircleSolver(PROBLEM.inputs * 30, PROBLEM.targets, 1e-2, 1.0, 2**-10, "gradient")
     with pytest.raises(FloatingPointError, match=r"the outer weights have left the range of float32 by epoch \d+"):
-        training.train(
-            solver, torch.from_numpy(PROBLEM.weights), schedule(200), checkpoint=checkpoint(path, seconds=1e9)
+        train(
+            solver,
+            schedule(200),
+            checkpoint=checkpoint(path, seconds=1e9),
         )
     state = checkpoint(path).restore()
     assert state["epoch"] > 0
-    for name in ("state_weights", "state_outer", "weights", "outer", "loss"):
-        assert torch.isfinite(state[name]).all()
+    for tensor in (*state["descent"].values(), *(state[name] for name in ("weights", "outer", "loss"))):
+        assert torch.isfinite(tensor).all()
 
 
 def test_the_cost_is_estimated_once(monkeypatch):
     monkeypatch.setattr(bookkeeping, "_TIMED_SECONDS", 0.0)
     lines = []
-    training.train(linear_solver(), torch.from_numpy(PROBLEM.weights), schedule(50), report=lines.append)
+    train(linear_solver(), schedule(50), report=lines.append)
     assert len(lines) == 1
     assert "ms an epoch" in lines[0]
 

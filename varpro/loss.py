@@ -8,7 +8,7 @@ The network ends in its features; it has no last linear layer. ``criterion.predi
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -88,11 +88,10 @@ class VarProLoss(nn.Module):
         self.classes, self.dtype = classes, dtype
         device = None if outer is None else outer.device
         self.register_buffer("outer", None if outer is None else outer.detach())
-        self.register_buffer("second_moment", None)  # A (M, M), b (M, k), and the sum of the weights in them
-        self.register_buffer("cross_moment", None)
-        self.register_buffer(
-            "memory_weight", torch.zeros((), dtype=torch.float64, device=device), persistent=memory > 0
-        )
+        self.register_buffer("second_moment", None)  # A (M, M)
+        self.register_buffer("cross_moment", None)  # b (M, k)
+        count = torch.zeros((), dtype=torch.int64, device=device)
+        self.register_buffer("remembered", count, persistent=memory > 0)  # mini-batches in A and b
         self.register_buffer("_failed", torch.zeros((), dtype=torch.bool, device=device), persistent=False)
 
     def forward(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -103,11 +102,39 @@ class VarProLoss(nn.Module):
         with _full_precision(features):
             wide = torch.promote_types(features.dtype, torch.float32)
             loss_dtype = self._loss_dtype(wide)
-            outer = self._update(features.detach(), targets, loss_dtype) if self.training else self._kept()
+            outer = self._solved(features.detach(), targets, loss_dtype) if self.training else self._kept()
             loss = ridge.loss(
                 features.to(loss_dtype), targets.to(loss_dtype), outer.to(loss_dtype), self.lmbda, self.centre
             )
         return loss.to(wide)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Set ``outer`` to argmin_u L of all ``batches`` of (features, targets) together, whatever it was before.
+
+        For the end of a training, or a test on the way: with the network in evaluation mode, since the features of
+        batch-norm layers are others there than in training. Batches may come from a generator, and are read once. The
+        memory stays as it is. The host waits for a GPU. Raises FloatingPointError where features are not finite, and
+        ValueError as a call does.
+        """
+        second = cross = features = None
+        count = 0
+        for features, targets in batches:
+            _check_features(features)
+            targets = self._real(targets, features)
+            self._check_shapes(features, targets)
+            dtype = self._solve_dtype(features)
+            columns = targets if targets.ndim == 2 else targets[:, None]
+            with _full_precision(features), _few_threads(features), ridge.matrix_products(tf32=False):
+                new = ridge.moments(features.to(dtype), columns.to(dtype), self.centre)
+            count += len(features)
+            share = len(features) / count
+            second, cross = new if second is None else (second.lerp(new[0], share), cross.lerp(new[1], share))
+        if second is None:
+            raise ValueError("batches: there are none")
+        with _full_precision(features), _few_threads(features):
+            solution = ridge.solve_moments(second, cross, self.lmbda, self.centre)
+        self._update(features, solution if targets.ndim == 2 else solution[:, 0], weight=1.0)
 
     def predict(self, features: torch.Tensor) -> torch.Tensor:
         """f = phi u / M at the ``outer`` that is kept: (N, k) or (N,) from ``features (N, M)``.
@@ -138,55 +165,59 @@ class VarProLoss(nn.Module):
     # --- the solve -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _update(self, features: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The outer weights of this call, in ``dtype`` and apart from what later calls change; ``outer`` is them."""
-        solution = self._solve(features, targets).to(dtype)
+    def _solved(self, features: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The outer weights of this call in ``dtype``; ``outer`` is them."""
+        solve_dtype = self._solve_dtype(features)
+        columns = targets if targets.ndim == 2 else targets[:, None]
+        with _few_threads(features), ridge.matrix_products(tf32=False):
+            wide = features.to(solve_dtype), columns.to(solve_dtype)
+            if self.memory > 0:
+                solution = self._solve_remembered(*wide)
+            else:
+                solution = self._checked(*ridge.solve_unchecked(*wide, self.lmbda, self.centre), wide[0], wide[0])
+        solution = solution if targets.ndim == 2 else solution[:, 0]
+        return self._update(features, solution.to(dtype), weight=1 - self.averaging)
+
+    def _update(self, features: torch.Tensor, solution: torch.Tensor, weight: float) -> torch.Tensor:
+        """u <- (1 - weight) u + weight solution; returns it, in the dtype of ``solution``, apart from the buffer, which
+        later calls change."""
         if self.outer is None:
             stored = torch.promote_types(features.dtype, torch.float32)
             self.outer = torch.empty(solution.shape, dtype=stored, device=solution.device)
             outer = solution
-        else:
-            # u <- m u + (1 - m) u_new, in a copy of the same layout: backward must not see later values
-            outer = self.outer.to(dtype, copy=True).lerp_(solution, 1 - self.averaging)
+        else:  # the copy has the layout of the buffer
+            outer = self.outer.to(solution.dtype, copy=True).lerp_(solution, weight)
         self.outer.copy_(outer)
         return outer
 
-    def _solve(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """argmin_u L of this call: (M, k) or (M,)."""
-        dtype = self._solve_dtype(features)
-        samples, width = features.shape
-        small = features.device.type == "cpu" and samples * width * min(samples, width) <= _SMALL
-        columns = targets if targets.ndim == 2 else targets[:, None]
-        with one_torch_thread() if small else nullcontext(), ridge.matrix_products(tf32=False):
-            if self.memory > 0:
-                solution, failed, remembered = self._solve_remembered(features.to(dtype), columns.to(dtype))
-            else:
-                solution, failed = ridge.solve_unchecked(features.to(dtype), columns.to(dtype), self.lmbda, self.centre)
-        if features.device.type == "cpu":
-            if failed.item():
-                raise _failure(features, dtype, self.lmbda)
-        else:
-            self._failed |= failed != 0
-            solution = torch.where(failed != 0, math.nan, solution)
-        if self.memory > 0:  # only now, when nothing has failed
-            self.second_moment, self.cross_moment, self.memory_weight = remembered
-        return solution if targets.ndim == 2 else solution[:, 0]
+    def _checked(
+        self, solution: torch.Tensor, failed: torch.Tensor, features: torch.Tensor, solved: torch.Tensor
+    ) -> torch.Tensor:
+        """``solution``, or an error about the matrix ``solved``, or NaN where the host would have to wait for that."""
+        if features.device.type != "cpu":
+            self._failed = self._failed.to(features.device) | (failed != 0)
+            return torch.where(failed != 0, math.nan, solution)
+        if not failed.item():
+            return solution
+        if not features.isfinite().all().item():
+            raise FloatingPointError("inner solve: the features are not finite")
+        raise ridge.not_definite(solved, self.lmbda)
 
-    def _solve_remembered(
-        self, features: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]:
-        """argmin_u of the remembered risk, this batch included; whether it failed; the moments and their weight.
+    def _solve_remembered(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """argmin_u of the remembered risk, this batch included, which is remembered unless the solve fails.
 
-        Means with weights m^age: A <- A + (1 - m) (phi^T phi / N - A) / W, where W <- m W + 1 - m from 0.
+        Means with weights m^age: A <- A + (1 - m) / (1 - m^t) (phi^T phi / N - A) for batch t = 1, 2, ..., b likewise.
         """
         second, cross = ridge.moments(features, targets, self.centre)
-        weight = self.memory * self.memory_weight + (1 - self.memory)
+        count = self.remembered.to(features.device) + 1
         if self.second_moment is not None:
-            share = ((1 - self.memory) / weight).to(second.dtype)
+            share = (1 - self.memory) / (1 - self.memory ** count.to(second.dtype))
             second = self.second_moment.to(second.dtype).lerp(second, share)
             cross = self.cross_moment.to(cross.dtype).lerp(cross, share)
-        outer, failed = ridge.solve_moments_unchecked(second, cross, self.lmbda, self.centre)
-        return outer, failed, (second, cross, weight)
+        solution, failed = ridge.solve_moments_unchecked(second, cross, self.lmbda, self.centre)
+        solution = self._checked(solution, failed, features, second)
+        self.second_moment, self.cross_moment, self.remembered = second, cross, count
+        return solution
 
     def _solve_dtype(self, features: torch.Tensor) -> torch.dtype:
         if self.dtype is not None:
@@ -271,10 +302,13 @@ def _full_precision(features: torch.Tensor) -> Iterator[None]:
         yield
 
 
-def _failure(features: torch.Tensor, dtype: torch.dtype, lmbda: float) -> FloatingPointError:
-    if not features.isfinite().all().item():
-        return FloatingPointError("inner solve: the features are not finite")
-    return ridge.not_definite(features.to(dtype), lmbda)
+@contextmanager
+def _few_threads(features: torch.Tensor) -> Iterator[None]:
+    """One thread of the CPU where the products of ``features (N, M)`` are too small to be shared out."""
+    samples, width = features.shape
+    small = features.device.type == "cpu" and samples * width * min(samples, width) <= _SMALL
+    with one_torch_thread() if small else nullcontext():
+        yield
 
 
 def _check_features(features: torch.Tensor) -> None:

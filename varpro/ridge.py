@@ -75,6 +75,18 @@ def solve_moments_unchecked(
     return centre + torch.cholesky_solve(cross, factor), failed
 
 
+def solve_moments(second: torch.Tensor, cross: torch.Tensor, lmbda: float, centre: float) -> torch.Tensor:
+    """As :func:`solve_moments_unchecked`; where round-off makes the matrix indefinite, by eigenvalues, of which none of
+    A is below 0. The host waits. Raises FloatingPointError where the moments are not finite."""
+    outer, failed = solve_moments_unchecked(second, cross, lmbda, centre)
+    if not failed.item():
+        return outer
+    if not (second.isfinite().all() & cross.isfinite().all()).item():
+        raise FloatingPointError("inner solve: the features are not finite, or their squares overflow")
+    values, vectors = torch.linalg.eigh(second / len(second))
+    return centre + vectors @ (vectors.T @ cross / (values.clamp(min=0) + lmbda)[:, None])
+
+
 def not_definite(features: torch.Tensor, lmbda: float) -> FloatingPointError:
     """The error of a solve whose matrix is not positive definite in the precision of ``features (N, M)``."""
     size = min(features.shape)
@@ -83,6 +95,19 @@ def not_definite(features: torch.Tensor, lmbda: float) -> FloatingPointError:
         f"inner solve: the {size} x {size} system is not positive definite in "
         f"{str(features.dtype).removeprefix('torch.')} at lambda {lmbda:g}; use {remedy}"
     )
+
+
+def reduced_risk(
+    features: torch.Tensor, targets: torch.Tensor, lmbda: float, centre: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(min_u L, argmin_u L), a scalar and (M, k), for any ``features (N, M)`` and ``targets (N, k)``.
+
+    The scalar can be differentiated once in whatever the features depend on: u is solved for on detached features and
+    then held fixed, which gives the exact gradient of the minimum (envelope theorem). A second derivative would lack
+    the part that goes through u. Raises FloatingPointError as :func:`solve` does.
+    """
+    outer = solve(features.detach(), targets, lmbda, centre)
+    return loss(features, targets, outer, lmbda, centre), outer
 
 
 def loss(

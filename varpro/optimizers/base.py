@@ -44,6 +44,7 @@ class Optimizer(ABC):
     """
 
     name: ClassVar[str]
+    usual_iterations: ClassVar[int]  # that a training is given where nothing is said
 
     def __init__(
         self,

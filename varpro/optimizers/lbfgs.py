@@ -24,7 +24,7 @@ class LBFGS(Optimizer):
     Where the line search finds no lower point the memory is dropped once; after that the training ends.
     """
 
-    name = "lbfgs"
+    name, usual_iterations = "lbfgs", 1000
 
     def _start(self, weights: Array) -> tuple[float, Array]:
         self._point = self.chart.coordinates(torch.as_tensor(weights))

@@ -27,7 +27,7 @@ class LevenbergMarquardt(Optimizer):
     it by ``decay``, one that does not multiplies it by 4 (S10). With 1 and 1.5 the training stays closer to the flow.
     """
 
-    name = "lm"
+    name, usual_iterations = "lm", 100
 
     def __init__(
         self,

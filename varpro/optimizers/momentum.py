@@ -19,7 +19,7 @@ class Momentum(Optimizer):
     starts anew where it points uphill. The risk may rise now and then.
     """
 
-    name = "momentum"
+    name, usual_iterations = "momentum", 2000
 
     def _start(self, weights: Array) -> tuple[float, Array]:
         coordinates = self.chart.coordinates(torch.as_tensor(weights))

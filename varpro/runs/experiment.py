@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from varpro import cli, names, results
 from varpro.features import FeatureMap
 from varpro.problem import Problem, drawn_problem, problem_from_tensors
 from varpro.runs.bookkeeping import Checkpoint, locked
+from varpro.runs.descent import Descent, GradientDescent, Iterations
 from varpro.runs.limits import Limit
+from varpro.runs.options import GRADIENT_DESCENT, OPTIMIZERS
 from varpro.runs.schedule import Schedule, schedule
 from varpro.runs.training import STATE_VERSION, Measurement, Training, train
-from varpro.solvers.base import Objective
+from varpro.solvers.base import Objective, Solver
 from varpro.solvers.choose import Choice, Refusal, choose
 
 _FLOAT32_LAMBDA = 1e-5  # there dense float32 runs are 1e-4 off in the weights after 60 epochs
@@ -27,6 +28,8 @@ _NAMED = (
     "time_scale",
     "saving_step",
     "activation",
+    "optimizer",
+    "tolerance",
 )  # in the file name where they are not the default
 
 
@@ -67,6 +70,10 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
     """
     tensors, data_label = _read_data(options)
     cli.resolve_device(options)
+    if options.optimizer == GRADIENT_DESCENT and "tolerance" in options.given:
+        raise cli.UsageError("--tolerance: has no effect here; it goes with --optimizer momentum, lbfgs or lm")
+    if options.optimizer != GRADIENT_DESCENT and "epochs" not in options.given:
+        options.epochs = OPTIMIZERS[options.optimizer].usual_iterations
     for seed in options.seed:
         problem = _problem(options, choices.features, seed, tensors)
         objective = Objective(choices.features, options.lmbda, choices.centre, options.time_scale, choices.outer_update)
@@ -95,9 +102,12 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
             config["activation"] = options.activation
         if options.tf32:
             config["tf32"] = True
+        if options.optimizer != GRADIENT_DESCENT:
+            config |= {"optimizer": options.optimizer, "tolerance": options.tolerance}
         path = (options.output or names.directory(folder.name)) / _file_name(options, config, usual=choice.usual)
         results.prepare(path)
-        limit = choices.limit if tensors is None else None
+        # the time of a limit is that of gradient descent
+        limit = choices.limit if tensors is None and options.optimizer == GRADIENT_DESCENT else None
         run = Run(config, path, problem, objective, choice, plan, limit, options.output)
         if not options.force and _kept(run):
             continue
@@ -129,8 +139,7 @@ def _perform(run: Run, progress: bool) -> None:
         run.objective, run.problem, device=run.choice.device, dtype=dtype, tf32=run.config.get("tf32", False)
     )
     training = train(
-        solver,
-        run.problem.student,
+        _descent(run, solver),
         run.plan,
         measure,
         checkpoint=checkpoint,
@@ -143,8 +152,18 @@ def _perform(run: Run, progress: bool) -> None:
     results.save(run.path, _contents(run, training))
     checkpoint.remove()
     distances = "".join(f", {name.replace('_', ' to ')} {values[-1]:.5f}" for name, values in training.measured.items())
-    _say(run, f"{run.plan.epochs} epochs in {training.elapsed:.2f} s, loss {training.loss[-1]:.5g}{distances}")
+    last = f", loss {training.loss[-1]:.5g}" if len(training.loss) else ""
+    _say(run, f"{len(training.loss)} epochs in {training.elapsed:.2f} s{last}{distances}")
+    if training.ending:
+        _say(run, f"ended before its {run.plan.epochs} epochs: {training.ending}")
     _say(run, f"wrote {run.path}")
+
+
+def _descent(run: Run, solver: Solver) -> Descent:
+    kind = OPTIMIZERS.get(run.config.get("optimizer", GRADIENT_DESCENT))
+    if kind is None:
+        return GradientDescent(solver, run.problem.student)
+    return Iterations(kind(solver, run.objective, run.problem, tolerance=run.config.get("tolerance", 0.0)))
 
 
 def _say(run: Run, line: str) -> None:
@@ -167,6 +186,10 @@ def _choice(options: argparse.Namespace, objective: Objective, problem: Problem)
         raise cli.UsageError(str(error)) from None
     if options.tf32 and (choice.solver.name, choice.device, choice.dtype) != ("dense", "cuda", "float32"):
         raise cli.UsageError("--tf32: has no effect here; it goes with --solver dense --device cuda --dtype float32")
+    if options.optimizer != GRADIENT_DESCENT:
+        obstacle = OPTIMIZERS[options.optimizer].obstacle(choice.solver, objective, problem)
+        if obstacle:
+            raise cli.UsageError(f"--optimizer {options.optimizer}: {obstacle}; allowed here: {GRADIENT_DESCENT}")
     return choice
 
 
@@ -190,15 +213,18 @@ def _contents(run: Run, training: Training) -> dict:
         "elapsed_time": training.elapsed,
         "provenance": results.provenance(run.config["device"]),
     }
-    if training.inner_solves:
-        contents["inner_solves"] = training.inner_solves
+    contents |= training.cost
+    if training.report:
+        contents["inner_solves"] = training.report
+    if training.ending:
+        contents["ending"] = training.ending
     if run.config["outer_update"] == "gradient":
         # eta_u / eta_w = (lam M) / (M time_scale)
         contents["rate_ratio"] = run.config["lambda"] / run.config["time_scale"]
     if run.problem.teacher is not None:
         contents["teacher_weights"] = run.problem.teacher.float()
     if training.measured:
-        contents["distance_epochs"] = torch.from_numpy(run.plan.distance_epochs)
+        contents["distance_epochs"] = training.distance_epochs
         contents.update(training.measured)
     return contents
 
@@ -234,7 +260,11 @@ def _measurement(run: Run) -> Measurement | None:
 
 
 def _file_name(options: argparse.Namespace, config: dict, *, usual: bool) -> str:
-    changed = {key: config[key] for key in _NAMED if key in options.given and config[key] != options.defaults[key]}
+    changed = {
+        key: config[key]
+        for key in _NAMED
+        if key in config.keys() & options.given and config[key] != options.defaults[key]
+    }
     if not usual:
         changed |= {"solver": config["solver"], "dtype": "tf32" if "tf32" in config else config["dtype"]}
     return names.shallow(config, changed, options.name)

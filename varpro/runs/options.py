@@ -6,6 +6,10 @@ from pathlib import Path
 
 from varpro import cli
 from varpro.domains.base import Domain
+from varpro.optimizers.base import Optimizer
+from varpro.optimizers.lbfgs import LBFGS
+from varpro.optimizers.levenberg_marquardt import LevenbergMarquardt
+from varpro.optimizers.momentum import Momentum
 from varpro.solvers import choose
 
 
@@ -74,10 +78,35 @@ def add_activation(to: argparse.ArgumentParser, *, kernels: Sequence[str]) -> No
     )
 
 
+GRADIENT_DESCENT = "gd"
+OPTIMIZERS: dict[str, type[Optimizer]] = {kind.name: kind for kind in (Momentum, LBFGS, LevenbergMarquardt)}
+
+
 def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float) -> None:
     """Length and pace of the training; the keywords are the experiment's defaults."""
     group = to.add_argument_group("training")
-    group.add_argument("--epochs", type=cli.whole(1), default=epochs, metavar="E", help="number of epochs")
+    group.add_argument(
+        "--optimizer",
+        choices=[GRADIENT_DESCENT, *OPTIMIZERS],
+        default=GRADIENT_DESCENT,
+        help="outer step: gd is gradient descent, the paper's; the others work on the reduced risk: Nesterov's "
+        "momentum, L-BFGS, Levenberg-Marquardt",
+    )
+    group.add_argument(
+        "--tolerance",
+        type=cli.positive,
+        default=0.0,
+        metavar="R",
+        help="end before the last epoch where the risk changes by less than this share of itself (not with gd)",
+    )
+    fewer = ", ".join(f"{kind.usual_iterations} with {name}" for name, kind in OPTIMIZERS.items())
+    group.add_argument(
+        "--epochs",
+        type=cli.whole(1),
+        default=epochs,
+        metavar="E",
+        help=f"number of epochs, or of iterations at most, of which an optimizer has fewer: {fewer}",
+    )
     group.add_argument(
         "--time_scale",
         type=cli.time_scale,

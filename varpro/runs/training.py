@@ -1,4 +1,4 @@
-"""The training loop: snapshots, measurements, progress, checkpoint and resume; the solver does the epochs.
+"""The training loop: snapshots, measurements, progress, checkpoint and resume; the descent does the epochs.
 
 State number e is the pair of weights and outer weights after e epochs; for VarPro its outer weights are optimal for its
 weights, and loss[e] is the risk of state e.
@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from varpro.cli import duration
 from varpro.runs.bookkeeping import Checkpoint, Report, StopSignals, Watch
+from varpro.runs.descent import Descent
 from varpro.runs.schedule import Schedule
-from varpro.solvers.base import Solver, merged
+from varpro.solvers.base import merged
 
-STATE_VERSION = 2  # of what a checkpoint holds; to be counted up where that changes
+STATE_VERSION = 3  # of what a checkpoint holds; to be counted up where that changes
 _STRETCH_SECONDS = 0.5  # of epochs between two looks at signals and clock, about
 _LARGEST = float(np.finfo(np.float32).max)  # of what a result can hold
 
@@ -28,20 +29,25 @@ Measurement = Callable[[int, np.ndarray], Mapping[str, float]]
 
 @dataclass
 class Training:
-    """The record of a run: ``weights (S, M, d)`` and ``outer (S, M)`` or ``(S, M, k)``, float32; ``loss (epochs,)``."""
+    """The record of a run: ``weights (S, M, d)`` and ``outer (S, M)`` or ``(S, M, k)``, float32; ``loss (epochs,)``.
+
+    ``epochs`` is the length of the plan, or less where the training ended before; then ``ending`` says why.
+    """
 
     snapshot_epochs: torch.Tensor
+    distance_epochs: torch.Tensor
     weights: torch.Tensor
     outer: torch.Tensor
     loss: torch.Tensor
     measured: dict[str, torch.Tensor] = field(default_factory=dict)
-    inner_solves: dict[str, float] = field(default_factory=dict)  # Solver.report, over all sittings
+    cost: dict[str, torch.Tensor] = field(default_factory=dict)  # (S,) evaluations and seconds, of an optimizer
+    report: dict[str, float] = field(default_factory=dict)  # Descent.report, over all sittings
+    ending: str = ""
     elapsed: float = 0.0  # seconds of training, measurements included, over all sittings
 
 
 def train(
-    solver: Solver,
-    weights: torch.Tensor,
+    descent: Descent,
     plan: Schedule,
     measure: Measurement | None = None,
     *,
@@ -50,7 +56,7 @@ def train(
     label: str = "",
     report: Report | None = None,
 ) -> Training:
-    """Train ``weights (M, d)`` with ``solver`` through ``plan``.
+    """Take ``descent`` through ``plan``.
 
     ``measure`` is called at the distance epochs with their number among the distinct ones and the weights (M, d) in
     float64, and returns named values. With ``checkpoint`` the state is kept there now and then, and a later call goes
@@ -59,7 +65,7 @@ def train(
     Raises FloatingPointError with the epoch where the loss stops being finite or the state too large to be kept; the
     last sound state is in the checkpoint then. Raises Stopped after SIGTERM or SIGINT, with the state likewise.
     """
-    run = _Run(solver, weights, plan, measure)
+    run = _Run(descent, plan, measure)
     state = checkpoint.restore() if checkpoint is not None else None
     if state is not None:
         run.restore(state)
@@ -74,7 +80,7 @@ def train(
     with bar, StopSignals() as signals:
         if run.epoch == 0:
             run.record()
-        while run.epoch < plan.epochs:
+        while run.epoch < plan.epochs and not descent.ending:
             first = run.epoch
             try:
                 run.advance(int(events[np.searchsorted(events, run.epoch, side="right")]))
@@ -93,30 +99,32 @@ def train(
 class _Run:
     """The state of a training and its record so far."""
 
-    def __init__(self, solver: Solver, weights: torch.Tensor, plan: Schedule, measure: Measurement | None) -> None:
-        self.solver, self.plan, self.measure = solver, plan, measure
-        self.weights = solver.own(weights)
-        self.outer = solver.solve(self.weights)
+    def __init__(self, descent: Descent, plan: Schedule, measure: Measurement | None) -> None:
+        self.descent, self.plan, self.measure = descent, plan, measure
         self.epoch, self.elapsed = 0, 0.0
         self.pace = 0.0  # seconds an epoch, lately
         self.earlier: dict[str, float] = {}  # report of the sittings before
-        outer_shape = tuple(self.outer.shape) if self.outer.ndim > 1 and self.outer.shape[1] > 1 else (len(weights),)
+        width, outer = len(descent.weights), descent.outer
+        outer_shape = tuple(outer.shape) if outer.ndim > 1 and outer.shape[1] > 1 else (width,)
         snapshots = len(plan.snapshot_epochs)
-        self.kept_weights = torch.empty((snapshots, *weights.shape), dtype=torch.float32)
+        self.kept_weights = torch.empty((snapshots, *descent.weights.shape), dtype=torch.float32)
         self.kept_outer = torch.empty((snapshots, *outer_shape), dtype=torch.float32)
         self.loss = torch.empty(plan.epochs, dtype=torch.float64)
         self.measured: dict[str, torch.Tensor] = {}
+        self.cost = {name: torch.empty(snapshots, dtype=torch.float64) for name in descent.cost()}
 
-    def record(self) -> None:
-        """Keep and measure the state at hand, if the plan says so."""
-        weights = torch.as_tensor(self.weights).cpu()
-        place = np.searchsorted(self.plan.snapshot_epochs, self.epoch)
-        if self.plan.snapshot_epochs[place] == self.epoch:
+    def record(self, *, last: bool = False) -> None:
+        """Keep and measure the state at hand, if the plan says so, or if it is the ``last``."""
+        weights = torch.as_tensor(self.descent.weights).cpu()
+        place = int(np.searchsorted(self.plan.snapshot_epochs, self.epoch))
+        if last or self.plan.snapshot_epochs[place] == self.epoch:
             self.kept_weights[place] = weights
-            self.kept_outer[place] = torch.as_tensor(self.outer).cpu().reshape(self.kept_outer[place].shape)
+            self.kept_outer[place] = torch.as_tensor(self.descent.outer).cpu().reshape(self.kept_outer[place].shape)
+            for name, value in self.descent.cost().items():
+                self.cost[name][place] = value
         measured = self.plan.measured_epochs
         place = int(np.searchsorted(measured, self.epoch))
-        if self.measure is not None and measured[place] == self.epoch:
+        if self.measure is not None and (last or measured[place] == self.epoch):
             for name, value in self.measure(place, weights.double().numpy()).items():
                 self._measurements(name)[place] = value
 
@@ -124,35 +132,35 @@ class _Run:
         return self.measured.setdefault(name, torch.empty(len(self.plan.measured_epochs), dtype=torch.float64))
 
     def advance(self, event: int) -> None:
-        """Train to epoch ``event``, or for about half a second where that comes first.
+        """Train to epoch ``event``, or for about half a second where that comes first, or to the end.
 
         Raises FloatingPointError, with the state as it was before, where the new one is not sound.
         """
         begin = time.perf_counter()
         stretch = math.ceil(_STRETCH_SECONDS / self.pace) if self.pace else 1
-        end = min(event, self.epoch + max(1, stretch))
-        before = self._copied()
-        losses = torch.as_tensor(self.solver.advance(self.weights, self.outer, end - self.epoch))
-        fault = self._fault(losses)
-        if fault:
-            self.weights, self.outer = before
-            raise FloatingPointError(f"{fault}; try a smaller --time_scale")
-        self.loss[self.epoch : end] = losses
-        epochs, self.epoch = end - self.epoch, end
-        if end == event:
-            self.record()
+        epochs = min(event - self.epoch, max(1, stretch))
+        before = self.descent.state()
+        try:
+            losses = self.descent.advance(epochs)
+            fault = self._fault(losses)
+            if fault:
+                raise FloatingPointError(f"{fault}; try a smaller --time_scale")
+        except FloatingPointError:
+            self.descent.restore(before)
+            raise
+        self.loss[self.epoch : self.epoch + len(losses)] = losses
+        self.epoch += len(losses)
+        if self.epoch == event or self.descent.ending:
+            self.record(last=bool(self.descent.ending))
         spent = time.perf_counter() - begin
-        self.pace = spent / epochs
+        self.pace = spent / max(1, len(losses))
         self.elapsed += spent
-
-    def _copied(self) -> tuple:
-        return tuple(value.clone() if torch.is_tensor(value) else value.copy() for value in (self.weights, self.outer))
 
     def _fault(self, losses: torch.Tensor) -> str:
         bad = torch.nonzero(~torch.isfinite(losses))
         if len(bad):
             return f"the loss is not finite at epoch {self.epoch + int(bad[0])}"
-        for name, value in (("weights", self.weights), ("outer weights", self.outer)):
+        for name, value in (("weights", self.descent.weights), ("outer weights", self.descent.outer)):
             if not torch.as_tensor(value).abs().max() <= _LARGEST:
                 grown = f", with a loss of {losses[-1]:.1e}" if len(losses) else ""
                 return f"the {name} have left the range of float32 by epoch {self.epoch + len(losses)}{grown}"
@@ -161,32 +169,40 @@ class _Run:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` returned."""
         self.epoch, self.elapsed = state["epoch"], state["elapsed"]
-        self.weights = self.solver.own(state["state_weights"])
-        self.outer = self.solver.own(state["state_outer"])
+        self.descent.restore(state["descent"])
         for name, whole in (("weights", self.kept_weights), ("outer", self.kept_outer), ("loss", self.loss)):
             whole[: len(state[name])] = state[name]
-        self.earlier = state["inner_solves"]
+        self.earlier = state["report"]
         for name, values in state["measured"].items():
             self._measurements(name)[: len(values)] = values
+        for name, values in state["cost"].items():
+            self.cost[name][: len(values)] = values
 
     def state(self) -> dict[str, Any]:
         """All that a later sitting needs."""
-        kept = int(np.searchsorted(self.plan.snapshot_epochs, self.epoch, side="right"))
-        taken = int(np.searchsorted(self.plan.measured_epochs, self.epoch, side="right"))
+        kept, taken = self._lengths()
         return {
             "epoch": self.epoch,
             "elapsed": self.elapsed,
-            "inner_solves": self.inner_solves(),
-            "state_weights": torch.as_tensor(self.weights),
-            "state_outer": torch.as_tensor(self.outer),
+            "report": self.report(),
+            "descent": self.descent.state(),
             "weights": self.kept_weights[:kept],
             "outer": self.kept_outer[:kept],
             "loss": self.loss[: self.epoch],
             "measured": {name: values[:taken] for name, values in self.measured.items()},
+            "cost": {name: values[:kept] for name, values in self.cost.items()},
         }
 
-    def inner_solves(self) -> dict[str, float]:
-        return merged(self.earlier, self.solver.report())
+    def _lengths(self) -> tuple[int, int]:
+        """How many snapshots and how many measurements have been made; the last state has both where it is the end."""
+        plan, ended = self.plan, bool(self.descent.ending)
+        return tuple(
+            int(np.searchsorted(epochs, self.epoch, side="left" if ended else "right")) + ended
+            for epochs in (plan.snapshot_epochs, plan.measured_epochs)
+        )
+
+    def report(self) -> dict[str, float]:
+        return merged(self.earlier, self.descent.report())
 
     def estimate(self, seconds_per_epoch: float) -> str:
         left = seconds_per_epoch * (self.plan.epochs - self.epoch)
@@ -197,9 +213,18 @@ class _Run:
         )
 
     def finish(self) -> Training:
-        inverse = torch.from_numpy(np.searchsorted(self.plan.measured_epochs, self.plan.distance_epochs))
-        measured = {name: values[inverse] for name, values in self.measured.items()}
-        epochs = torch.from_numpy(self.plan.snapshot_epochs)
+        kept, _ = self._lengths()
+        distance_epochs = np.minimum(self.plan.distance_epochs, self.epoch)
+        inverse = torch.from_numpy(np.searchsorted(self.plan.measured_epochs, distance_epochs))
         return Training(
-            epochs, self.kept_weights, self.kept_outer, self.loss, measured, self.inner_solves(), self.elapsed
+            torch.from_numpy(np.minimum(self.plan.snapshot_epochs[:kept], self.epoch)),
+            torch.from_numpy(distance_epochs),
+            self.kept_weights[:kept],
+            self.kept_outer[:kept],
+            self.loss[: self.epoch],
+            {name: values[inverse] for name, values in self.measured.items()},
+            {name: values[:kept] for name, values in self.cost.items()},
+            self.report(),
+            self.descent.ending,
+            self.elapsed,
         )

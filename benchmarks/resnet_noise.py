@@ -1,0 +1,162 @@
+"""Where the noise of stochastic VarPro comes from: test accuracy after every pass, read in four ways.
+
+The same network is tested as it is, with outer weights that are solved for anew from features of training images in
+evaluation mode, with batch-norm statistics taken anew, and with both; the training does not notice. What is shown for
+each variant is the mean over the last passes and, as the noise, the largest reading less the smallest
+(docs/stochastic_varpro.md).
+
+    python -m benchmarks.resnet_noise                                              digits, minutes
+    python -m benchmarks.resnet_noise --data-dir DIR --images 5000 --passes 20     a part of CIFAR-10
+    python -m benchmarks.resnet_noise --data-dir DIR --passes 110 --variants VarProM "VarPro running" SGDM
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import SGD
+
+from benchmarks import measure
+from varpro.loss import VarProLoss
+from varpro.threads import keep_freed_memory
+from VarPro_resnet import cifar
+from VarPro_resnet.cifar import Images
+from VarPro_resnet.resnet import WIDTH, ResNet20
+from VarPro_resnet.training import Batch, Descent, Plan, VarPro, accuracy, train
+
+LMBDA, TIME_SCALE = 1e-3, 1e-3
+READINGS = ("as it is", "u anew", "statistics anew", "both anew")
+
+
+def _varpro(network: ResNet20, momentum: float = 0.0, **options) -> Descent:
+    return VarPro(network, SGD(network.features.parameters(), WIDTH * TIME_SCALE, momentum), LMBDA, **options)
+
+
+def _sgdm(network: ResNet20, **options) -> Descent:
+    return Descent(network, SGD(network.parameters(), WIDTH * TIME_SCALE, 0.9), LMBDA, **options)
+
+
+VARIANTS: dict[str, Callable[..., Descent]] = {
+    "VarProM": partial(_varpro, averaging=0.5),  # as published
+    "VarProM, momentum 0.9": partial(_varpro, momentum=0.9, averaging=0.5),
+    "memory 0.9": partial(_varpro, memory=0.9),
+    "VarPro running": partial(_varpro, momentum=0.9, memory=0.9),  # --optimizer varpro-running
+    "SGDM": _sgdm,
+}
+
+
+@dataclass
+class Watch:
+    """Reads the accuracy of a network in the other ways, and leaves it as it was; stands for ``before_test``."""
+
+    network: ResNet20
+    images: Images
+    memory_format: torch.memory_format = torch.channels_last
+    readings: list[list[float]] = field(default_factory=list)  # in the order of READINGS, of every test
+
+    def __call__(self, batches: Iterable[Batch]) -> None:
+        """Read, with ``batches`` of training images."""
+        batches = list(batches)
+        state = copy.deepcopy(self.network.state_dict())
+        before = self._accuracy()
+        fitted = self._fitted(batches)
+        self.network.load_state_dict(state)
+        self._take_statistics(batches)
+        statistics = self._accuracy()
+        self.readings.append([before, fitted, statistics, self._fitted(batches)])
+        self.network.load_state_dict(state)
+        self.network.train()
+
+    def _accuracy(self) -> float:
+        images = cifar.normalise(self.images.test, self.images.mean, self.images.std, memory_format=self.memory_format)
+        return accuracy(self.network, images, self.images.test_labels)
+
+    def _fitted(self, batches: list[Batch]) -> float:
+        self.network.eval()
+        with torch.no_grad():
+            criterion = VarProLoss(LMBDA, outer=self.network.outer)
+            criterion.fit((self.network.features(images), targets) for images, targets in batches)
+        return self._accuracy()
+
+    def _take_statistics(self, batches: list[Batch]) -> None:
+        """Running statistics as plain means over ``batches``."""
+        norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
+        usual = norms[0].momentum
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+        self.network.train()
+        with torch.no_grad():
+            for images, _ in batches:
+                self.network.features(images)
+        for norm in norms:
+            norm.momentum = usual
+
+
+def readings(images: Images, variant: str, plan: Plan, seed: int, *, mixed_precision: bool) -> torch.Tensor:
+    """Accuracies (passes, 4) after every pass, of one run."""
+    torch.manual_seed(seed)
+    network = ResNet20(images.classes)
+    step = VARIANTS[variant](network, mixed_precision=mixed_precision)
+    step.before_test = Watch(network, images)
+    threads = torch.get_num_threads()
+    train(step, images, plan, seed=seed, threads=threads, label=f"{variant}, seed {seed}", progress=True)
+    return torch.tensor(step.before_test.readings[1:], dtype=torch.float64)  # the first test comes before training
+
+
+def part(images: Images, count: int) -> Images:
+    """About ``count`` training images and two fifths as many for tests, evenly from all."""
+    train_, test = (
+        slice(None, None, max(1, size // n))
+        for size, n in zip((len(images.train), len(images.test)), (count, 2 * count // 5), strict=True)
+    )
+    return replace(
+        images,
+        train=images.train[train_],
+        train_labels=images.train_labels[train_],
+        test=images.test[test],
+        test_labels=images.test_labels[test],
+    )
+
+
+def row(variant: str, runs: list[torch.Tensor], last: int) -> list[str]:
+    """Means over the ``last`` passes and all runs, with the mean of largest less smallest."""
+    found = torch.stack(runs)[:, -last:]
+    means, spreads = found.mean(dim=(0, 1)), (found.amax(dim=1) - found.amin(dim=1)).mean(dim=0)
+    return [variant, *(f"{mean:.3f} ({spread:.3f})" for mean, spread in zip(means, spreads, strict=True))]
+
+
+def main() -> None:
+    """Print the table."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data-dir", type=Path, help="CIFAR-10 (see VarPro_resnet/cifar.py); digits without it")
+    options.add_argument("--images", type=int, help="how many of the training images (default: all)")
+    options.add_argument("--passes", type=int, default=12, help="the last fifth of them at half the rate")
+    options.add_argument("--batch_size", type=int, default=128)
+    options.add_argument("--last", type=int, default=5, help="passes over which means and spreads are taken")
+    options.add_argument("--seed", type=int, nargs="+", default=[0, 1])
+    options.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    options.add_argument("--mixed_precision", action="store_true")
+    chosen = options.parse_args()
+    images = cifar.load("cifar10", chosen.data_dir) if chosen.data_dir else cifar.load("digits", cifar.FOLDER)
+    if chosen.images:
+        images = part(images, chosen.images)
+    keep_freed_memory()
+    final = chosen.passes // 5
+    plan = Plan(len(images.train), chosen.batch_size, chosen.passes - final, final)
+    print(measure.machine())
+    rows = []
+    for variant in chosen.variants:
+        runs = [readings(images, variant, plan, s, mixed_precision=chosen.mixed_precision) for s in chosen.seed]
+        rows.append(row(variant, runs, chosen.last))
+        print(" | ".join(rows[-1]), flush=True)
+    print(measure.table(["variant", *READINGS], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -113,12 +113,12 @@ def test_results_go_beside_the_script_by_default(tmp_path, monkeypatch):
 
 
 def test_infinite_data_beside_both_limits(tmp_path):
-    infinite = ["--samples", "inf", "--teacher_width", "inf", "--init", "quantile", "--student_width", "64"]
+    infinite = ["--samples", "inf", "--teacher_width", "inf", "--init", "quantile", "--student_width", "512"]
     arguments = [*infinite, "--epochs", "40", "--lambda", "1e-4", "--distances", "diffusion", "projected"]
     run(UNBIASED, *arguments, "--output", str(tmp_path))
     (path,) = tmp_path.glob("lambda*")
     named = "teacher_width=inf_samples=inf_init=quantile_distances=diffusion+projected_seed=0.pt"
-    assert path.name == f"lambda=0.0001_width=64_gamma=100_epochs=40_{named}"
+    assert path.name == f"lambda=0.0001_width=512_gamma=100_epochs=40_{named}"
     found = results.load(path)
     assert "teacher_weights" not in found
     assert (found["config"]["samples"], found["config"]["teacher_width"]) == (math.inf, math.inf)
@@ -145,12 +145,12 @@ def test_finite_samples_of_the_law_itself(tmp_path):
         (
             "torus",
             ["--teacher_width", "inf"],
-            "--teacher_width inf: the law of the teacher on the torus is not at hand",
+            "--teacher_width inf: the law of the teacher on the torus is not",
         ),
         ("torus", ["--init", "quantile"], "--init quantile: there are no evenly spread points on the torus"),
         ("torus", ["--samples", "inf"], "takes a finite number of samples"),
         ("circle", ["--samples", "inf", "--solver", "dense"], "takes a finite number of samples; allowed here: linear"),
-        ("circle", ["--samples", "-inf"], "'-inf' is not allowed: a whole number from 1 to 1000000000, or inf"),
+        ("circle", ["--samples", "0"], "'0' is not allowed: a whole number from 1 to 1000000000, or inf"),
         ("circle", ["--distances", "teacher"], "invalid choice: 'teacher'"),
         ("circle", ["--distances", "projected", "--optimizer", "lm"], "--distances: goes with --optimizer gd"),
         ("torus", ["--distances", "diffusion", "--gamma", "inf"], "--distances: goes with a finite --gamma"),
@@ -178,7 +178,7 @@ def test_what_cannot_be_infinite_is_refused(script, arguments, line, tmp_path, c
 )
 def test_make_diffusion_of_other_limits(arguments, name, shape, tmp_path, capsys):
     run("make_diffusion.py", *arguments, "--gamma", "10", "--epochs", "50", "--output", str(tmp_path))
-    found = results.load(tmp_path / name)
+    found = results.load(tmp_path / f"{name}.pt")
     assert found["density"].shape == shape
     assert (found["energy"].diff() <= 0).all()
     refuse("make_diffusion.py", "--domain", "torus", "--limit", "projected", "--output", str(tmp_path))

@@ -178,7 +178,7 @@ def test_what_cannot_be_infinite_is_refused(script, arguments, line, tmp_path, c
 )
 def test_make_diffusion_of_other_limits(arguments, name, shape, tmp_path, capsys):
     run("make_diffusion.py", *arguments, "--gamma", "10", "--epochs", "50", "--output", str(tmp_path))
-    found = results.load(tmp_path / f"{name}.pt")
+    found = results.load(tmp_path / name)
     assert found["density"].shape == shape
     assert (found["energy"].diff() <= 0).all()
     refuse("make_diffusion.py", "--domain", "torus", "--limit", "projected", "--output", str(tmp_path))

@@ -1,10 +1,11 @@
-# make reproduce   environment, then a section of the paper (6.1): runs, notebooks, figures, our numbers beside its own
-# make plan        what that will cost from here
-# make test        environment, then style check and test suite
+# make reproduce       environment, then a section of the paper (6.1): runs, notebooks, figures, our numbers beside its own
+# make plan            what that will cost from here
+# make test            environment, then style check and test suite
 # make test-portable   environment, then the numerical tests as older and other processors run them
-# make bench       environment, then the benchmark tables
+# make bench           environment, then the benchmark tables
 #
-# All can be repeated at once: what exists is kept. Options: SEEDS=0-5  EPOCHS=32000  CORES=all
+# All can be repeated at once: what exists is kept. Options: SEEDS=0 (quick; default: those of the published curves)
+# EPOCHS=32000  CORES=all
 # SECTION=6.1, appendix-b, resnets (digits) or resnets-cifar10
 PYTHON ?= python3
 SEEDS ?=
@@ -21,7 +22,7 @@ help:
 	@sed -n 's/^# //p' Makefile
 
 reproduce: plan
-	$(BIN)/snakemake --cores $(CORES) --config section="$(SECTION)" $(if $(SEEDS),seeds="$(SEEDS)") $(if $(EPOCHS),epochs=$(EPOCHS))
+	$(BIN)/python -m snakemake --cores $(CORES) --config section="$(SECTION)" $(if $(SEEDS),seeds="$(SEEDS)") $(if $(EPOCHS),epochs=$(EPOCHS))
 	@cat "figures/comparison_$(SECTION).md"
 	@echo; echo "Figures, gif and executed notebooks are in figures/."
 

@@ -7,6 +7,7 @@ of ``tolerances.py`` are no plain numbers. They remember every error that they a
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def record(entry: str, observed: float, allowed: float) -> None:
 
 
 class Tolerance:
-    """A positive number with a name: its multiples keep the name, and ``error < tolerance`` is recorded.
+    """A positive number with a name: multiples and sums keep the name, and ``error < tolerance`` is recorded.
 
     Not a ``float``: numpy and torch would compare with that on their own.
     """
@@ -66,6 +67,14 @@ class Tolerance:
         return Tolerance(self.name, self.value * float(factor))
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> "Tolerance":
+        return Tolerance(self.name, self.value / float(divisor))
+
+    def __add__(self, bound: Any) -> "Tolerance":
+        return Tolerance(self.name, self.value + float(bound))
+
+    __radd__ = __add__
 
     def __gt__(self, error: Any) -> bool:
         """``error < self``, or ``self > error``."""
@@ -157,9 +166,9 @@ class _Approximation:
 
     def __eq__(self, actual: Any) -> bool:
         expected, rel, abs = self.bounds
-        allowed = max(float(rel) * np.abs(expected), float(abs))
+        allowed = max(float(rel) * math.fabs(expected), float(abs))
         for entry in _entries(rel, abs):
-            record(entry, float(np.abs(actual - expected)), float(allowed))
+            record(entry, math.fabs(float(actual) - float(expected)), allowed)
         return self.plain == actual
 
     def __repr__(self) -> str:

@@ -20,19 +20,26 @@ from pathlib import Path
 
 import headroom
 import numpy as np
+import tolerances
 from llvmlite import binding
 from tqdm import tqdm
 
 TESTS = Path(__file__).parent
 NUMERICAL = [  # the files of tests whose outcome depends on the last digits
+    "test_cifar.py",
     "test_circle.py",
+    "test_circle_newton.py",
     "test_diffusion.py",
     "test_distances.py",
+    "test_extension.py",
     "test_graphs.py",
+    "test_loss.py",
+    "test_optimizers.py",
     "test_resnet.py",
     "test_resnet_network.py",
     "test_ridge.py",
     "test_shampoo.py",
+    "test_solvers.py",
     "test_teachers.py",
     "test_torus.py",
     "test_torus_problem.py",
@@ -69,7 +76,7 @@ class Machine:
             "MKL_CBWR": self.mkl,
             "ONEDNN_MAX_CPU_ISA": self.onednn,
             "NPY_DISABLE_CPU_FEATURES": " ".join(name for name in self.numpy_without if name in _numpy_features()),
-            "GLIBC_TUNABLES": "glibc.cpu.hwcaps=" + ",".join(f"-{name}" for name in self.without) if self.without else "",
+            "GLIBC_TUNABLES": f"glibc.cpu.hwcaps=-{',-'.join(self.without)}" if self.without else "",
         }
         return {name: value for name, value in orders.items() if value}
 
@@ -106,8 +113,8 @@ def _numpy_features() -> list[str]:
 
 def _machines() -> Iterator[Machine]:
     """Those that this processor can stand in for."""
-    features = binding.get_host_cpu_features()
-    for machine in MACHINES.get({"arm64": "aarch64", "AMD64": "x86_64"}.get(platform.machine(), platform.machine()), []):
+    features, kind = binding.get_host_cpu_features(), platform.machine()
+    for machine in MACHINES.get({"arm64": "aarch64", "AMD64": "x86_64"}.get(kind, kind), []):
         if features.get(machine.needs):
             yield machine
         else:
@@ -146,13 +153,14 @@ def _run(machine: Machine, folder: Path, arguments: list[str]) -> Outcome:
 def main() -> int:
     """Run all machines; 1 where a test failed on one of them, 2 where there is none to run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--machine", nargs="+", help="names of machines; default all that this processor can be")
+    names = list(dict.fromkeys(one.name for machines in MACHINES.values() for one in machines))
+    parser.add_argument("--machine", nargs="+", choices=names, help="default: all that this processor can be")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="machines at a time; default %(default)s")
     parser.add_argument("pytest", nargs="*", help="arguments of pytest, behind --")
     options = parser.parse_args()
     machines = [one for one in _machines() if not options.machine or one.name in options.machine]
     if not machines:
-        print(f"--machine: none of {options.machine or 'the machines'} can be run on this {platform.machine()} processor")
+        print(f"{' '.join(options.machine or ['none'])}: this {platform.machine()} processor cannot stand in for them")
         return 2
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         ends = pool.map(lambda machine: _run(machine, Path(folder), options.pytest), machines)
@@ -160,7 +168,8 @@ def main() -> int:
     for end in outcomes:
         orders = " ".join(f"{name}={value!r}" for name, value in end.machine.environment.items())
         result = end.text.strip().splitlines()[-1] if end.text.strip() else "no output"
-        print(f"\n{end.machine.name}: {'passed' if end.code == 0 else 'FAILED'} in {end.seconds:.0f} s: {result}\n  {orders}")
+        verdict = "passed" if end.code == 0 else "FAILED"
+        print(f"\n{end.machine.name}: {verdict} in {end.seconds:.0f} s: {result}\n  {orders}")
         if end.code:
             print(end.text)
     table = _worst(outcomes)
@@ -168,6 +177,7 @@ def main() -> int:
     print("\nheadroom of the tolerances, worst of these machines")
     print("\n".join(headroom.lines(table)))
     print(f"{len(table)} tolerances, {short} with less than a factor {headroom.LEAST} over round-off (!)")
+    print(f"~: an error of the method, alike on every machine ({len(tolerances.METHOD)} in all)")
     return int(any(end.code for end in outcomes))
 
 

@@ -17,7 +17,7 @@ from problems import (
     random_problem,
     reduced_risk,
 )
-from tolerances import EXACT, GRADIENT, PREDICTION, SOLVE, TINY_LOSS, TRAJECTORY
+from tolerances import BOUND, EXACT, GRADIENT, PREDICTION, SOLVE, TINY_LOSS, TRAJECTORY
 
 from varpro.features import ReLUCircle
 from varpro.relu import folded_keys, predict
@@ -273,7 +273,7 @@ def test_predictions_against_extended_precision(problem, lmbda):
         error = rms(predict(problem.weights, outer, problem.inputs) - expected)
         assert error <= PREDICTION * rms(expected)
         unit = rms(problem.targets) + centre * np.sqrt(np.mean(np.sum(problem.inputs**2, axis=1)))
-        assert error <= (2 * bound + 1e-14) * unit  # the bound is a bound
+        assert error <= BOUND * ((2 * bound + 1e-14) * unit)
 
 
 @pytest.mark.parametrize("lmbda", [1e-10, 1e-13, 1e-16])

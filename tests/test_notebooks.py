@@ -10,12 +10,12 @@ import pytest
 from conftest import ROOT, TINY_EPOCHS
 from PIL import Image
 
-from varpro import paper
+from varpro.paper import grid
 
-FIGURES = {}  # the files that each notebook writes
-for section in paper.SECTIONS.values():
-    for notebook, names in section.files.items():
-        FIGURES[notebook] = [*FIGURES.get(notebook, []), *names]
+FIGURES: dict[str, list[str]] = {}  # the files that each notebook writes
+for section in grid.SECTIONS.values():
+    for notebook, specs in section.notebooks.items():
+        FIGURES[notebook] = [*FIGURES.get(notebook, []), *(spec.file for spec in specs)]
 WITHOUT_RESULTS = ("gamma_densities", "convolution_teacher")
 NOT_AT_HAND = {"Results_resnets": ["resnet_loss_cifar10.pdf", "resnet_accuracy_cifar10.pdf"]}  # take days
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|tmp|usr|Users|mnt|opt)/")

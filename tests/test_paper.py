@@ -1,138 +1,480 @@
-"""The grid, and published numbers beside ours."""
+"""The grid, the published numbers, ours beside them, and what it all costs."""
 
 import math
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import load_script, pretend_resnet
+from conftest import ROOT, load_script, pretend_resnet
 from tolerances import PUBLISHED, PUBLISHED_TORUS
 
-from varpro import paper, results
+from varpro import names, results
+from varpro.paper import __main__ as command
+from varpro.paper import cost, fidelity, grid, published, records, work
+
+
+@pytest.fixture(autouse=True)
+def empty_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+    return tmp_path
+
+
+def pretend(run: grid.AnyRun, *seeds: int) -> None:
+    """An empty file in the place of a result: enough for what only looks whether it is there."""
+    for seed in seeds:
+        run.path(seed).parent.mkdir(parents=True, exist_ok=True)
+        run.path(seed).touch()
+
+
+def pretend_published(curve: published.RunCurve, seeds, factor: float = 1.0) -> None:
+    """Results of a run that are the published curve, times ``factor``."""
+    epochs = torch.arange(0, 32001, 32)
+    values = torch.from_numpy(factor * np.interp(epochs, curve.curve.x, curve.curve.y))
+    loss = torch.from_numpy(factor * np.interp(np.arange(32000), curve.curve.x, curve.curve.y))
+    contents = {"distance_epochs": epochs, "distance_teacher": values, "distance_diffusion": values, "loss": loss}
+    for seed in seeds:
+        results.save(curve.run.path(seed), contents)
+
+
+# --- seeds and names ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("text", "seeds"), [("0", [0]), ("0-5", [0, 1, 2, 3, 4, 5]), ("7,0-1", [0, 1, 7]), ("2 3", [2, 3])]
 )
 def test_seeds(text, seeds):
-    assert paper.parse_seeds(text) == seeds
+    assert grid.parse_seeds(text) == seeds
+    assert grid.parse_seeds(grid.ranges(seeds)) == seeds
 
 
 @pytest.mark.parametrize("text", ["", "a", "-1", "1-", "1,,2", "5-2", "4294967296", "0-1000"])
 def test_bad_seeds(text):
     with pytest.raises(ValueError, match="allowed are"):
-        paper.parse_seeds(text)
+        grid.parse_seeds(text)
+
+
+def test_names_state_options_in_one_order():
+    config = {"lambda": 1e-3, "student_width": 8, "gamma": math.inf, "epochs": 5, "seed": 3}
+    stated = {"mine": 1, "dtype": "float32", "solver": "dense", "samples": 64}
+    expected = "x_lambda=0.001_width=8_gamma=inf_epochs=5_samples=64_solver=dense_dtype=float32_mine=1_seed=3.pt"
+    assert names.shallow(config, stated, "x") == expected
+    assert names.shallow(config | {"data": "own-12"}) == "lambda=0.001_width=8_data=own-12_epochs=5_seed=3.pt"
+    assert names.limit("diffusion", {"gamma": 10.0, "epochs": 5}, {"saving_step": 2, "grid_size": 64}) == (
+        "diffusion_gamma=10_epochs=5_grid_size=64_saving_step=2.pt"
+    )
+
+
+def test_the_grid_needs_no_torch():
+    """The workflow reads it, at every start."""
+    program = "import sys; from varpro.paper import grid, published, work; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+# --- the grid -----------------------------------------------------------------------------------------------------
 
 
 def test_the_grid_holds_each_run_once():
-    runs = [run for section in paper.SECTIONS.values() for run in section.runs]
+    runs = [run for section in grid.SECTIONS.values() for run in section.runs]
     assert Counter(run.experiment for run in runs) == {
-        paper.BIASED: 7,
-        paper.UNBIASED: 17,
-        paper.TWO_TIMESCALE: 12,
-        paper.TORUS_BIASED: 7,
-        paper.TORUS_UNBIASED: 8,
-        paper.RESNET: 15 + 8,
+        grid.BIASED: 7,
+        grid.UNBIASED: 17,
+        grid.TWO_TIMESCALE: 12,
+        grid.TORUS_BIASED: 7,
+        grid.TORUS_UNBIASED: 8,
+        names.RESNET: 15 + 8,
     }
     assert len({run.path(0) for run in runs}) == len(runs) == len({run.label for run in runs})
+
+
+def test_each_run_wants_the_seeds_of_its_published_figures():
+    wanted = grid.SECTIONS["6.1"].wanted()
+    assert wanted[grid.Run(grid.TWO_TIMESCALE)] == [0]
+    assert wanted[grid.Run(grid.UNBIASED, 1e-2, 128)] == [0]  # in the comparison with two-timescale descent alone
+    assert wanted[grid.Run(grid.UNBIASED, 1e-2)] == [0, 1, 2, 3, 4, 5]  # in that of lambda, too
+    assert wanted[grid.Run(grid.UNBIASED, 1e-1, gamma=10.0)] == [0]  # in no figure
+    assert set(map(tuple, grid.SECTIONS["6.1"].wanted([2, 0]).values())) == {(0, 2)}
+    assert set(map(tuple, grid.SECTIONS["appendix-b"].wanted().values())) == {(0,)}
+    assert set(map(tuple, grid.SECTIONS["resnets"].wanted().values())) == {(0, 1, 2)}
+
+
+def test_figures_are_found_by_name():
+    section, figure = grid.find("convolution_animation")
+    assert (section, figure.file) == ("appendix-b", "convolution_animation.gif")
+    with pytest.raises(ValueError, match="figure 'nothing': there are gamma_densities, "):
+        grid.find("nothing")
+    listed = [figure.name for section in grid.SECTIONS.values() for figure in section.figures]
+    assert len(listed) == len(set(listed))
 
 
 @pytest.mark.parametrize(
     "run",
     [
-        paper.Run(paper.UNBIASED, lmbda=1e-1, width=8, gamma=10.0, epochs=5),
-        paper.Run(paper.TORUS_UNBIASED, lmbda=1e-2, width=8, gamma=math.inf, epochs=5),
-        paper.Run(paper.TORUS_BIASED, width=8, epochs=5, activation="cos"),
+        grid.Run(grid.UNBIASED, lmbda=1e-1, width=8, gamma=10.0, epochs=5),
+        grid.Run(grid.TORUS_UNBIASED, lmbda=1e-2, width=8, gamma=math.inf, epochs=5),
+        grid.Run(grid.TORUS_BIASED, width=8, epochs=5, activation="cos"),
     ],
 )
-def test_paths_are_those_that_the_scripts_write(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
-    load_script(f"{run.experiment}/Experiment.py").main(run.arguments([0, 1]))
+def test_paths_are_those_that_the_scripts_write(run):
+    load_script(run.script).main(run.arguments([0, 1]))
     assert run.path(0).exists()
     assert run.path(1).exists()
-    assert abs(run.path(0).stat().st_size / 1e6 - run.megabytes) < 0.1
+    assert abs(run.path(0).stat().st_size / 1e6 - cost.megabytes(run)) < 0.1
     assert all(path.exists() for path in run.inputs)
 
 
 @pytest.mark.parametrize(
     "run",
     [
-        paper.ResNetRun("sgdm", 256, "digits", epochs=1, final_epochs=0),
-        paper.ResNetRun("shampoo", 1500, "digits", "gupta", epochs=1, final_epochs=0),
+        grid.ResNetRun("sgdm", 256, "digits", epochs=1, final_epochs=0),
+        grid.ResNetRun("shampoo", 1500, "digits", "gupta", epochs=1, final_epochs=0),
     ],
 )
-def test_paths_of_resnets_are_those_that_the_script_writes(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
-    load_script("VarPro_resnet/Experiment.py").main(run.arguments([0]))
+def test_paths_of_resnets_are_those_that_the_script_writes(run):
+    load_script(run.script).main(run.arguments([0]))
     contents = results.load(run.path(0))
     assert len(contents["accuracy"]) == run.passes + 1
-    assert abs(run.path(0).stat().st_size / 1e6 - run.megabytes) < 0.2
+    assert abs(run.path(0).stat().st_size / 1e6 - cost.megabytes(run)) < 0.2
 
 
-def test_accuracy_table(tmp_path, monkeypatch):
-    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
-    run = paper.ResNetRun("sgdm", 64)
-    pretend_resnet(run, [0, 1])  # final and best accuracy are .992 and .982
-    table = paper.accuracy_table([run], [0, 1, 2])
-    assert (
-        table.splitlines()[-1] == "| sgdm, batch size 64, cifar10 | 2 | 0.987 ± 0.005 | 0.987 ± 0.005 | 0.905 | 0.907 |"
-    )
-    assert "| 0.905 | 0.907 |" in paper.accuracy_table([run], [2])
-    assert paper.accuracy_table([paper.DIGITS_RUNS[0]], [0]).count("\n") == 3  # nothing ours, nothing published
-
-
-def test_path_and_command_of_a_diffusion(tmp_path, monkeypatch):
-    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
-    load_script("make_diffusion.py").main(["--epochs", "5", "--gamma", "10"])
-    diffusion = paper.Diffusion(10.0, 5)
+def test_path_and_command_of_a_diffusion():
+    diffusion = grid.Diffusion(10.0, 5)
+    load_script(diffusion.script).main(diffusion.arguments())
     assert diffusion.path.exists()
     assert diffusion.command() == "python make_diffusion.py --epochs 5 --gamma 10"
 
 
-def test_mean_curve_names_the_command_that_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+# --- published curves ---------------------------------------------------------------------------------------------
+
+
+def test_every_published_curve_belongs_to_a_run_of_the_grid():
+    curves = published.run_curves()
+    assert Counter(curve.table for curve in curves) == {
+        "relu1d_width_distance_evolution": 16,
+        "relu1d_width_risk_evolution": 8,
+        "relu1d_lmbda_distance_evolution": 16,
+        "relu1d_2ts": 72,
+        "relu1d_gamma_diffusion": 9,
+        "convolution_width_distance": 8,
+        "convolution_width_risk": 8,
+        "density_evolution": 12,
+        "gamma_densities": 4,
+    }
+    wanted = {run: seeds for section in grid.SECTIONS.values() for run, seeds in section.wanted(None).items()}
+    for curve in curves:
+        if curve.quantity != "density_target":
+            assert curve.run in wanted
+            assert curve.run.on_torus or set(curve.seeds) <= set(wanted[curve.run])
+    named = {(c.table, c.run, c.quantity, c.epoch) for c in curves}
+    assert len(named) == len(curves) - 1  # the target stands in both panels of the densities
+    for table in ("convolution_width_risk", "relu1d_2ts"):
+        (last,) = {curve.curve.x[-1] for curve in curves if curve.table == table and curve.quantity == "loss"}
+        assert last == 31999
+
+
+def test_a_new_table_is_one_file(tmp_path, monkeypatch):
+    text = """# made up
+# runs: domain=torus, M=64, seeds=0-1
+panel,quantity,series,linestyle,iteration,value
+lambda=1e-1,risk_biased,gamma=10,solid,0,2
+lambda=1e-1,risk_biased,gamma=10,solid,5,1
+left,distance_teacher,gamma=1000,dashed,0,0.5
+"""
+    (tmp_path / "mine.csv").write_text(text, encoding="utf-8")
+    (tmp_path / "other.csv").write_text(text.replace("# runs:", "# no runs:"), encoding="utf-8")
+    monkeypatch.setattr(published, "_FOLDER", tmp_path)
+    published.table.cache_clear()
+    try:
+        risk, distance = published.run_curves.__wrapped__()
+    finally:
+        published.table.cache_clear()
+    assert (risk.run, risk.quantity) == (grid.Run(grid.TORUS_BIASED, 0.1, 64, 10.0), "loss")
+    assert (distance.run, distance.quantity) == (grid.Run(grid.TORUS_BIASED, 1e-3, 64, 1000.0), "distance_teacher")
+    assert (risk.table, risk.seeds, risk.curve.y.tolist()) == ("mine", (0, 1), [2, 1])
+
+
+@pytest.mark.parametrize("line", ["domain=plane, seeds=0", "domain=torus, seeds=x", "domain=torus, width=3"])
+def test_a_table_that_says_something_unknown_is_named(line, tmp_path, monkeypatch):
+    text = f"# runs: {line}\npanel,quantity,series,linestyle,iteration,value\nleft,risk_biased,M=8,solid,0,2\n"
+    (tmp_path / "wrong.csv").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(published, "_FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=r"wrong\.csv: left,risk_biased,M=8,solid: .* is not known"):
+        published.run_curves.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        grid.Run(grid.UNBIASED, lmbda=1e-1, width=512),
+        grid.Run(grid.UNBIASED, gamma=10.0),
+        grid.Run(grid.UNBIASED, epochs=7),
+        grid.Run(grid.TWO_TIMESCALE),
+        grid.Run(grid.TORUS_BIASED, activation="cos"),
+    ],
+)
+def test_other_runs_have_no_published_mean(run):
+    assert published.curve_of(run, "distance_teacher") is None
+
+
+def test_one_run_may_have_curves_of_other_seeds():
+    run = grid.Run(grid.UNBIASED, 1e-2)
+    mean, single = (published.curve_of(run, "distance_teacher", seeds) for seeds in (grid.SEEDS, [0]))
+    assert mean.y[0] != single.y[0]
+
+
+# --- ours beside the published ones -------------------------------------------------------------------------------
+
+
+def test_a_missing_run_is_named_with_its_command():
     with pytest.raises(results.ResultError, match=r"make it with: python VarPro_ReLU_1d/Experiment\.py --seed 0"):
-        paper.mean_curve(paper.Run(paper.BIASED), [0], "loss")
+        records.mean_curve(grid.Run(grid.BIASED), [0], "loss")
 
 
-def test_comparison_is_exact_for_the_published_curve_itself(tmp_path, monkeypatch):
-    """A fake run that is the published curve, and one that is 1 % above it."""
-    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
-    curve = paper.published("relu1d_width_distance_evolution")["left", "distance_teacher", "M=32", "solid"]
-    epochs = torch.arange(0, 32001, 32)
-    for seed, factor in ((0, 1.0), (1, 1.02)):
-        values = torch.from_numpy(factor * np.interp(epochs, curve.x, curve.y))
-        contents = {"distance_epochs": epochs, "distance_teacher": values, "distance_diffusion": values}
-        results.save(paper.Run(paper.UNBIASED, width=32).path(seed), contents | {"loss": torch.ones(32000)})
-    rows = {row.title: row for row in paper.comparisons(paper.SECTIONS["6.1"], [0])}
-    assert rows["distance to teacher, unbiased, M = 32"].worst < 1e-12
-    rows = {row.title: row for row in paper.comparisons(paper.SECTIONS["6.1"], [0, 1])}
-    assert rows["distance to teacher, unbiased, M = 32"].median == pytest.approx(0.01)
-    table = paper.comparison_table("6.1", [0, 1])
-    assert "| distance to teacher, unbiased, M = 32 | 0.038193 | 0.037815 | 1.00% | 1.00% |" in table
-    assert "Some runs are missing; make reproduce SEEDS=0,1 makes them." in table
+def curve(quantity: str, **parameters) -> published.RunCurve:
+    """The first published curve of a quantity of an unbiased run on the circle."""
+    run = grid.Run(grid.UNBIASED, **parameters)
+    return next(each for each in published.run_curves() if (each.run, each.quantity) == (run, quantity))
 
 
-def test_plan_counts_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
-    text = paper.plan("appendix-b", [0, 1])
-    assert "seeds 0,1: 30 runs, 30 of them to be computed" in text
-    for run in paper.SECTIONS["appendix-b"].runs:
-        for seed in (0, 1):
-            run.path(seed).parent.mkdir(parents=True, exist_ok=True)
-            run.path(seed).touch()
-    assert "30 runs, all at hand" in paper.plan("appendix-b", [0, 1])
-    assert "all at hand" not in paper.plan("appendix-b", [2])
+def test_comparison_is_exact_for_the_published_curve_itself():
+    """A fake run that is the published curve, and one that is 2 % above it."""
+    theirs = curve("distance_teacher", width=32, lmbda=1e-3)
+    theirs = replace(theirs, seeds=(0, 1))
+    pretend_published(theirs, [0])
+    pretend_published(theirs, [1], 1.02)
+    exact, between = fidelity.compare(theirs, (0,)), fidelity.compare(theirs, (0, 1))
+    assert exact.worst < 1e-12
+    assert (exact.ours, exact.vertices) == (theirs.curve.y[-1], len(theirs.curve.x))
+    assert between.median == pytest.approx(0.01)
+    assert not replace(between, median=0.0101).met
 
 
-@pytest.mark.parametrize("experiment", [paper.UNBIASED, paper.BIASED, paper.TORUS_UNBIASED, paper.TORUS_BIASED])
-def test_six_seeds_meet_the_published_curves(experiment, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("quantity", "bound"), [("distance_teacher", 0.01), ("loss", 0.03)])
+def test_a_curve_is_met_up_to_its_bound(quantity, bound):
+    theirs = curve(quantity, width=32)
+    for seeds, factor, met in ((0, 1 + 0.9 * bound, True), (1, 1 - 0.9 * bound, True), (2, 1 + 1.1 * bound, False)):
+        pretend_published(theirs, [seeds], factor)
+        found = fidelity.compare(theirs, (seeds,))
+        assert (found.met, found.allowed) == (met, bound)
+
+
+def test_risks_below_the_round_off_of_float32_are_not_compared():
+    theirs = curve("loss", lmbda=1e-4)
+    pretend_published(theirs, [0])
+    path = theirs.run.path(0)
+    contents = results.load(path)
+    contents["loss"][contents["loss"] < 1e-5] = 1e-8  # as in float64
+    results.save(path, contents)
+    found = fidelity.compare(theirs, (0,))
+    assert found.worst < 1e-12
+    assert 0 < found.vertices < len(theirs.curve.x) == found.vertices + found.below
+    assert f"{found.below} vertices below 1.3e-05" in found.note
+    assert found.ours == 1e-8
+    contents["loss"] *= 1.1
+    results.save(path, contents)
+    assert fidelity.compare(theirs, (0,)).median == pytest.approx(0.1)
+
+
+def test_the_tables_group_curves_by_their_figure():
+    theirs = curve("distance_teacher", width=32, lmbda=1e-3)
+    pretend_published(theirs, [0, 1], 1.01)
+    text = fidelity.comparison_table("6.1", [0, 1])
+    assert "Some runs are missing; make reproduce SEEDS=0-1 makes them." in text
+    assert "expect seed noise" in text
+    assert "`published/relu1d_2ts.csv`, seeds 0-1:" in text
+    assert "`published/gamma_densities.csv`:" in text  # from the formula
+    assert "1.00% | 1.00% |" in text
+    assert "expect seed noise" not in fidelity.comparison_table("6.1")
+
+
+def test_densities_are_compared_with_the_formula():
+    text = fidelity.comparison_table("6.1")
+    row = next(line for line in text.splitlines() if line.startswith("| density of the teacher, gamma 1000 "))
+    assert row.endswith("| 122 | 0.00% | 0.00% |")
+
+
+def test_accuracy_table():
+    run = grid.ResNetRun("sgdm", 64)
+    pretend_resnet(run, [0, 1])  # final and best accuracy are .992 and .982
+    table = fidelity.accuracy_table({run: [0, 1, 2]})
+    assert (
+        table.splitlines()[-1] == "| sgdm, batch size 64, cifar10 | 2 | 0.987 ± 0.005 | 0.987 ± 0.005 | 0.905 | 0.907 |"
+    )
+    assert "| 0.905 | 0.907 |" in fidelity.accuracy_table({run: [2]})
+    assert fidelity.accuracy_table({grid.DIGITS_RUNS[0]: [0]}).count("\n") == 3  # nothing ours, nothing published
+
+
+@pytest.mark.parametrize("experiment", [grid.UNBIASED, grid.BIASED, grid.TORUS_UNBIASED, grid.TORUS_BIASED])
+def test_six_seeds_meet_the_published_curves(experiment):
     """The real thing at the smallest width: 32000 epochs, six seeds, against the paper's own numbers."""
-    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
-    run = paper.Run(experiment, width=32, epochs=32000)
-    load_script(f"{experiment}/Experiment.py").main(run.arguments(paper.SEEDS))
-    for quantity in ("distance_teacher",) if run.on_torus else ("distance_teacher", "distance_diffusion", "loss"):
-        curve = paper.published_curve(run, quantity)
-        ours = np.interp(curve.x, *paper.mean_curve(run, paper.SEEDS, quantity))
-        assert np.median(np.abs(ours / curve.y - 1)) < (PUBLISHED_TORUS if run.on_torus else PUBLISHED)
+    run = grid.Run(experiment, width=32, epochs=32000)
+    with subprocess.Popen([sys.executable, run.script, *run.arguments(grid.SEEDS[3:])], cwd=ROOT) as other_core:
+        load_script(run.script).main(run.arguments(grid.SEEDS[:3]))
+    assert other_core.returncode == 0
+    curves = [each for each in published.run_curves() if each.run == run and each.seeds == grid.SEEDS]
+    assert len(curves) == (2 if run.on_torus else 3)
+    for found in (fidelity.compare(each, each.seeds) for each in curves):
+        assert found.median < (PUBLISHED_TORUS if run.on_torus else PUBLISHED)
+        assert found.met
+
+
+# --- the check as a command ---------------------------------------------------------------------------------------
+
+
+def test_the_check_fails_where_a_curve_is_not_met():
+    theirs = replace(curve("distance_teacher", width=32, lmbda=1e-3), seeds=grid.SEEDS)
+    theirs = next(each for each in published.run_curves() if each.run == theirs.run and each.seeds == grid.SEEDS)
+    pretend_published(theirs, theirs.seeds)
+    pretend_published(theirs, theirs.seeds[:1], 10.0)
+    text, verdict = fidelity.check(["6.1"])
+    assert not verdict
+    assert "NOT MET |" in text
+    assert f"Not met: {fidelity.compare(theirs, theirs.seeds).title} ({theirs.table}): " in text
+
+
+def test_the_check_says_how_many_are_missing():
+    words = [sys.executable, "-m", "varpro.paper", "--check", "--section", "6.1"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    # teacher densities need no results
+    assert done.returncode == 0, done.stderr
+    assert "131 of 137 are missing; make reproduce SEEDS=0-5 makes them." in done.stdout
+    assert done.stdout.splitlines()[-1] == "6 published curves at hand, 6 of them met."
+
+
+def test_the_check_of_nothing_is_not_passed():
+    text, verdict = fidelity.check(["appendix-b", "resnets-cifar10"])
+    assert not verdict
+    assert "16 of 16 are missing; make reproduce SECTION=appendix-b SEEDS=0-5 makes them." in text
+    assert "so none is checked" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--check", "--seeds", "0"], "--seeds: has no effect here; "),
+        (["--check", "--plan"], "--plan: has no effect here; "),
+        (["--seeds", "x"], "seeds 'x': allowed are "),
+        (["--section", "7"], "argument --section: invalid choice: '7'"),
+    ],
+)
+def test_the_command_refuses_in_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(arguments)
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"varpro.paper: error: {said}")
+    assert line.count("\n") == 1
+
+
+# --- costs --------------------------------------------------------------------------------------------------------
+
+SAME = {"circle": 1.0, "torus": 1.0, "resnet": 1.0}
+
+
+def test_plan_counts_what_is_missing():
+    text = cost.plan("appendix-b", [0, 1], SAME)
+    assert "seeds 0-1: 30 runs, 30 of them to be computed" in text
+    for run in grid.SECTIONS["appendix-b"].runs:
+        pretend(run, 0, 1)
+    assert "30 runs, all at hand" in cost.plan("appendix-b", [0, 1], SAME)
+    assert "all at hand" in cost.plan("appendix-b", None, SAME)
+    assert "all at hand" not in cost.plan("appendix-b", [2], SAME)
+
+
+def test_costs_grow_with_the_factor_of_this_machine():
+    wanted = grid.SECTIONS["appendix-b"].wanted()
+    quick, slow = (cost.estimate(wanted, SAME | {"torus": factor}).seconds for factor in (1.0, 5.0))
+    assert slow - cost.START_SECONDS == pytest.approx(5 * (quick - cost.START_SECONDS))
+
+
+def test_one_long_run_is_not_shared_out():
+    run = grid.Run(grid.TORUS_UNBIASED)
+    assert cost.estimate({run: [0]}, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS)
+    both = {run: [0], replace(run, lmbda=1e-2): [0]}
+    assert cost.estimate(both, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS)
+
+
+def test_the_probes_measure_something():
+    """Every kind of run has one; none is compiled, and the fastest of several turns is no shorter than the clock."""
+    runs = [run for section in grid.SECTIONS.values() for run in section.runs]
+    kinds = {cost.kind(run) for run in runs}
+    factors = cost.speed(kinds)
+    assert factors.keys() == kinds
+    assert all(0.05 < factor < 50 for factor in factors.values())
+    assert all(cost.seconds(run) > 0 and cost.memory(run) > 0 for run in runs)
+
+
+# --- batches ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [None, [0], list(range(6))])
+@pytest.mark.parametrize("name", grid.SECTIONS)
+def test_batches_hold_every_run_once_and_are_even(name, seeds):
+    wanted = grid.SECTIONS[name].wanted(seeds)
+    batches = work.batches(wanted)
+    assert {run: of for batch in batches for run, of in batch.items()} == wanted
+    assert sum(map(len, batches)) == len(wanted)
+    spent = [sum(cost.seconds(run) * len(of) for run, of in batch.items()) for batch in batches]
+    short = [total for total, batch in zip(spent, batches, strict=True) if total < work.BATCH_SECONDS]
+    assert len(short) % 2 == 0
+    assert not short or max(short) - min(short) < 1.5  # seconds: two cores end together
+
+
+def test_a_batch_goes_on_after_a_run_that_fails(capsys, monkeypatch):
+    good = [grid.Run(grid.BIASED, width=width, epochs=5) for width in (8, 9)]
+    bad = [grid.Run(grid.BIASED, lmbda=-1.0, width=8, epochs=5), grid.Run(grid.BIASED, width=10, epochs=5)]
+    script = work._script(good[0].script)
+    usual = script.main
+    broken = bad[1].arguments([0])
+    monkeypatch.setattr(script, "main", lambda argv: 1 / 0 if argv == broken else usual(argv))
+    assert work.perform({good[0]: [0, 1], bad[0]: [0], bad[1]: [0], good[1]: [0]}) == 2
+    assert [good[0].path(seed).exists() for seed in (0, 1)] == [True, True]
+    assert good[1].path(0).exists()
+    said = capsys.readouterr()
+    assert "argument --lambda" in said.err
+    assert "ZeroDivisionError" in said.err
+    assert said.err.count("failed: VarPro_ReLU_1d, lambda ") == 2
+
+
+def test_a_batch_adds_what_is_missing_and_leaves_the_rest_alone(capsys):
+    run = grid.Run(grid.BIASED, width=8, epochs=5)
+    assert work.perform({run: [0]}) == 0
+    before = run.path(0).read_bytes()
+    assert work.perform({run: [0, 1]}) == 0
+    assert run.path(0).read_bytes() == before
+    assert run.path(1).exists()
+    capsys.readouterr()
+    assert work.perform({run: [0, 1]}) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_runs_of_a_batch_are_those_of_the_script_alone():
+    """What ran before in the same process leaves no trace in the numbers."""
+    other, run = grid.Run(grid.TWO_TIMESCALE, width=16, epochs=40), grid.Run(grid.UNBIASED, width=16, epochs=40)
+    work.perform({other: [0], run: [0]})
+    found = results.load(run.path(0))
+    run.path(0).unlink()
+    subprocess.run([sys.executable, *run.command([0]).split()[1:]], cwd=ROOT, check=True, capture_output=True)
+    alone = results.load(run.path(0))
+    assert torch.equal(found["weights"], alone["weights"])
+    assert torch.equal(found["loss"], alone["loss"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--batch", "99"], "argument --batch: 99 is not allowed: there are "),
+        (["--batch", "1", "--seeds", "x"], "seeds 'x': allowed are "),
+        ([], "one of the arguments --batch --diffusions is required"),
+    ],
+)
+def test_the_batch_command_refuses_in_one_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        work.main(arguments)
+    assert stopped.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"varpro.paper.work: error: {said}")
+    assert line.count("\n") == 1

@@ -1,16 +1,19 @@
-"""The Snakefile: every run of the grid is in the graph, and a job fills in the seeds that are missing."""
+"""The Snakefile: every run of the grid is in the graph, a job fills in the seeds that are missing, any path will do."""
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from varpro import paper
+from varpro.paper import grid
 
 EPOCHS = 7  # nobody else's runs have as many
 
@@ -23,35 +26,65 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def snakemake(results: Path, *arguments: str) -> str:
-    environment = {**os.environ, "VARPRO_RESULTS": str(results)}
+def snakemake(results: Path, *arguments: str, program: Path | None = None, at: Path = ROOT) -> str:
+    """Run it in ``at``, by the Python ``program``; returns what it says."""
+    packages = sysconfig.get_path("purelib")  # for a Python that has none of its own
+    environment = {**os.environ, "VARPRO_RESULTS": str(results), "PYTHONPATH": f"{at}{os.pathsep}{packages}"}
     environment.pop("VARPRO_EPOCHS", None)
-    command = [str(Path(sys.executable).with_name("snakemake")), "--cores", "1", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    command = [str(program or sys.executable), "-m", "snakemake", "--cores", "1", *arguments]
+    done = subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", paper.SECTIONS)
+@pytest.mark.parametrize("name", grid.SECTIONS)
 def test_the_graph_holds_the_whole_grid(name, folder):
     """A dry run: diffusions, every run, notebooks, the table, and the rule that asks for all."""
     options = ("--config", f"section={name}", "seeds=0-5", f"epochs={EPOCHS}")
     output = snakemake(folder, "--dry-run", "--forceall", *options)
-    section = paper.SECTIONS[name]
-    jobs = len(section.diffusions) + len(section.runs) + len(section.files) + 2
+    section = grid.SECTIONS[name]
+    jobs = bool(section.diffusions) + len(section.notebooks) + 2
     jobs += name == "resnets-cifar10"  # the download
-    assert f"total {jobs}" in " ".join(output.split())
+    batches = {line.split()[0] for line in output.splitlines() if line.startswith(f"runs_{name}_")}
+    assert f"total {jobs + len(batches)}" in " ".join(output.split())
     for run in section.runs:
-        assert f"{run.experiment}, {run.parameters}, seeds [0, 1, 2, 3, 4, 5]" in output
+        assert output.count(f"{run.experiment}, {run.parameters}, seeds [0, 1, 2, 3, 4, 5]\n") == 1
+
+
+def test_without_seeds_those_of_the_published_figures_are_made(folder):
+    output = snakemake(folder, "--dry-run", "--config", f"epochs={EPOCHS}")
+    for run, seeds in grid.SECTIONS["6.1"].wanted().items():
+        assert output.count(f"{run.experiment}, {run.parameters}, seeds {seeds}\n") == 1
 
 
 def test_missing_seeds_are_added_and_others_left_alone(folder):
-    place = folder / paper.BIASED / "results"
-    names = [paper.Run(paper.BIASED, width=32, epochs=EPOCHS).path(seed).name for seed in (0, 1)]
+    place = folder / grid.BIASED / "results"
+    names = [grid.Run(grid.BIASED, width=32, epochs=EPOCHS).path(seed).name for seed in (0, 1)]
     targets = [os.path.relpath(place / name, ROOT) for name in names]
     snakemake(folder, targets[0], "--config", "seeds=0", f"epochs={EPOCHS}")
-    assert [path.name for path in place.iterdir()] == names[:1]
+    assert (place / names[0]).exists()
+    assert not (place / names[1]).exists()
     before = (place / names[0]).read_bytes()
     snakemake(folder, *targets, "--config", "seeds=0-1", f"epochs={EPOCHS}")
-    assert sorted(path.name for path in place.iterdir()) == names
+    assert (place / names[1]).exists()
     assert (place / names[0]).read_bytes() == before  # made again it would hold another elapsed time
+
+
+def test_a_clone_and_a_python_under_any_path(tmp_path):
+    """A space, an umlaut and a quote in the path of the repository, of its interpreter, and of the results."""
+    clone = tmp_path / "Übung's two words"
+    for name in ("varpro", "profiles"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "make_diffusion.py"):
+        shutil.copy(ROOT / name, clone)
+    venv.create(clone / ".venv", symlinks=True)
+    snakemake(
+        clone / "a b",
+        "diffusions",
+        "--config",
+        f"epochs={EPOCHS}",
+        program=clone / ".venv" / "bin" / "python",
+        at=clone,
+    )
+    made = [path.name for path in (clone / "a b" / "results").iterdir()]
+    assert sorted(made) == sorted(grid.Diffusion(gamma, EPOCHS).path.name for gamma in grid.GAMMAS)

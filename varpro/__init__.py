@@ -4,6 +4,34 @@ One alphabet everywhere: N samples, M neurons (student width), T teacher neurons
 dimension; ``inputs (N, d)``, ``targets (N, k)``, ``weights (M, d)``, ``outer (M, k)``, ``features (N, M)``,
 ``lmbda`` the regularisation strength, ``centre`` the penalty centre (0 biased, 1 unbiased).
 
+The names below are the library's face, shown at work in docs/library.md; each is imported when it is first used.
+
 Source: R. Barboni, G. Peyré, F.-X. Vialard, "Ultra-fast feature learning for the training of two-layer
 neural networks in the two-timescale regime", arXiv 2504.18208.
 """
+
+from importlib import import_module
+
+_HOMES = {
+    "VarProLoss": "varpro.loss",
+    "reduced_risk": "varpro.ridge",
+    "CircleSolver": "varpro.solvers.circle",
+    "LevenbergMarquardt": "varpro.optimizers.levenberg_marquardt",
+    "CircleMeasure": "varpro.distances",
+    "TorusMeasure": "varpro.distances",
+    "EuclideanMeasure": "varpro.distances",
+    "solve_diffusion": "varpro.diffusion.circle",
+    "solve_torus_diffusion": "varpro.diffusion.torus",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'varpro' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

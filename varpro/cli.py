@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def command(main: Callable) -> Callable:
     def guarded(argv: Sequence[str] | None = None, **keywords) -> None:
         program = Path(sys.argv[0]).name
         try:
-            main(argv, **keywords)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module=r"torch\.")  # of the library about itself; not for its users
+                main(argv, **keywords)
         except (UsageError, ResultError) as error:
             _stop(2, f"{program}: error: {error}")
         except FloatingPointError as error:

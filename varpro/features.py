@@ -56,6 +56,24 @@ class ReLUCircle(FeatureMap):
         return torch.from_numpy(predict(weights.numpy(), weights.new_ones(len(weights)).numpy(), inputs.numpy()))
 
 
+class SquaredReLUCircle(FeatureMap):
+    """phi(w, x) = max(w . x, 0) + max(w . x, 0)^2 on the circle: features that see every harmonic of a measure.
+
+    max(w . x, 0) sees the even harmonics and the first one; the square adds the odd ones (docs/limit.md, 6). The
+    feature operator is injective, as the paper's theorem on the ultra-fast limit assumes.
+    """
+
+    name, domain = "squared_relu_circle", CIRCLE
+
+    def __call__(self, weights, inputs):
+        linear = torch.relu(inputs @ weights.T)
+        return linear + linear * linear
+
+    def pull_back(self, weights, inputs, features, cotangent):
+        product = inputs @ weights.T
+        return (cotangent * (product > 0) * (1 + 2 * product)).T @ inputs
+
+
 @dataclass(frozen=True)
 class RadialKernel:
     """A radial profile g: ``value(r)`` and ``slope(r)`` = g'(r) / r, finite at r = 0; r is a tensor of radii >= 0."""

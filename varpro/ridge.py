@@ -97,6 +97,19 @@ def not_definite(features: torch.Tensor, lmbda: float) -> FloatingPointError:
     )
 
 
+def reduced_risk(
+    features: torch.Tensor, targets: torch.Tensor, lmbda: float, centre: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(min_u L, argmin_u L), a scalar and (M, k), for any ``features (N, M)`` and ``targets (N, k)``.
+
+    The scalar can be differentiated once in whatever the features depend on: u is solved for on detached features and
+    then held fixed, which gives the exact gradient of the minimum (envelope theorem). A second derivative would lack
+    the part that goes through u. Raises FloatingPointError as :func:`solve` does.
+    """
+    outer = solve(features.detach(), targets, lmbda, centre)
+    return loss(features, targets, outer, lmbda, centre), outer
+
+
 def loss(
     features: torch.Tensor, targets: torch.Tensor, outer: torch.Tensor, lmbda: float, centre: float
 ) -> torch.Tensor:

@@ -26,13 +26,22 @@ from typing import NamedTuple
 import numpy as np
 
 from varpro.compiled import compiled
-from varpro.diffusion.stepping import Step, Trial, accepted_steps, check_grid_size, check_numbers, checked_epochs
+from varpro.diffusion.stepping import (
+    DIAGONAL,
+    E32,
+    Step,
+    Trial,
+    accepted_steps,
+    check_grid_size,
+    check_numbers,
+    checked_epochs,
+    decreases,
+    fill_snapshots,
+    first_size,
+)
 from varpro.domains.circle import BUMP_MASSES, MAX_GAMMA, SECOND_BUMP
 
 MIN_GRID_SIZE = 8
-DIAGONAL = 1 / (2 + math.sqrt(2))  # d of the Rosenbrock pair, the value that makes it L-stable
-E32 = 6 + math.sqrt(2)  # e_32 of the pair's error estimate
-FLAT = 1e-18  # an energy this close to its minimum is round-off: it may go up
 
 
 @dataclass(frozen=True)
@@ -93,10 +102,15 @@ def solve_diffusion(
     times, energy = [0.0], [0.5 + _excess_energy(state.y)]
     done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
     density[:done] = _cell_masses(state.y, levels)
-    attempt = partial(_attempt, teacher=teacher)
-    for step in accepted_steps(attempt, state, _first_size(state, rtol), snapshot_times[-1], rtol):
+
+    def cells(step: Step, part: float) -> tuple[np.ndarray]:
+        trial, size = step.trial, step.time_after - step.time_before
+        return (_cell_masses(_interpolate(trial.before, trial.after.y, *trial.details, size, part), levels),)
+
+    size = first_size(rtol, _density_change(state.x, state.density * state.curvature))
+    for step in accepted_steps(partial(_attempt, teacher=teacher), state, size, snapshot_times[-1], rtol):
         stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
-        _fill_snapshots(step, snapshot_times[done:stop], levels, density[done:stop])
+        fill_snapshots(step, snapshot_times[done:stop], cells, density[done:stop])
         done, state = stop, step.trial.after
         times.append(step.time_after)
         energy.append(0.5 + _excess_energy(state.y))
@@ -107,34 +121,13 @@ def solve_diffusion(
     return Diffusion(density, grid, epochs, np.array(energy), np.array(times), len(times) - 1, state.x)
 
 
-def _first_size(state: _State, rtol: float) -> float:
-    """The first step would move the mass rtol^(1/3), could the flow keep its first speed."""
-    return rtol ** (1 / 3) / max(_density_change(state.x, state.density * state.curvature), 1e-12)
-
-
 def _attempt(state: _State, size: float, teacher: tuple[float, float, float, float]) -> Trial:
     """One step: admissible where X stays increasing and the energy falls; the details are the stages k1 and k2."""
     solvable, after, k1, k2, error_vector = _rosenbrock_step(state, size, teacher)
     error = _density_change(state.x, error_vector) if solvable else math.inf
-    admissible = solvable and _increasing(after.x, after.y) and _energy_decreases(state.y, after.y)
+    admissible = solvable and _increasing(after.x, after.y)
+    admissible = admissible and decreases(_excess_energy(state.y), _excess_energy(after.y))
     return Trial(error, admissible, state, after, (k1, k2))
-
-
-def _fill_snapshots(step: Step, times: np.ndarray, levels: np.ndarray, masses: np.ndarray) -> None:
-    """Cell masses (len(times), G) at ``times``, all inside ``step``, into ``masses``."""
-    for k, time in enumerate(times):
-        if k > 0 and time == times[k - 1]:
-            masses[k] = masses[k - 1]
-            continue
-        size = step.time_after - step.time_before
-        before, after = step.trial.before, step.trial.after
-        between = _interpolate(before, after.y, *step.trial.details, size, (time - step.time_before) / size)
-        masses[k] = _cell_masses(between, levels)
-
-
-def _energy_decreases(y: np.ndarray, new_y: np.ndarray) -> bool:
-    excess, new_excess = _excess_energy(y), _excess_energy(new_y)
-    return new_excess <= excess or max(new_excess, excess) < FLAT
 
 
 # ---- the law of the teacher at one angle: that of varpro.domains.circle, in scalar form ----

@@ -9,6 +9,15 @@ import numpy as np
 SAFETY = 0.9
 STEP_RATIO_LIMITS = (0.2, 4.0)  # of two steps in a row
 MAX_REJECTIONS = 60  # in a row; the step is then below 1e-20 of the first try
+SHORTEST = 1e-12  # of the time so far: shorter steps would never reach the end
+FLAT = 1e-18  # an energy this close to its minimum is round-off: it may go up
+
+# The Rosenbrock pair of Shampine and Reichelt ("ode23s", The MATLAB ODE suite, 1997), for d_t z = f(z) with
+# W = I - h d J, J about f': second order and L-stable.
+#     W k1 = f(z);  W (k2 - k1) = f(z + h k1 / 2) - k1;  z' = z + h k2;
+#     W k3 = f(z') - e_32 (k2 - f(z + h k1 / 2)) - 2 (k1 - f(z));  error = h (k1 - 2 k2 + k3) / 6.
+DIAGONAL = 1 / (2 + math.sqrt(2))  # d, the value that makes it L-stable
+E32 = 6 + math.sqrt(2)  # e_32 of its error estimate
 
 
 class Trial(NamedTuple):
@@ -29,21 +38,47 @@ class Step(NamedTuple):
     trial: Trial
 
 
+def first_size(rtol: float, speed: float) -> float:
+    """The first step to try: it would move the mass rtol^(1/3), could the flow keep its first ``speed``."""
+    return rtol ** (1 / 3) / max(speed, 1e-12)
+
+
+def decreases(excess: float, new_excess: float, flat: float = FLAT) -> bool:
+    """Whether an energy fell, or is at its minimum up to round-off; both given as what exceeds the minimum."""
+    return new_excess <= excess or max(new_excess, excess) < flat
+
+
+def fill_snapshots(
+    step: Step, times: np.ndarray, at: Callable[[Step, float], tuple[np.ndarray, ...]], *into: np.ndarray
+) -> None:
+    """Rows ``at(step, part)`` of the step into the arrays ``into``, each (len(times), ...), at ``times`` inside it."""
+    for k, time in enumerate(times):
+        if k > 0 and time == times[k - 1]:
+            for array in into:
+                array[k] = array[k - 1]
+            continue
+        part = (time - step.time_before) / (step.time_after - step.time_before)
+        for array, row in zip(into, at(step, part), strict=True):
+            array[k] = row
+
+
 def accepted_steps(
-    attempt: Callable[[Any, float], Trial], state: Any, first_size: float, end: float, rtol: float
+    attempt: Callable[[Any, float], Trial], state: Any, size: float, end: float, rtol: float, hint: str = ""
 ) -> Iterator[Step]:
-    """The steps of a second-order method from time 0 to ``end``; ``attempt(state, size)`` tries one.
+    """The steps of a second-order method from time 0 to ``end``; ``attempt(state, size)`` tries one, first of ``size``.
 
     A step is accepted where its error is at most ``rtol`` and its result is admissible, and tried again, shorter,
     where not. The local error is taken to grow as the third power of the step.
 
-    Raises RuntimeError when no step is short enough.
+    Raises RuntimeError, with ``hint``, when no step is short enough.
     """
-    time, size, rejections = 0.0, first_size, 0
+    time, rejections = 0.0, 0
     while time < end:
         left = end - time
         last = size >= left
         size = left if last else min(size, left / 2)  # no tiny last step, too short to lower the energy
+        if rejections > MAX_REJECTIONS or size < SHORTEST * time:
+            raise RuntimeError(f"no step is short enough at time {time:g} (rtol = {rtol:g}){hint}")
         trial = attempt(state, size)
         error = trial.error
         if error <= rtol and trial.admissible:
@@ -52,8 +87,6 @@ def accepted_steps(
             state, time, rejections = trial.after, accepted.time_after, 0
         else:
             rejections += 1
-            if rejections > MAX_REJECTIONS:
-                raise RuntimeError(f"no step is short enough at time {time:g} (rtol = {rtol:g})")
             error = max(error, 8 * rtol) if math.isfinite(error) else math.inf  # at most half the step
         low, high = STEP_RATIO_LIMITS
         size *= min(high, max(low, SAFETY * (rtol / max(error, 1e-300)) ** (1 / 3)))

@@ -28,7 +28,16 @@ import numpy as np
 
 from varpro.compiled import compiled
 from varpro.diffusion.multigrid import Grids, apply_fluxes, grid_sizes, make_grids, solve_shifted
-from varpro.diffusion.stepping import Step, Trial, accepted_steps, check_grid_size, check_numbers, checked_epochs
+from varpro.diffusion.stepping import (
+    Step,
+    Trial,
+    accepted_steps,
+    check_grid_size,
+    check_numbers,
+    checked_epochs,
+    decreases,
+    first_size,
+)
 from varpro.domains.torus import TORUS_MODES, torus_bump_cdf, torus_bump_density
 
 SIDE = 4.0  # length of the torus
@@ -40,6 +49,7 @@ WEIGHT = math.sqrt(2) / 4  # of the first two slopes in the step
 ERROR_WEIGHTS = ((1 - WEIGHT) / 3 - WEIGHT, (3 * WEIGHT + 1) / 3 - WEIGHT, DIAGONAL / 3 - DIAGONAL)
 NEWTON_SHARE = 1e-2  # of what a step may err, or of what it moves where that is less: L1 residual of a stage
 NEWTON_FLOOR = 1e-16  # L1; the mass is 1
+FLAT = 1e-24  # an energy this close to its minimum is round-off: it may go up
 FILTER_SHARE = 0.1  # of what a step may err: residual of the linear system in its error estimate
 FORCING = 0.1  # residual of the linear system in Newton's steps, relative; less when Newton converges fast
 MAX_NEWTON_STEPS = 30
@@ -163,8 +173,7 @@ def solve_torus_diffusion(
     times, energy, iterations = [0.0], [0.5 + _excess_energy(state, problem.area)], 0
     done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
     density[:done] = initial
-    # The first step would move the mass rtol^(1/3), could the flow keep its first speed.
-    size = rtol ** (1 / 3) / max(np.abs(state.rate).sum() * problem.area, 1e-12)
+    size = first_size(rtol, np.abs(state.rate).sum() * problem.area)
     for step in accepted_steps(partial(_attempt, problem=problem), state, size, snapshot_times[-1], rtol):
         stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
         _fill_snapshots(step, snapshot_times[done:stop], teacher.cells, density[done:stop])
@@ -188,8 +197,8 @@ def _initial_state(problem: _Problem, density: np.ndarray) -> _State:
 def _attempt(state: _State, size: float, problem: _Problem) -> Trial:
     """One step of TR-BDF2: admissible where both stages converged and the energy falls; details: the iterations."""
     solved, after, error, iterations = _step(problem, state, size)
-    falls = _excess_energy(after, problem.area) <= _excess_energy(state, problem.area)
-    return Trial(error, solved and falls, state, after, iterations)
+    excess, new_excess = _excess_energy(state, problem.area), _excess_energy(after, problem.area)
+    return Trial(error, solved and decreases(excess, new_excess, FLAT), state, after, iterations)
 
 
 def _excess_energy(state: _State, area: float) -> float:

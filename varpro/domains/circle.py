@@ -75,6 +75,11 @@ def directions(angles: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], axis=-1))
 
 
+def quantile_directions(count: int) -> torch.Tensor:
+    """The quantiles (j + 1/2) / M of the uniform law: M equally spaced unit vectors (M, 2), float64."""
+    return directions(-math.pi + 2 * math.pi * (np.arange(count) + 0.5) / count)
+
+
 class Circle(Domain):
     """Unit vectors of R^2. Distances are chords."""
 

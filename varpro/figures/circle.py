@@ -59,8 +59,8 @@ def density_evolution(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         left, right = figure.subplots(1, 2, sharey=True)
         solution = records.diffusion_densities(diffusion) if diffusion.path.exists() else None
         learned = records.feature_densities(run, at_hand) if at_hand else None
-        shown = [_density_panel(left, run, solution, "density_diffusion", tints)]
-        shown += [_density_panel(right, run, learned, "density_learned", tints)]
+        shown = [_density_panel(left, run, solution, ("density_diffusion", ()), tints)]
+        shown += [_density_panel(right, run, learned, ("density_learned", spec.seeds), tints)]
         left.set_title("ultra-fast diffusion")
         right.set(title="features learned by VarPro", ylabel="")
         labels = [f"epoch {epoch} ($t$ = {epoch * grid.TIME_SCALE:.1f})" for epoch in DENSITY_EPOCHS]
@@ -72,15 +72,18 @@ def density_evolution(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
 
 
 def _density_panel(
-    axes: Axes, run: grid.Run, densities: records.Densities | None, quantity: str, tints: Sequence[tuple]
+    axes: Axes, run: grid.Run, densities: records.Densities | None, theirs: tuple, tints: Sequence[tuple]
 ) -> bool:
-    """A density at some epochs with the teacher's, dashed; returns whether a published one is shown."""
+    """A density at some epochs with the teacher's, dashed; ``theirs`` is quantity and seeds of the published ones.
+
+    Returns whether one of these is shown.
+    """
     shown = False
     for epoch, colour in zip(DENSITY_EPOCHS, tints, strict=True):
         if densities is None or epoch > densities.epochs[-1]:
             continue
         axes.plot(densities.places, densities.at(epoch), color=colour)
-        curve = published.curve_of(run, quantity, epoch=epoch)
+        curve = published.curve_of(run, *theirs, epoch)
         if curve is not None:
             axes.plot(curve.x, curve.y, **PUBLISHED_LOOK)
             shown = True

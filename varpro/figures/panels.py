@@ -99,10 +99,7 @@ def lines_of(spec: grid.Figure, seeds: Sequence[int] | None) -> list[Line]:
     """
     tints = dict(zip(_values(spec), colours(spec.by, len(_values(spec))), strict=True))
     at_hand = {run: records.seeds_at_hand(run, spec.seeds if seeds is None else seeds) for run in spec.runs}
-    return [
-        Line(run, at_hand[run], tints[getattr(run, spec.by)], penalty_look(run), spec.seeds)
-        for run in spec.runs
-    ]
+    return [Line(run, at_hand[run], tints[getattr(run, spec.by)], penalty_look(run), spec.seeds) for run in spec.runs]
 
 
 def _values(spec: grid.Figure) -> list:
@@ -220,8 +217,6 @@ def legend(figure: Figure, entries: Sequence[tuple[str, dict]], note: str, colum
     handles = [Line2D([], [], label=label, **look) for label, look in entries]
     columns = columns or len(handles)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, title=note, columnspacing=1.4)
-
-
 
 
 def row(spec: grid.Figure, seeds: Sequence[int] | None, quantities: Sequence[str], linear: Sequence[str]) -> Figure:

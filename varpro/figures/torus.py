@@ -53,7 +53,7 @@ def centres(cells: int) -> np.ndarray:
 def teacher_signal(neurons: torch.Tensor, places: np.ndarray) -> np.ndarray:
     """f(x) = mean_j phi(w_j, x) with the Laplace kernel: (G, G), at [a, b] in the point (places[a], places[b])."""
     points = torch.cartesian_prod(*[torch.from_numpy(places).float()] * 2)
-    features = RadialTorus(LAPLACE).features
+    features = RadialTorus(LAPLACE)
     values = [features(neurons.float(), chunk).mean(dim=1) for chunk in points.split(512)]
     return torch.cat(values).reshape(len(places), len(places)).numpy()
 

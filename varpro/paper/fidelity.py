@@ -19,7 +19,7 @@ ALLOWED = {"loss": 0.03, "distance": 0.01, "density": 0.01}  # the median deviat
 # 4e-7 at lambda 1e-4, where their risks end and ours, in float64, fall on to 2e-8. Where it is more than the allowed
 # deviation there is nothing to compare.
 _FLOAT32_RISK = 4e-15  # times 1 / lambda^2
-_FLOAT32_NOTE = "risks below {:.0e} are not compared: the published runs are in float32"
+_FLOAT32_NOTE = "{} vertices below {:.1e} are not compared, since the published runs are in float32"
 # The neurons of the narrowest student on the torus are so far apart that its first steps are unstable and magnify
 # round-off; with the unbiased penalty that lasts. The median is 0.4 % on one processor and another on another one.
 _UNSTABLE_ALLOWED = 0.05
@@ -39,7 +39,8 @@ class Comparison:
     theirs: float = np.nan
     median: float = np.nan
     worst: float = np.nan
-    vertices: int = 0  # of those compared
+    vertices: int = 0  # that were compared
+    below: int = 0  # that were not, since float32 says nothing there
     command: str = ""
 
     @property
@@ -62,8 +63,7 @@ class Comparison:
         """Why this curve is compared otherwise than the others; "" if it is not."""
         if _unstable(self.curve):
             return _UNSTABLE_NOTE
-        left_out = self.ours is not None and self.vertices < len(self.curve.curve.x)
-        return _FLOAT32_NOTE.format(_least(self.curve)) if left_out and self.curve.quantity == "loss" else ""
+        return _FLOAT32_NOTE.format(self.below, _least(self.curve)) if self.below else ""
 
 
 def _unstable(curve: RunCurve) -> bool:
@@ -77,7 +77,7 @@ def _least(curve: RunCurve) -> float:
 
 def _title(curve: RunCurve) -> str:
     run, usual = curve.run, grid.Run("")
-    if curve.quantity in ("density_target", "density_diffusion"):
+    if not curve.seeds:
         parts = ["density of the " + ("teacher" if curve.quantity == "density_target" else "diffusion")]
         parts += [f"gamma {run.gamma:g}"]
     else:
@@ -94,7 +94,7 @@ def comparisons(section: grid.Section, seeds: Sequence[int] | None = None) -> li
     """Every published curve of a section beside ours: means over ``seeds``, or over those of each published curve."""
     experiments = {run.experiment for run in section.runs}
     curves = [curve for curve in published.run_curves() if curve.run.experiment in experiments]
-    return [compare(curve, curve.seeds if seeds is None else tuple(seeds)) for curve in curves]
+    return [compare(curve, curve.seeds if seeds is None or not curve.seeds else tuple(seeds)) for curve in curves]
 
 
 def compare(curve: RunCurve, seeds: tuple[int, ...]) -> Comparison:
@@ -104,12 +104,21 @@ def compare(curve: RunCurve, seeds: tuple[int, ...]) -> Comparison:
         return Comparison(curve, seeds, command=command)
     theirs, ours = curve.curve.y, _ours(curve, seeds)
     deviation = np.abs(ours / theirs - 1)
-    compared = ~np.isnan(ours) & (theirs >= _least(curve))
+    reached, enough = ~np.isnan(ours), theirs >= _least(curve)
+    compared = reached & enough
     if not compared.any():
         return Comparison(curve, seeds, command="longer runs (EPOCHS)")
-    last = np.flatnonzero(~np.isnan(ours))[-1]
-    median, worst = np.median(deviation[compared]), deviation[compared].max()
-    return Comparison(curve, seeds, float(ours[last]), theirs[last], float(median), float(worst), int(compared.sum()))
+    last = np.flatnonzero(reached)[-1]
+    return Comparison(
+        curve,
+        seeds,
+        ours=float(ours[last]),
+        theirs=float(theirs[last]),
+        median=float(np.median(deviation[compared])),
+        worst=float(deviation[compared].max()),
+        vertices=int(compared.sum()),
+        below=int((reached & ~enough).sum()),
+    )
 
 
 def _missing(curve: RunCurve, seeds: Iterable[int]) -> str:
@@ -153,7 +162,7 @@ def comparison_table(name: str, seeds: Sequence[int] | None = None) -> str:
         seeds = grid.parse_seeds(section.seeds)
     rows = comparisons(section, seeds)
     listed = "the seeds of each published curve" if seeds is None else f"seeds {grid.ranges(seeds)}"
-    same = all(row.seeds == row.curve.seeds for row in rows if row.curve.seeds)
+    same = all(row.seeds == row.curve.seeds for row in rows)
     note = "" if same else " The published curves are means over other seeds: expect seed noise."
     short = "" if grid.EPOCHS == grid.FULL_EPOCHS else f" These runs have {grid.EPOCHS} epochs: compared up to there."
     lines = [

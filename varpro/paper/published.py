@@ -24,6 +24,7 @@ _DOMAINS = {  # (VarPro biased, VarPro unbiased, two-timescale)
     "torus": (grid.TORUS_BIASED, grid.TORUS_UNBIASED, ""),
 }
 _NUMBERS = {"M": ("width", int), "lambda": ("lmbda", float), "gamma": ("gamma", float)}
+_WITHOUT_SEEDS = ("density_target", "density_diffusion")
 _QUANTITIES = {"risk": "loss"}  # their names in a result file, where that is another
 
 
@@ -40,7 +41,8 @@ class RunCurve:
     """A published curve of ``run``, a mean over ``seeds``; ``quantity`` is its name in a result file, or a density.
 
     At a vertex x of ``loss`` stands ``loss[x]``, of a distance that after x epochs. ``density_learned`` and
-    ``density_diffusion`` are curves over the angle after ``epoch`` epochs, ``density_target`` is the teacher's law.
+    ``density_diffusion`` are curves over the angle after ``epoch`` epochs, ``density_target`` is the teacher's law; the
+    last two have no seeds.
     """
 
     table: str
@@ -89,7 +91,8 @@ def _parameters(*texts: str) -> dict[str, str]:
 
 def _run_curve(source: str, parameters: dict[str, str], quantity: str, style: str, curve: Curve) -> RunCurve:
     biased, unbiased, two_timescale = _DOMAINS[parameters.pop("domain")]
-    seeds = tuple(grid.parse_seeds(parameters.pop("seeds"))) if "seeds" in parameters else ()
+    seeds = tuple(grid.parse_seeds(parameters.pop("seeds", "0")))
+    seeds = () if quantity in _WITHOUT_SEEDS else seeds
     epoch = int(parameters.pop("i")) if "i" in parameters else None
     parameters.pop("t", None)  # the time of the epoch
     stated = {_NUMBERS[key][0]: _NUMBERS[key][1](value) for key, value in parameters.items()}

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numba import prange
+from numba.extending import overload
 
 from varpro import simd
 from varpro.compiled import FUSED, VECTORISED, compiled, in_cache
@@ -59,6 +60,25 @@ class SampleTables(NamedTuple):
     y: np.ndarray
 
 
+class PopulationTables(NamedTuple):
+    """Infinitely many Gaussian samples, x ~ N(0, I_2), and a teacher, on L cells of the half-circle (F13 to F15).
+
+    Made by :func:`varpro.solvers.population.population_tables`. Inside a cell A+ + A- of the teacher (F2) is
+    ``slopes`` plus a polynomial in s, and R(t) (section 4) is G(t) ``slopes`` plus another; s runs from -1 to 1 in the
+    cell. ``totals`` as for the samples.
+    """
+
+    keys: np.ndarray  # (L - 1,) of the inner ends of the cells
+    starts: np.ndarray  # (buckets + 1,) as for the samples
+    ends: np.ndarray  # (L,) angle at the upper end of each cell; the last is pi
+    centres: np.ndarray  # (L,) angle where s = 0
+    scales: np.ndarray  # (L,) ds / dt
+    slopes: np.ndarray  # (L, 2)
+    series: np.ndarray  # (L, 4, p) coefficients of 1, s, s^2, ...: of R (x, y), then of A+ + A- (x, y)
+    half: np.ndarray  # (2,) (A+ - A-) / 2, the same everywhere
+    totals: np.ndarray  # (6,)
+
+
 class Workspace(NamedTuple):
     """Neurons in folded order and the arrays of one epoch; built once per width, memory O(M)."""
 
@@ -67,7 +87,8 @@ class Workspace(NamedTuple):
     u: np.ndarray  # (M,) outer weights
     key: np.ndarray  # (M,)
     ident: np.ndarray  # (M,) place in the caller's order
-    below: np.ndarray  # (M,) number of samples below the neuron
+    below: np.ndarray  # (M,) row of the prefix table: the number of samples below the neuron
+    rows: np.ndarray  # (M + 2, 8) prefix table at the neurons, between its two ends; infinite data only
     moment: np.ndarray  # (M,) mean phi y
     met: np.ndarray  # (M, 8) the generator that meets the sums of a sweep: U in the left half, V in the right
     block: np.ndarray  # (2, _BLOCK, 8) the generator that enters the sums, for the neurons that are being factored
@@ -102,14 +123,19 @@ def sample_tables(inputs: np.ndarray, targets: np.ndarray) -> SampleTables:
         for column in (*(y[:, None] * z * upper[:, None]).T, *(y[:, None] * z * ~upper[:, None]).T, y**2)
     ]
     totals = np.array([*means, np.sum(z**2, dtype=np.longdouble) / count], dtype=np.float64)
-    buckets = 1 << max(4, int(2 * count).bit_length())
+    return SampleTables(keys, bucket_starts(keys), prefix, totals, z, sign, y)
+
+
+def bucket_starts(keys: np.ndarray) -> np.ndarray:
+    """First place of each bucket of [0, 2] in the sorted ``keys`` (n,); more than 2 n buckets."""
+    buckets = 1 << max(4, int(2 * len(keys)).bit_length())
     starts = np.searchsorted(keys, np.linspace(0.0, 2.0, buckets + 1)).astype(np.int64)
-    starts[-1] = count
-    return SampleTables(keys, starts, prefix, totals, z, sign, y)
+    starts[-1] = len(keys)
+    return starts
 
 
 def workspace(width: int) -> Workspace:
-    """Arrays for ``width`` neurons (about 350 bytes each)."""
+    """Arrays for ``width`` neurons (about 350 bytes each; 64 more with infinite data)."""
     return Workspace(
         v=np.empty((width, 2)),
         pos=np.empty(width),
@@ -117,6 +143,7 @@ def workspace(width: int) -> Workspace:
         key=np.empty(width),
         ident=np.arange(width),
         below=np.empty(width, dtype=np.int64),
+        rows=np.empty((width + 2, 8)),
         moment=np.empty(width),
         met=np.empty((width, 8)),
         block=np.empty((2, min(width, _BLOCK), 8)),
@@ -284,18 +311,95 @@ def _locate(tables, key):
     return low
 
 
+# --- the two kinds of tables: everything else is one code -----------------------------------------------------------
+
+
+@compiled(inline="always")
+def _population_row(tables, ws, k):
+    """Write the row of the prefix table at the angle t of neuron k and return its place (F13, F14).
+
+    G(t) is the mean of z z^T over a < t for either sign; R(t) = G(t) B + series. The first and the last neuron also
+    write the rows at the angles 0 and pi. Inlined: a call would copy both tuples of arrays for every neuron.
+    """
+    width, rows, place = ws.key.shape[0], ws.rows, k + 1
+    if k == 0:
+        for j in range(8):
+            rows[0, j] = 0.0
+    if k == width - 1:
+        for j in range(6):
+            rows[width + 1, j] = 0.0 if j == 1 or j == 4 else 0.5  # G(pi) = I / 2
+        rows[width + 1, 6] = tables.totals[0] + tables.totals[2]
+        rows[width + 1, 7] = tables.totals[1] + tables.totals[3]
+    x, y = ws.v[k, 0], ws.v[k, 1]
+    t = math.atan2(y, x)
+    xx, xy, yy = (t - x * y) / (2.0 * math.pi), -y * y / (2.0 * math.pi), (t + x * y) / (2.0 * math.pi)
+    rows[place, 0], rows[place, 1], rows[place, 2] = xx, xy, yy
+    rows[place, 3], rows[place, 4], rows[place, 5] = xx, xy, yy
+    cell = _locate(tables, ws.key[k])
+    s = (t - tables.centres[cell]) * tables.scales[cell]
+    bx, by = tables.slopes[cell, 0], tables.slopes[cell, 1]
+    rows[place, 6] = xx * bx + xy * by + _polynomial(tables.series, cell, 0, s)
+    rows[place, 7] = xy * bx + yy * by + _polynomial(tables.series, cell, 1, s)
+    return place
+
+
+@compiled(inline="always")
+def _polynomial(series, cell, row, s):
+    value = 0.0
+    for j in range(series.shape[2] - 1, -1, -1):
+        value = value * s + series[cell, row, j]
+    return value
+
+
+def _row_below(tables, ws, k):
+    """The row of ``_prefix(tables, ws)`` that belongs to neuron k."""
+    raise NotImplementedError("compiled code only")
+
+
+def _prefix(tables, ws):
+    """The prefix table: that of the samples, or with infinite data the one made at the neurons."""
+    raise NotImplementedError("compiled code only")
+
+
+def _direct_mean_square(tables, ws):
+    """Mean squared residual, summed without cancellation."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(_row_below)
+def _choose_row_below(tables, ws, k):
+    if tables.instance_class is PopulationTables:
+        return lambda tables, ws, k: _population_row(tables, ws, k)
+    return lambda tables, ws, k: _locate(tables, ws.key[k])
+
+
+@overload(_prefix)
+def _choose_prefix(tables, ws):
+    if tables.instance_class is PopulationTables:
+        return lambda tables, ws: ws.rows
+    return lambda tables, ws: tables.prefix
+
+
+@overload(_direct_mean_square)
+def _choose_direct_mean_square(tables, ws):
+    if tables.instance_class is PopulationTables:
+        return lambda tables, ws: _population_mean_square(tables, ws)
+    return lambda tables, ws: _sample_mean_square(tables, ws)
+
+
 # --- Gram matrix -------------------------------------------------------------------------------------------------
 
 
 @compiled()
 def _moments(tables, ws, begin, end):
-    """Number of samples below, and mean phi y (F6), of neurons begin to end: what an epoch without a solve needs."""
+    """Row of the prefix table, and mean phi y (F6), of neurons begin to end: what an epoch without a solve needs."""
     plus_x, plus_y, minus_x, minus_y = tables.totals[0], tables.totals[1], tables.totals[2], tables.totals[3]
+    prefix = _prefix(tables, ws)
     for k in range(begin, end):
-        below = _locate(tables, ws.key[k])
+        below = _row_below(tables, ws, k)
         up = ws.pos[k] > 0.5
-        x = (plus_x if up else minus_x) - tables.prefix[below, 6]
-        y = (plus_y if up else minus_y) - tables.prefix[below, 7]
+        x = (plus_x if up else minus_x) - prefix[below, 6]
+        y = (plus_y if up else minus_y) - prefix[below, 7]
         ws.below[k] = below
         ws.moment[k] = ws.v[k, 0] * x + ws.v[k, 1] * y
 
@@ -309,8 +413,9 @@ def _generators(tables, ws, k, u, v):
 @compiled(inline="always")
 def _generators_for(tables, ws, k, x, y, u, v):
     """The same for a vector (x, y) in the place of v_k, on the half-plane of neuron k; returns the diagonal entry."""
-    full = tables.prefix[tables.prefix.shape[0] - 1]
-    row = tables.prefix[ws.below[k]]
+    prefix = _prefix(tables, ws)
+    full = prefix[prefix.shape[0] - 1]
+    row = prefix[ws.below[k]]
     p = ws.pos[k]
     n = 1.0 - p
     plus_x, plus_y = row[0] * x + row[1] * y, row[1] * x + row[2] * y
@@ -565,9 +670,10 @@ def _half_plane_sums(tables, ws, u, with_targets, turn=None):
     width, scale = u.shape[0], 1.0 / u.shape[0]
     ax, ay, bx, by = _slopes_at_zero(ws, u, turn)
     px = py = mx = my = 0.0  # sums of f z over the samples passed, c = +1 and c = -1
-    old = tables.prefix[0]
+    prefix = _prefix(tables, ws)
+    old = prefix[0]
     for k in range(width):
-        row = tables.prefix[ws.below[k]]
+        row = prefix[ws.below[k]]
         fx, fy, gx, gy = _interval(row, old, ax, ay, bx, by)
         px, py, mx, my = px + fx, py + fy, mx + gx, my + gy
         ws.half[k, 0] = px + mx - with_targets * row[6]
@@ -577,7 +683,7 @@ def _half_plane_sums(tables, ws, u, with_targets, turn=None):
             jump_x, jump_y = jump_x - scale * turn[k] * ws.v[k, 1], jump_y + scale * turn[k] * ws.v[k, 0]
         ax, ay, bx, by = ax + jump_x, ay + jump_y, bx + jump_x, by + jump_y
         old = row
-    fx, fy, gx, gy = _interval(tables.prefix[tables.prefix.shape[0] - 1], old, ax, ay, bx, by)
+    fx, fy, gx, gy = _interval(prefix[prefix.shape[0] - 1], old, ax, ay, bx, by)
     px, py = px + fx - with_targets * tables.totals[0], py + fy - with_targets * tables.totals[1]
     mx, my = mx + gx - with_targets * tables.totals[2], my + gy - with_targets * tables.totals[3]
     _close_half_planes(ws, px, py, mx, my)
@@ -617,7 +723,7 @@ def _reductions(tables, ws, lmbda, centre):
 
 
 @compiled()
-def _direct_mean_square(tables, ws):
+def _sample_mean_square(tables, ws):
     """Mean squared residual summed over the samples: no cancellation, O(N + M)."""
     width, count = ws.key.shape[0], tables.y.shape[0]
     ax, ay, bx, by = _slopes_at_zero(ws, ws.u)
@@ -634,6 +740,45 @@ def _direct_mean_square(tables, ws):
             ax, ay, bx, by = ax + jump_x, ay + jump_y, bx + jump_x, by + jump_y
             first = end
     return total / count
+
+
+@compiled()
+def _population_mean_square(tables, ws):
+    """Mean squared residual of infinite data by quadrature between neurons and ends of cells, O(L + M) (F15)."""
+    width = ws.key.shape[0]
+    ax, ay, bx, by = _slopes_at_zero(ws, ws.u)
+    total = begin = 0.0
+    k = cell = 0
+    while cell < tables.ends.shape[0]:
+        angle = math.atan2(ws.v[k, 1], ws.v[k, 0]) if k < width else math.inf
+        end = min(angle, tables.ends[cell])
+        if end > begin:
+            total += _arc_mean_square(tables, cell, begin, end, ax, ay, bx, by)
+            begin = end
+        if angle > tables.ends[cell]:
+            cell += 1
+        else:
+            jump_x, jump_y = ws.u[k] * ws.v[k, 0] / width, ws.u[k] * ws.v[k, 1] / width
+            ax, ay, bx, by = ax + jump_x, ay + jump_y, bx + jump_x, by + jump_y
+            k += 1
+    return total
+
+
+@compiled()
+def _arc_mean_square(tables, cell, begin, end, ax, ay, bx, by):
+    """(1/pi) int r^2 / |z|^2 da over an arc inside a cell, both signs, by three Gauss points."""
+    middle, reach = 0.5 * (begin + end), 0.5 * (end - begin)
+    total = 0.0
+    for point in range(-1, 2):
+        a = middle + point * math.sqrt(0.6) * reach
+        s = (a - tables.centres[cell]) * tables.scales[cell]
+        mean_x = 0.5 * (tables.slopes[cell, 0] + _polynomial(tables.series, cell, 2, s))
+        mean_y = 0.5 * (tables.slopes[cell, 1] + _polynomial(tables.series, cell, 3, s))
+        x, y = math.sin(a), -math.cos(a)
+        plus = (ax - mean_x - tables.half[0]) * x + (ay - mean_y - tables.half[1]) * y
+        minus = (bx - mean_x + tables.half[0]) * x + (by - mean_y + tables.half[1]) * y
+        total += (5.0 if point != 0 else 8.0) / 9.0 * (plus * plus + minus * minus)
+    return total * reach / math.pi
 
 
 @compiled()
@@ -912,14 +1057,28 @@ class CircleSolver(Solver):
         targets: np.ndarray,
         lmbda: float,
         centre: float,
-        time_scale: float,
-        outer_update: str,
+        time_scale: float = 2**-10,
+        outer_update: str = "ridge",
     ) -> None:
         self.tables = sample_tables(inputs, targets)
         self.lmbda, self.centre, self.time_scale = float(lmbda), float(centre), float(time_scale)
         self.outer_update = outer_update
         self._workspace: Workspace | None = None
         self._achieved = np.zeros(2)  # largest error bound of the inner solves so far, and how many were refined
+
+    @classmethod
+    def from_tables(
+        cls,
+        tables: SampleTables | PopulationTables,
+        lmbda: float,
+        centre: float,
+        time_scale: float,
+        outer_update: str,
+    ) -> "CircleSolver":
+        """The same solver on tables already built: of samples, or of infinite data (``population_tables``)."""
+        solver = cls(np.ones((1, 2)), np.zeros(1), lmbda, centre, time_scale, outer_update)
+        solver.tables = tables
+        return solver
 
     @classmethod
     def obstacle(cls, objective: Objective, problem: Problem) -> str:

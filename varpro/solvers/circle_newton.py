@@ -48,7 +48,8 @@ TRIALS = 40  # dampings tried in one iteration
 LEAST_FALL = 1e-13  # of the risk: a step that cannot be expected to lower it by more ends the training
 _STEP_BOUND, _STEP_REFINED, _EVALUATIONS = 2, 3, 4  # places in the effort; the first two are the solver's
 
-DONE, CONVERGED, STATIONARY, NOT_FINITE = range(4)  # how a call ended: all iterations done, ...
+# How a call ended: all iterations done, tolerance met, no step lowers the risk, the risk at the start is not finite.
+DONE, CONVERGED, STATIONARY, NOT_FINITE = range(4)
 
 
 class NewtonSpace(NamedTuple):
@@ -350,7 +351,7 @@ def _turn_neurons(ws, ns, trial):
 
 @compiled()
 def _least_damping(tables, ws, lmbda):
-    """The damping below which rounding would govern the factor (docs/second_order.md, 5)."""
+    """The damping below which rounding would govern the factor (docs/second_order.md, 3)."""
     return _LEAST_DAMPING * tables.totals[5] * np.mean(ws.u * ws.u) / lmbda
 
 
@@ -362,7 +363,7 @@ def _try_step(tables, ws, trial, ns, lmbda, centre, damping, effort):
     effort[_STEP_REFINED] += refinements > 0
     effort[_EVALUATIONS] += 1
     width = ws.key.shape[0]
-    expected = 0.5 * np.dot(ns.right, ns.step) / (lmbda * width * width)
+    expected = 0.5 * np.dot(ns.right, ns.step) / (lmbda * width * width) if bound < np.inf else np.inf
     _turn_neurons(ws, ns, trial)
     _sort(trial)
     _solve(tables, trial, lmbda, centre)
@@ -371,7 +372,9 @@ def _try_step(tables, ws, trial, ns, lmbda, centre, damping, effort):
 
 
 @compiled()
-def _iterations(tables, ws, trial, ns, weights, outer, lmbda, centre, damping, first_damping, tolerance, risks, effort):
+def _iterations(
+    tables, ws, trial, ns, weights, outer, lmbda, centre, damping, first_damping, decay, tolerance, risks, effort
+):
     """Levenberg-Marquardt iterations from a state whose u is optimal; (accepted, damping, how it ended) (S10).
 
     ``risks[i]`` is the reduced risk after i accepted iterations. A damping of 0 is replaced by ``first_damping`` times
@@ -400,7 +403,7 @@ def _iterations(tables, ws, trial, ns, weights, outer, lmbda, centre, damping, f
             if expected <= LEAST_FALL * risk:
                 break
         if ending != STATIONARY:
-            damping /= DECAY
+            damping /= decay
             accepted += 1
             risks[accepted] = new
             ws, trial = trial, ws
@@ -451,12 +454,13 @@ class CircleNewton:
         damping: float = 0.0,
         tolerance: float = 0.0,
         first_damping: float = FIRST_DAMPING,
+        decay: float = DECAY,
     ) -> Training:
         """At most ``iterations`` accepted iterations on ``weights (M, 2)`` and ``outer (M,)``, in place.
 
         The outer weights must be optimal, and are afterwards. ``damping`` is that of the first step, 0 for
-        ``first_damping`` times the rms gradient; go on with the one returned. The call ends early (CONVERGED) where an
-        iteration lowers the risk by less than ``tolerance`` times the risk.
+        ``first_damping`` times the rms gradient; an accepted step divides it by ``decay``. Go on with the one returned.
+        The call ends early (CONVERGED) where an iteration lowers the risk by less than ``tolerance`` times the risk.
         """
         width = len(weights)
         if self._spaces is None or len(self._spaces[0].u) != width:
@@ -472,6 +476,7 @@ class CircleNewton:
             solver.centre,
             damping,
             first_damping,
+            decay,
             tolerance,
             risks,
             self._effort,

@@ -1,0 +1,60 @@
+"""The library's face: lazy names, and every block of docs/library.md at work."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from tolerances import EXACT, GRADIENT
+
+import varpro
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_documented_blocks_run_in_order():
+    text = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) >= 5
+    scope: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/library.md", "exec"), scope)
+    for name in varpro.__all__:  # each is shown at work
+        assert f"varpro.{name}" in text
+
+
+def test_importing_is_light():
+    code = "import sys, varpro; assert 'torch' not in sys.modules and 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unknown_names_are_refused():
+    assert set(varpro.__all__) <= set(dir(varpro))
+    with pytest.raises(AttributeError, match="no attribute 'Varpro'"):
+        _ = varpro.Varpro
+
+
+@pytest.mark.parametrize("centre", [0.0, 1.0])
+@pytest.mark.parametrize("width", [5, 40])
+def test_reduced_risk_has_the_gradient_of_the_minimum(width, centre):
+    stream = torch.Generator().manual_seed(0)
+    weights = torch.randn(width, 3, dtype=torch.float64, generator=stream)
+    inputs = torch.randn(20, 3, dtype=torch.float64, generator=stream)
+    targets = torch.randn(20, 2, dtype=torch.float64, generator=stream)
+
+    def risk_of(w):
+        return varpro.reduced_risk(torch.tanh(inputs @ w.T), targets, 1e-2, centre)
+
+    leaf = weights.clone().requires_grad_()
+    risk, outer = risk_of(leaf)
+    (gradient,) = torch.autograd.grad(risk, leaf)
+    direction, step = torch.randn(width, 3, dtype=torch.float64, generator=stream), 1e-5
+    ahead, behind = (risk_of(weights + sign * step * direction)[0].item() for sign in (1, -1))
+    assert (gradient * direction).sum().item() == pytest.approx((ahead - behind) / (2 * step), abs=10 * GRADIENT)
+    perfect = torch.tanh(inputs @ weights.T).mean(dim=1, keepdim=True)
+    risk, outer = varpro.reduced_risk(torch.tanh(inputs @ weights.T), perfect, 1e-2, 1.0)
+    assert risk.item() == pytest.approx(0, abs=EXACT)
+    np.testing.assert_allclose(outer, 1.0, atol=EXACT)

@@ -25,6 +25,9 @@ class LevenbergMarquardt(Optimizer):
 
     The damping starts at ``damping`` times the rms gradient of the risk per neuron. A step that lowers the risk divides
     it by ``decay``, one that does not multiplies it by 4 (S10). With 1 and 1.5 the training stays closer to the flow.
+
+    States hold ``weights (M, d)`` and ``outer (M,)``, or ``(M, k)`` where the targets are (N, k). The other arguments
+    are those of :class:`varpro.optimizers.base.Optimizer`.
     """
 
     name, usual_iterations = "lm", 100

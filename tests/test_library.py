@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -29,6 +31,19 @@ def test_the_documented_blocks_run_in_order():
 def test_importing_is_light():
     code = "import sys, varpro; assert 'torch' not in sys.modules and 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_version_is_that_of_the_package(monkeypatch):
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", stated)
+    assert varpro.__version__ == metadata.version("varpro")
+    assert f"## {stated}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert varpro.__version__ == "unknown"
 
 
 def test_unknown_names_are_refused():

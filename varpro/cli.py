@@ -138,7 +138,7 @@ def whole_or_infinite(least: int) -> Callable[[str], float]:
 
 def positive(text: str) -> float:
     """Parser of a finite number above 0."""
-    value = _number(text)
+    value = number(text)
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a finite number above 0")
     return value
@@ -146,7 +146,7 @@ def positive(text: str) -> float:
 
 def time_scale(text: str) -> float:
     """Parser of a time scale: a number above 0, at most 1e6."""
-    value = _number(text)
+    value = number(text)
     if not 0 < value <= 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number above 0, at most 1e6")
     return value
@@ -154,13 +154,14 @@ def time_scale(text: str) -> float:
 
 def momentum(text: str) -> float:
     """Parser of a momentum: a number from 0 to below 1."""
-    value = _number(text)
+    value = number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number from 0 to below 1")
     return value
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """The number that ``text`` spells, NaN where it spells none."""
     try:
         return float(text)
     except ValueError:

@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from varpro.cli import number
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -87,14 +89,6 @@ def bounded_number(text: str, most: float) -> float:
     if not (0 <= value <= most and math.isfinite(value)):
         raise ValueError("a number from 0 up" if math.isinf(most) else f"a number from 0 to {most:g}")
     return value
-
-
-def number(text: str) -> float:
-    """The number that ``text`` spells, NaN where it spells none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def discard_network_initialisation(width: int, stream: torch.Generator) -> None:

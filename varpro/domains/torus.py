@@ -5,8 +5,9 @@ import math
 import numpy as np
 import torch
 
+from varpro.cli import number
 from varpro.distances import TorusMeasure
-from varpro.domains.base import Domain, Draws, discard_network_initialisation, number
+from varpro.domains.base import Domain, Draws, discard_network_initialisation
 from varpro.domains.circle import bump_cdf, bump_sampler
 
 TORUS_MODES = ((-1.0, 0.0), (1.0, 1.0))  # of Appendix B; half of the mass each

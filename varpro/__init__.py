@@ -31,7 +31,7 @@ __all__ = list(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        return installed_version(__name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'varpro' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
@@ -41,11 +41,11 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES, "__version__"})
 
 
-def _version() -> str:
-    """That of the installed package; "unknown" where the sources are used without an installation."""
+def installed_version(package: str) -> str:
+    """The version of an installed package; ``unknown`` for one that is only on the path."""
     from importlib import metadata  # as dear as all of `import varpro`
 
     try:
-        return metadata.version(__name__)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "unknown"

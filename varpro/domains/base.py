@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ class Draws:
 class Measure(Protocol):
     """A weighted point set that knows its energy distance to another one of its kind."""
 
-    def energy_distance(self, other: "Measure") -> float:
+    def energy_distance(self, other: Any) -> float:
         """D = sqrt(2 E|X - Y| - E|X - X'| - E|Y - Y'|) >= 0."""
 
 

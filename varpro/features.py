@@ -46,13 +46,15 @@ class ReLUCircle(FeatureMap):
 
     name, domain = "relu_circle", CIRCLE
 
-    def __call__(self, weights, inputs):
+    def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         return torch.relu(inputs @ weights.T)
 
-    def pull_back(self, weights, inputs, features, cotangent):
+    def pull_back(
+        self, weights: torch.Tensor, inputs: torch.Tensor, features: torch.Tensor, cotangent: torch.Tensor
+    ) -> torch.Tensor:
         return (cotangent * (features > 0)).T @ inputs
 
-    def predict(self, weights, inputs, outer=None):
+    def predict(self, weights: torch.Tensor, inputs: torch.Tensor, outer: torch.Tensor | None = None) -> torch.Tensor:
         """In O((N + M) log (N + M)), float64 on the CPU."""
         outer = weights.new_ones(len(weights)) if outer is None else outer
         return torch.from_numpy(predict(weights.numpy(), outer.numpy(), inputs.numpy()))
@@ -67,11 +69,13 @@ class SquaredReLUCircle(FeatureMap):
 
     name, domain = "squared_relu_circle", CIRCLE
 
-    def __call__(self, weights, inputs):
+    def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         linear = torch.relu(inputs @ weights.T)
         return linear + linear * linear
 
-    def pull_back(self, weights, inputs, features, cotangent):
+    def pull_back(
+        self, weights: torch.Tensor, inputs: torch.Tensor, features: torch.Tensor, cotangent: torch.Tensor
+    ) -> torch.Tensor:
         product = inputs @ weights.T
         return (cotangent * (product > 0) * (1 + 2 * product)).T @ inputs
 
@@ -109,10 +113,12 @@ class RadialTorus(FeatureMap):
         self.kernel = kernel
         self.name = f"torus_{kernel.name}"
 
-    def __call__(self, weights, inputs):
+    def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         return self.kernel.value(_offsets(weights, inputs).norm(dim=2))
 
-    def pull_back(self, weights, inputs, features, cotangent):
+    def pull_back(
+        self, weights: torch.Tensor, inputs: torch.Tensor, features: torch.Tensor, cotangent: torch.Tensor
+    ) -> torch.Tensor:
         offsets = _offsets(weights, inputs)  # d phi / d w = g'(r) offset / r
         return torch.einsum("nm,nmd->md", cotangent * self.kernel.slope(offsets.norm(dim=2)), offsets)
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tolerances import EXACT, KERNEL, GRADIENT
+from tolerances import EXACT, GRADIENT, KERNEL
 
 from varpro.features import ReLUCircle, SquaredReLUCircle
 

@@ -47,26 +47,32 @@ TORUS_UNBIASED = "VarPro_convolution_2d_unbiased"
 
 @dataclass(frozen=True, order=True)
 class Diffusion:
-    """One solution of the ultra-fast diffusion."""
+    """One solution of the ultra-fast diffusion, on ``domain``, ``circle`` or ``torus``."""
 
     gamma: float = 100.0
     epochs: int = EPOCHS
+    domain: str = "circle"
 
     @property
     def path(self) -> Path:
         """The file of this solution, whether it exists or not."""
-        return names.directory() / names.limit("diffusion", {"gamma": self.gamma, "epochs": self.epochs})
+        return names.directory() / names.limit(self._prefix, {"gamma": self.gamma, "epochs": self.epochs})
 
     @property
     def label(self) -> str:
         """A name for jobs and log files."""
-        return f"diffusion_gamma={self.gamma:g}"
+        return f"{self._prefix}_gamma={self.gamma:g}"
+
+    @property
+    def _prefix(self) -> str:
+        return "torus_diffusion" if self.domain == "torus" else "diffusion"
 
     script = "make_diffusion.py"
 
     def arguments(self) -> list[str]:
         """The options that make this solution, for ``make_diffusion.py``."""
-        return ["--epochs", str(self.epochs), "--gamma", f"{self.gamma:g}"]
+        arguments = ["--epochs", str(self.epochs), "--gamma", f"{self.gamma:g}"]
+        return [*arguments, *(["--domain", self.domain] if self.domain != "circle" else [])]
 
     def command(self) -> str:
         """The command line that makes this solution, from the top of the repository."""
@@ -119,8 +125,10 @@ class Run:
 
     @property
     def diffusions(self) -> tuple[Diffusion, ...]:
-        """The diffusion that this run is compared with, on the circle."""
-        return () if self.on_torus else (Diffusion(self.gamma, self.epochs),)
+        """The diffusion that this run is compared with; none for a teacher without a density."""
+        if math.isinf(self.gamma):
+            return ()
+        return (Diffusion(self.gamma, self.epochs, "torus" if self.on_torus else "circle"),)
 
     @property
     def inputs(self) -> list[Path]:
@@ -316,6 +324,8 @@ _CIRCLE = Section(
 
 _BOTH = (TORUS_BIASED, TORUS_UNBIASED)
 _TORUS_WIDTHS = [Run(experiment, width=width) for experiment, width in product(_BOTH, WIDTHS)]
+_TORUS_LAMBDAS = [Run(experiment, lmbda) for experiment, lmbda in product(_BOTH, (1e-1, 1e-2, 1e-3))]
+_TORUS_DENSITY = {"runs": [Run(TORUS_UNBIASED)], "diffusions": [Diffusion(domain="torus")]}
 _TORUS = Section(
     "Appendix B, RBF networks on the torus",
     {
@@ -323,12 +333,7 @@ _TORUS = Section(
             Figure("convolution_teacher", "teacher"),
             Figure("convolution_risk_width", "risks", _TORUS_WIDTHS, by="width"),
             Figure("convolution_distance_width", "distance", _TORUS_WIDTHS, by="width"),
-            Figure(
-                "convolution_distance_lambda",
-                "distance_and_risk",
-                [Run(experiment, lmbda) for experiment, lmbda in product(_BOTH, (1e-1, 1e-2, 1e-3))],
-                by="lmbda",
-            ),
+            Figure("convolution_distance_lambda", "distance_and_risk", _TORUS_LAMBDAS, by="lmbda"),
             Figure(
                 "convolution_distance_gamma",
                 "distance_and_risk",
@@ -341,7 +346,11 @@ _TORUS = Section(
                 [Run(experiment, activation=kernel) for experiment, kernel in product(_BOTH, ("", "cos"))],
                 by="activation",
             ),
-            Figure("convolution_animation", "animation", [Run(TORUS_UNBIASED)], needs="all", suffix=".gif"),
+            Figure("convolution_harmonics", "seen_harmonics"),
+            Figure("convolution_density", "density_evolution", **_TORUS_DENSITY),
+            Figure("convolution_diffusion_width", "diffusion_distance", _TORUS_WIDTHS, by="width"),
+            Figure("convolution_diffusion_lambda", "diffusion_distance", _TORUS_LAMBDAS, by="lmbda"),
+            Figure("convolution_animation", "animation", **_TORUS_DENSITY, needs="all", suffix=".gif"),
         ],
     },
     seeds="0",  # all six take an hour

@@ -76,7 +76,7 @@ def state_at(epoch: float, epochs: np.ndarray, states: np.ndarray) -> np.ndarray
 
 @dataclass(frozen=True)
 class Densities:
-    """A density on the circle over time: ``at(epoch)`` is its values (G,) at the angles ``places (G,)``.
+    """A density over time: ``at(epoch)`` is its values (G,) at the angles ``places (G,)``, on the torus (G, G).
 
     Between the snapshots, at ``epochs (S,)``, it is interpolated.
     """

@@ -77,7 +77,7 @@ def add_problem(
         "--init",
         choices=INITS,
         default=INITS[0],
-        help="student at the start: random, as in the paper, or quantile, evenly spread (circle)",
+        help="student at the start: random, as in the paper, or quantile, evenly spread",
     )
     d = domain.dimension
     group.add_argument(

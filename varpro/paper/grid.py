@@ -128,13 +128,14 @@ class Run:
         """The result file of this run with ``seed``, whether it exists or not."""
         config = {"lambda": self.lmbda, "student_width": self.width, "gamma": self.gamma, "epochs": self.epochs}
         changed = {"activation": self.activation} if self.activation else {}
-        changed |= {name: "+".join(value) or "none" if isinstance(value, tuple) else value for name, value in self.options}
+        for name, value in self.options:
+            changed[name] = ("+".join(value) or "none") if isinstance(value, tuple) else value
         return names.directory(self.experiment) / names.shallow(config | {"seed": seed}, changed)
 
     @property
     def parameters(self) -> str:
         """The configuration for people."""
-        more = "".join(f", {name} {' '.join(self._words(value))}" for name, value in self.options)
+        more = "".join(f", {name} {' '.join(self._words(value)) or 'none'}" for name, value in self.options)
         activation = f", {self.activation}" if self.activation else ""
         return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{activation}{more}"
 
@@ -438,7 +439,7 @@ def study_run(
     step: float = TIME_SCALE,
     **options: float | str,
 ) -> Run:
-    """A run of the study of the limit; ``epochs`` are counted in the usual ``TIME_SCALE``, ``step`` is the run's own."""
+    """A run of the study of the limit; ``epochs`` count the usual ``TIME_SCALE``, ``step`` is the run's own."""
     own = max(1, round(epochs * TIME_SCALE / step))
     more = {"time_scale": step} if step != TIME_SCALE else {}
     more |= {"saving_step": max(1, own // _SNAPSHOTS)} if own >= 2 * _SNAPSHOTS else {}
@@ -472,7 +473,7 @@ RATES = [
     for experiment in (TWO_TIMESCALE, MEAN_FIELD)
     for k in (10, 7, 8, 9, 11, 12, 13, 14, 15)
 ]
-_OUTER_RATES = {1: 512, 4: 512, 8: 512, 9: 512, 9.5: 512, 9.75: 512, 10: 512, 10.25: 192, 10.5: 128, 11: 64, 12: 40}
+_OUTER_RATES = {1: 512, 4: 512, 8: 512, 9: 512, 9.5: 512, 9.75: 512, 10: 512, 10.25: 192, 10.5: 128, 11: 96, 12: 56}
 STABILITY = [  # features that hardly move; where u diverges, epochs that end before its overflow
     Run(
         TWO_TIMESCALE,

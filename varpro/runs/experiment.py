@@ -290,11 +290,7 @@ def _is_changed(options: argparse.Namespace, key: str) -> bool:
 
 
 def _file_name(options: argparse.Namespace, config: dict, *, usual: bool) -> str:
-    changed = {
-        key: config[key]
-        for key in _NAMED
-        if key in config and _is_changed(options, key)
-    }
+    changed = {key: config[key] for key in _NAMED if key in config and _is_changed(options, key)}
     if not usual:
         changed |= {"solver": config["solver"], "dtype": "tf32" if "tf32" in config else config["dtype"]}
     return names.shallow(config, changed, options.name)

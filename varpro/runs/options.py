@@ -92,7 +92,7 @@ def add_problem(
 
 
 def add_distances(to: argparse.ArgumentParser, limits: Sequence[Limit], *, usual: int = 1) -> None:
-    """Which of ``limits`` the features are compared with at every distance epoch; the first ``usual`` are the default."""
+    """Which of ``limits`` the features are compared with; the first ``usual`` are the default."""
     to.add_argument_group("distances").add_argument(
         "--distances",
         nargs="*",
@@ -120,8 +120,8 @@ def add_outer_rate(to: argparse.ArgumentParser) -> None:
         type=cli.positive,
         default=1.0,
         metavar="R",
-        help="learning rate of the outer weights over lambda M: eta_u = R lambda M; unstable where R exceeds 2 over the "
-        "largest eigenvalue of phi^T phi / (N M) + lambda",
+        help="learning rate of the outer weights over lambda M: eta_u = R lambda M; unstable where R exceeds 2 over "
+        "the largest eigenvalue of phi^T phi / (N M) + lambda",
     )
 
 

@@ -9,7 +9,7 @@ more. Nothing here needs PyTorch.
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -73,6 +73,25 @@ class Diffusion:
         return " ".join(["python", self.script, *self.arguments()])
 
 
+@dataclass(frozen=True)
+class Method:
+    """A way of training: its name for people, its iterations at most, and the options that choose it."""
+
+    label: str
+    iterations: int
+    options: Mapping[str, str | float]
+
+
+GRADIENT_DESCENT = ""  # the name of the paper's own method in runs
+METHODS = {
+    GRADIENT_DESCENT: Method("", FULL_EPOCHS, {}),
+    "momentum": Method("momentum", 3000, {"optimizer": "momentum"}),
+    "lbfgs": Method("L-BFGS", 500, {"optimizer": "lbfgs"}),
+    "lm": Method("Levenberg-Marquardt", 100, {"optimizer": "lm"}),
+    "continuation": Method("Levenberg-Marquardt from lambda 0.1", 100, {"optimizer": "lm", "continuation": 0.1}),
+}
+
+
 @dataclass(frozen=True, order=True)
 class Run:
     """One configuration of one shallow experiment; with a seed it is one result file."""
@@ -83,24 +102,34 @@ class Run:
     gamma: float = 100.0
     epochs: int = EPOCHS
     activation: str = ""  # of the torus, where it is not the script's default
+    method: str = GRADIENT_DESCENT  # one of METHODS
+    infinite: bool = False  # samples and teacher neurons
+
+    @property
+    def _changed(self) -> dict[str, str | float]:
+        """The options that have another value than the script's default, beside those that are always stated."""
+        changed = {"teacher_width": math.inf, "samples": math.inf} if self.infinite else {}
+        changed |= {"activation": self.activation} if self.activation else {}
+        return changed | METHODS[self.method].options
 
     def path(self, seed: int) -> Path:
         """The result file of this run with ``seed``, whether it exists or not."""
         config = {"lambda": self.lmbda, "student_width": self.width, "gamma": self.gamma, "epochs": self.epochs}
-        changed = {"activation": self.activation} if self.activation else {}
-        return names.directory(self.experiment) / names.shallow(config | {"seed": seed}, changed)
+        return names.directory(self.experiment) / names.shallow(config | {"seed": seed}, self._changed)
 
     @property
     def parameters(self) -> str:
         """The configuration for people."""
-        activation = f", {self.activation}" if self.activation else ""
-        return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{activation}"
+        more = "".join(f", {value}" for value in (self.activation, METHODS[self.method].label) if value)
+        data = ", infinite data" if self.infinite else ""
+        return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{data}{more}"
 
     @property
     def label(self) -> str:
         """A name for jobs and log files."""
-        activation = f"_{self.activation}" if self.activation else ""
-        return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{activation}"
+        more = "".join(f"_{value}" for value in (self.activation, self.method) if value)
+        data = "_infinite" if self.infinite else ""
+        return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{data}{more}"
 
     @property
     def script(self) -> str:
@@ -119,8 +148,8 @@ class Run:
 
     @property
     def diffusions(self) -> tuple[Diffusion, ...]:
-        """The diffusion that this run is compared with, on the circle."""
-        return () if self.on_torus else (Diffusion(self.gamma, self.epochs),)
+        """The diffusion that this run is compared with: that of gradient descent on the circle."""
+        return () if self.on_torus or self.method else (Diffusion(self.gamma, self.epochs),)
 
     @property
     def inputs(self) -> list[Path]:
@@ -135,7 +164,7 @@ class Run:
             *("--lambda", f"{self.lmbda:g}"),
             *("--student_width", str(self.width)),
             *("--gamma", f"{self.gamma:g}"),
-            *(("--activation", self.activation) if self.activation else ()),
+            *(word for name, value in self._changed.items() for word in (f"--{name}", f"{value}")),
         ]
 
     def command(self, seeds: Sequence[int]) -> str:
@@ -225,7 +254,7 @@ class Figure:
     layout: str
     runs: Sequence[AnyRun] = ()
     diffusions: Sequence[Diffusion] = ()
-    by: str = ""  # the parameter that tells its lines apart: "width", "lmbda", "gamma" or "activation"
+    by: str = ""  # the parameter that tells its lines apart, a name of a field
     seeds: Sequence[int] = SEEDS  # those of the published figure
     needs: str = "some"
     suffix: str = ".pdf"
@@ -245,6 +274,7 @@ class Section:
     more: Sequence[AnyRun] = ()  # runs that no figure shows, made with seed 0
     seeds: str = ""  # where none are asked for; "" for those of each figure
     full_epochs: int = FULL_EPOCHS
+    published: bool = True  # whether it stands in the paper
 
     @property
     def figures(self) -> list[Figure]:
@@ -263,8 +293,8 @@ class Section:
 
     @property
     def epochs(self) -> int:
-        """The epochs, or passes, of its runs."""
-        return self.runs[0].epochs
+        """The epochs, or passes, of its longest runs."""
+        return max(run.epochs for run in self.runs)
 
     def wanted(self, seeds: Iterable[int] | None = None) -> dict[AnyRun, list[int]]:
         """The seeds of every run: ``seeds`` where some are asked for, else the section's or its figures' own."""
@@ -373,7 +403,60 @@ _CIFAR = Section(
     full_epochs=FULL_PASSES,
 )
 
-SECTIONS = {"6.1": _CIRCLE, "appendix-b": _TORUS, "resnets": _DIGITS, "resnets-cifar10": _CIFAR}
+# --- Optimizers on the reduced risk: not in the paper ---------------------------------------------------------------
+
+
+def _methods(run: Run, methods: Iterable[str] = METHODS) -> list[Run]:
+    """``run`` by each of ``methods``."""
+    return [replace(run, method=name, epochs=min(EPOCHS, METHODS[name].iterations)) for name in methods]
+
+
+def _all_methods(runs: Iterable[Run]) -> list[Run]:
+    return [each for run in runs for each in _methods(run)]
+
+
+RACES = {gamma: Run(UNBIASED, lmbda, gamma=gamma) for gamma, lmbda in zip(GAMMAS, (1e-3, 1e-3, 1e-4), strict=True)}
+_INFINITE = Run(UNBIASED, infinite=True)
+_TORUS_RACE = Run(TORUS_UNBIASED, width=128)
+_OPTIMIZERS = Section(
+    "Optimizers on the reduced risk",
+    {
+        "Results_optimizers": [
+            *(Figure(f"optimizers_gamma_{g:g}", "race", _methods(run), by="method") for g, run in RACES.items()),
+            Figure(
+                "optimizers_width",
+                "arrivals",
+                _all_methods(Run(UNBIASED, width=width, gamma=gamma) for gamma, width in product(GAMMAS, WIDTHS)),
+                by="width",
+            ),
+            Figure(
+                "optimizers_lambda",
+                "arrivals",
+                _all_methods(Run(UNBIASED, lmbda, gamma=g) for g, lmbda in product(GAMMAS, (1e-2, 1e-3, 1e-4))),
+                by="lmbda",
+            ),
+            Figure("optimizers_features", "features", _all_methods(RACES.values()), by="method"),
+            Figure("optimizers_infinite_data", "race", _methods(_INFINITE), by="method"),
+            Figure(
+                "optimizers_torus",
+                "race",
+                _methods(_TORUS_RACE, (GRADIENT_DESCENT, "momentum", "lbfgs")),
+                by="method",
+                seeds=SEEDS[:1],
+            ),
+        ],
+    },
+    more=_all_methods(Run(UNBIASED, width=8192, gamma=gamma) for gamma in GAMMAS),  # in the table
+    published=False,
+)
+
+SECTIONS = {
+    "6.1": _CIRCLE,
+    "appendix-b": _TORUS,
+    "resnets": _DIGITS,
+    "resnets-cifar10": _CIFAR,
+    "optimizers": _OPTIMIZERS,
+}
 
 
 def find(name: str) -> tuple[str, Figure]:

@@ -19,7 +19,7 @@ def main() -> None:
     wide, wide_points = circle_epochs.wide()
     torus, gpu = torus_epochs.table(), gpu_epochs.table()
     trials, goals, study = optimizers.cost(), optimizers.goals(), optimizers.study()
-    images = resnet_images.table()
+    images, loading = resnet_images.table(), resnet_images.first_load()
     stages = start_up.stages()
     text = f"""# Benchmarks
 
@@ -59,6 +59,8 @@ DataLoader with two workers and per-sample transforms (`benchmarks/resnet_plain.
 turns.
 
 {images}
+
+{loading}
 
 ## Optimizers on the reduced risk
 

@@ -197,7 +197,7 @@ def test_the_damping_starts_and_decays_as_asked():
 def test_the_damping_falls_fast_where_the_risk_does_not():
     """After a step that takes less than a fifth off the risk, and after no other."""
     problem = random_problem(300, 60)
-    weights, damping, shares = problem.weights.copy(), 10.0, []
+    weights, damping, shares = problem.weights.copy(), 0.1, []
     outer, newton = solver(problem).solve(weights), CircleNewton(solver(problem))
     for _ in range(12):
         done = newton.advance(weights, outer, 1, damping)

@@ -9,7 +9,7 @@ more. Nothing here needs PyTorch.
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -90,6 +90,25 @@ def _short(value: float | str) -> str:
     return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
+@dataclass(frozen=True)
+class Method:
+    """A way of training: its name for people, its iterations at most, and the options that choose it."""
+
+    label: str
+    iterations: int
+    options: Mapping[str, str | float]
+
+
+GRADIENT_DESCENT = ""  # the name of the paper's own method in runs
+METHODS = {
+    GRADIENT_DESCENT: Method("", FULL_EPOCHS, {}),
+    "momentum": Method("momentum", 3000, {"optimizer": "momentum"}),
+    "lbfgs": Method("L-BFGS", 500, {"optimizer": "lbfgs"}),
+    "lm": Method("Levenberg-Marquardt", 100, {"optimizer": "lm"}),
+    "continuation": Method("Levenberg-Marquardt from lambda 0.1", 100, {"optimizer": "lm", "continuation": 0.1}),
+}
+
+
 @dataclass(frozen=True, order=True)
 class Run:
     """One configuration of one shallow experiment; with a seed it is one result file.
@@ -105,6 +124,8 @@ class Run:
     epochs: int = EPOCHS
     activation: str = ""  # of the torus, where it is not the script's default
     options: tuple[tuple[str, float | str | tuple[str, ...]], ...] = ()
+    method: str = GRADIENT_DESCENT  # one of METHODS
+    infinite: bool = False  # samples and teacher neurons
 
     def option(self, name: str, usual: float | str) -> float | str:
         """The value of one of the ``options``, ``usual`` where it is at its default."""
@@ -130,27 +151,37 @@ class Run:
         """An option that says what is drawn, whose default is ``limit`` near the limit, elsewhere the paper's."""
         return self.option(name, limit if self.experiment == MEAN_FIELD else paper)
 
+    @property
+    def _changed(self) -> dict[str, float | str | tuple[str, ...]]:
+        """The options that have another value than the script's default, beside those that are always stated."""
+        changed = {"teacher_width": math.inf, "samples": math.inf} if self.infinite else {}
+        changed |= {"activation": self.activation} if self.activation else {}
+        return changed | METHODS[self.method].options | dict(self.options)
+
     def path(self, seed: int) -> Path:
         """The result file of this run with ``seed``, whether it exists or not."""
         config = {"lambda": self.lmbda, "student_width": self.width, "gamma": self.gamma, "epochs": self.epochs}
-        changed = {"activation": self.activation} if self.activation else {}
-        for name, value in self.options:
-            changed[name] = ("+".join(value) or "none") if isinstance(value, tuple) else value
+        changed = {
+            name: ("+".join(value) or "none") if isinstance(value, tuple) else value
+            for name, value in self._changed.items()
+        }
         return names.directory(self.experiment) / names.shallow(config | {"seed": seed}, changed)
 
     @property
     def parameters(self) -> str:
         """The configuration for people."""
-        more = "".join(f", {name} {' '.join(self._words(value)) or 'none'}" for name, value in self.options)
-        activation = f", {self.activation}" if self.activation else ""
-        return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{activation}{more}"
+        more = "".join(f", {value}" for value in (self.activation, METHODS[self.method].label) if value)
+        more += "".join(f", {name} {' '.join(self._words(value)) or 'none'}" for name, value in self.options)
+        data = ", infinite data" if self.infinite else ""
+        return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{data}{more}"
 
     @property
     def label(self) -> str:
         """A name for jobs and log files."""
-        activation = f"_{self.activation}" if self.activation else ""
-        more = "".join(f"_{name}={'+'.join(self._words(value))}" for name, value in self.options)
-        return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{activation}{more}"
+        more = "".join(f"_{value}" for value in (self.activation, self.method) if value)
+        more += "".join(f"_{name}={'+'.join(self._words(value))}" for name, value in self.options)
+        data = "_infinite" if self.infinite else ""
+        return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{data}{more}"
 
     @staticmethod
     def _words(value: float | str | tuple[str, ...]) -> tuple[str, ...]:
@@ -173,8 +204,8 @@ class Run:
 
     @property
     def diffusions(self) -> tuple[Diffusion, ...]:
-        """The limits that this run is compared with; none for a teacher without a density."""
-        if math.isinf(self.gamma):
+        """The limits that this run is compared with; none without a density or with another pace."""
+        if math.isinf(self.gamma) or self.method:
             return ()
         usual = ("diffusion", "projected") if self.experiment == MEAN_FIELD else ("diffusion",)
         domain, limits = "torus" if self.on_torus else "circle", self.option("distances", usual)
@@ -193,8 +224,7 @@ class Run:
             *("--lambda", f"{self.lmbda:g}"),
             *("--student_width", str(self.width)),
             *("--gamma", f"{self.gamma:g}"),
-            *(("--activation", self.activation) if self.activation else ()),
-            *(word for name, value in self.options for word in (f"--{name}", *self._words(value))),
+            *(word for name, value in self._changed.items() for word in (f"--{name}", *self._words(value))),
         ]
 
     def command(self, seeds: Sequence[int]) -> str:
@@ -304,6 +334,7 @@ class Section:
     more: Sequence[AnyRun] = ()  # runs that no figure shows, made with seed 0
     seeds: str = ""  # where none are asked for; "" for those of each figure
     full_epochs: int = FULL_EPOCHS
+    published: bool = True  # whether it stands in the paper
 
     @property
     def figures(self) -> list[Figure]:
@@ -322,8 +353,8 @@ class Section:
 
     @property
     def epochs(self) -> int:
-        """The epochs, or passes, of the first run that it shows."""
-        return next(run for figure in self.figures for run in figure.runs).epochs
+        """The epochs, or passes, of its longest runs."""
+        return max(run.epochs for run in self.runs)
 
     def wanted(self, seeds: Iterable[int] | None = None) -> dict[AnyRun, list[int]]:
         """The seeds of every run: ``seeds`` where some are asked for, else the section's or its figures' own."""
@@ -543,12 +574,60 @@ _MEAN_FIELD = Section(
     },
 )
 
+# --- Beyond the paper: optimizers on the reduced risk ---------------------------------------------------------------
+
+
+def _methods(run: Run, methods: Iterable[str] = METHODS) -> list[Run]:
+    """``run`` by each of ``methods``."""
+    return [replace(run, method=name, epochs=min(EPOCHS, METHODS[name].iterations)) for name in methods]
+
+
+def _all_methods(runs: Iterable[Run]) -> list[Run]:
+    return [each for run in runs for each in _methods(run)]
+
+
+RACES = {gamma: Run(UNBIASED, lmbda, gamma=gamma) for gamma, lmbda in zip(GAMMAS, (1e-3, 1e-3, 1e-4), strict=True)}
+_INFINITE = Run(UNBIASED, infinite=True)
+_TORUS_RACE = Run(TORUS_UNBIASED, width=128)
+_OPTIMIZERS = Section(
+    "Optimizers on the reduced risk",
+    {
+        "Results_optimizers": [
+            *(Figure(f"optimizers_gamma_{g:g}", "race", _methods(run), by="method") for g, run in RACES.items()),
+            Figure(
+                "optimizers_width",
+                "arrivals",
+                _all_methods(Run(UNBIASED, width=width, gamma=gamma) for gamma, width in product(GAMMAS, WIDTHS)),
+                by="width",
+            ),
+            Figure(
+                "optimizers_lambda",
+                "arrivals",
+                _all_methods(Run(UNBIASED, lmbda, gamma=g) for g, lmbda in product(GAMMAS, (1e-2, 1e-3, 1e-4))),
+                by="lmbda",
+            ),
+            Figure("optimizers_features", "features", _all_methods(RACES.values()), by="method"),
+            Figure("optimizers_infinite_data", "race", _methods(_INFINITE), by="method"),
+            Figure(
+                "optimizers_torus",
+                "race",
+                _methods(_TORUS_RACE, (GRADIENT_DESCENT, "momentum", "lbfgs")),
+                by="method",
+                seeds=SEEDS[:1],
+            ),
+        ],
+    },
+    more=_all_methods(Run(UNBIASED, width=8192, gamma=gamma) for gamma in GAMMAS),  # in the table
+    published=False,
+)
+
 SECTIONS = {
     "6.1": _CIRCLE,
     "appendix-b": _TORUS,
     "mean-field": _MEAN_FIELD,
     "resnets": _DIGITS,
     "resnets-cifar10": _CIFAR,
+    "optimizers": _OPTIMIZERS,
 }
 
 

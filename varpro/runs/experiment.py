@@ -12,6 +12,7 @@ import numpy as np
 
 from varpro import cli, names, results
 from varpro.features import FeatureMap
+from varpro.optimizers.continuation import continued
 from varpro.problem import Problem, drawn_problem, problem_from_tensors
 from varpro.runs.bookkeeping import Checkpoint, locked
 from varpro.runs.descent import Descent, GradientDescent, Iterations
@@ -33,6 +34,7 @@ _NAMED = (
     "tolerance",
     "features",
     "outer_rate",
+    "continuation",
     "init",
     "distances",
 )  # in the file name where they are not the default
@@ -75,8 +77,13 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
     """
     tensors, data_label = _read_data(options)
     cli.resolve_device(options)
-    if options.optimizer == GRADIENT_DESCENT and "tolerance" in options.given:
-        raise cli.UsageError("--tolerance: has no effect here; it goes with --optimizer momentum, lbfgs or lm")
+    for name in ("tolerance", "continuation"):
+        if options.optimizer == GRADIENT_DESCENT and name in options.given:
+            raise cli.UsageError(f"--{name}: has no effect here; it goes with --optimizer {', '.join(OPTIMIZERS)}")
+    if options.continuation is not None and options.continuation <= options.lmbda:
+        raise cli.UsageError(
+            f"--continuation {options.continuation:g}: has no effect here; allowed: above --lambda {options.lmbda:g}"
+        )
     if options.optimizer != GRADIENT_DESCENT and "epochs" not in options.given:
         options.epochs = OPTIMIZERS[options.optimizer].usual_iterations
     outer_rate = options.outer_rate if "outer_rate" in options else 1.0
@@ -116,6 +123,8 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
             config["tf32"] = True
         if options.optimizer != GRADIENT_DESCENT:
             config |= {"optimizer": options.optimizer, "tolerance": options.tolerance}
+        if options.continuation is not None:
+            config["continuation"] = options.continuation
         limits = _limits(options, choices, tensors)
         if limits not in ((), choices.limits[:1]) or _is_changed(options, "distances"):
             config["distances"] = "+".join(limit.name for limit in limits) or "none"
@@ -148,9 +157,7 @@ def _perform(run: Run, progress: bool) -> None:
     seconds = kind.compilation(run.objective, run.problem, dtype)
     if seconds:
         print(f"compiling the {kind.name} solver, once per machine: about {seconds} s", flush=True)
-    solver = kind.build(
-        run.objective, run.problem, device=run.choice.device, dtype=dtype, tf32=run.config.get("tf32", False)
-    )
+    solver = _solver(run, run.objective)
     training = train(
         _descent(run, solver),
         run.plan,
@@ -176,7 +183,23 @@ def _descent(run: Run, solver: Solver) -> Descent:
     kind = OPTIMIZERS.get(run.config.get("optimizer", GRADIENT_DESCENT))
     if kind is None:
         return GradientDescent(solver, run.problem.student)
-    return Iterations(kind(solver, run.objective, run.problem, tolerance=run.config.get("tolerance", 0.0)))
+    tolerance, first = run.config["tolerance"], run.config.get("continuation")
+    if first is None:
+        return Iterations(kind(solver, run.objective, run.problem, tolerance=tolerance))
+    optimizer = continued(
+        kind,
+        lambda stage: solver if stage == run.objective else _solver(run, stage),
+        run.objective,
+        run.problem,
+        first=first,
+        tolerance=tolerance,
+    )
+    return Iterations(optimizer)
+
+
+def _solver(run: Run, objective: Objective) -> Solver:
+    kind, device, dtype, _ = run.choice
+    return kind.build(objective, run.problem, device=device, dtype=dtype, tf32=run.config.get("tf32", False))
 
 
 def _say(run: Run, line: str) -> None:

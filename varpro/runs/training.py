@@ -20,7 +20,7 @@ from varpro.runs.descent import Descent
 from varpro.runs.schedule import Schedule
 from varpro.solvers.base import merged
 
-STATE_VERSION = 3  # of what a checkpoint holds; to be counted up where that changes
+STATE_VERSION = 4  # of what a checkpoint holds; to be counted up where that changes
 _STRETCH_SECONDS = 0.5  # of epochs between two looks at signals and clock, about
 _LARGEST = float(np.finfo(np.float32).max)  # of what a result can hold
 
@@ -40,7 +40,7 @@ class Training:
     outer: torch.Tensor
     loss: torch.Tensor
     measured: dict[str, torch.Tensor] = field(default_factory=dict)
-    cost: dict[str, torch.Tensor] = field(default_factory=dict)  # (S,) evaluations and seconds, of an optimizer
+    cost: dict[str, torch.Tensor] = field(default_factory=dict)  # (S,) seconds, and evaluations with an optimizer
     report: dict[str, float] = field(default_factory=dict)  # Descent.report, over all sittings
     ending: str = ""
     elapsed: float = 0.0  # seconds of training, measurements included, over all sittings

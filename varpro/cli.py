@@ -11,8 +11,10 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -38,7 +40,7 @@ class Stopped(BaseException):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {_printable(message)}\n")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -64,8 +66,11 @@ def command(main: Callable) -> Callable:
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None, **keywords) -> None:
         program = Path(sys.argv[0]).name
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a letter that the terminal does not have is no reason to stop
+                stream.reconfigure(errors="backslashreplace")
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _terminable():
                 warnings.filterwarnings("ignore", module=r"torch\.")  # of the library about itself; not for its users
                 main(argv, **keywords)
         except (UsageError, ResultError) as error:
@@ -79,10 +84,11 @@ def command(main: Callable) -> Callable:
         except MemoryError:
             _stop(2, f"{program}: error: {_NO_MEMORY}")
         except BrokenPipeError:  # the reader has seen enough, as in `... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails when Python flushes
+            _mute()
             raise SystemExit(1) from None
         except OSError as error:
-            _stop(2, f"{program}: error: {error.filename or ''}: {error.strerror or error}")
+            place = f"{error.filename}: " if error.filename else ""
+            _stop(2, f"{program}: error: {place}{error.strerror or error}")
         except Stopped as stopped:
             _stop(stopped.exit_code, f"{program}: {stopped}; {_GOES_ON}")
         except KeyboardInterrupt:
@@ -92,8 +98,44 @@ def command(main: Callable) -> Callable:
 
 
 def _stop(code: int, message: str) -> None:
-    print(message, file=sys.stderr)
+    with suppress(OSError):  # nobody reads it
+        print(_printable(message), file=sys.stderr, flush=True)
     raise SystemExit(code)
+
+
+def _printable(message: str) -> str:
+    """``message`` in one line, also where it quotes a line break or what a terminal would act on."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+
+
+def say(line: str) -> None:
+    """Print ``line`` at once. Where its reader has gone, work goes on and says nothing any more."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        _mute()
+
+
+def _mute() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails when Python flushes
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises Stopped meanwhile, as SIGINT raises KeyboardInterrupt: what is half written is cleaned up."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(number)
+
+    usual = signal.getsignal(signal.SIGTERM)
+    if usual != signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
 
 
 def duration(seconds: float) -> str:

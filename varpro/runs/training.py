@@ -7,6 +7,7 @@ weights, and loss[e] is the risk of state e.
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +53,7 @@ def train(
     measure: Measurement | None = None,
     *,
     checkpoint: Checkpoint | None = None,
+    signals: StopSignals | None = None,
     progress: bool = False,
     label: str = "",
     report: Report | None = None,
@@ -60,10 +62,11 @@ def train(
 
     ``measure`` is called at the distance epochs with their number among the distinct ones and the weights (M, d) in
     float64, and returns named values. With ``checkpoint`` the state is kept there now and then, and a later call goes
-    on from it; the caller removes it. ``report`` receives one line with the estimated cost.
+    on from it; the caller removes it. ``signals`` are those of a caller who takes care of them already. ``report``
+    receives one line with the estimated cost.
 
     Raises FloatingPointError with the epoch where the loss stops being finite or the state too large to be kept; the
-    last sound state is in the checkpoint then. Raises Stopped after SIGTERM or SIGINT, with the state likewise.
+    last sound state is in the checkpoint then. Raises Stopped after a signal, with the state likewise.
     """
     run = _Run(descent, plan, measure)
     state = checkpoint.restore() if checkpoint is not None else None
@@ -77,7 +80,7 @@ def train(
             checkpoint.write(run.state())
 
     bar = tqdm(total=plan.epochs, initial=run.epoch, desc=label, unit="epoch", disable=not progress)
-    with bar, StopSignals() as signals:
+    with bar, StopSignals() if signals is None else nullcontext(signals) as signals:
         if run.epoch == 0:
             run.record()
         while run.epoch < plan.epochs and not descent.ending:

@@ -11,10 +11,9 @@ import os
 import re
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -70,7 +69,7 @@ def command(main: Callable) -> Callable:
             if hasattr(stream, "reconfigure"):  # a letter that the terminal does not have is no reason to stop
                 stream.reconfigure(errors="backslashreplace")
         try:
-            with warnings.catch_warnings(), _terminable():
+            with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module=r"torch\.")  # of the library about itself; not for its users
                 main(argv, **keywords)
         except (UsageError, ResultError) as error:
@@ -118,24 +117,6 @@ def say(line: str) -> None:
 
 def _mute() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails when Python flushes
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises Stopped meanwhile, as SIGINT raises KeyboardInterrupt: what is half written is cleaned up."""
-
-    def stop(number: int, frame: object) -> None:
-        raise Stopped(number)
-
-    usual = signal.getsignal(signal.SIGTERM)
-    if usual != signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, usual)
 
 
 def duration(seconds: float) -> str:

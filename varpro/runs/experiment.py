@@ -171,9 +171,12 @@ def _perform(run: Run, progress: bool) -> None:
 
 def _descent(run: Run, solver: Solver) -> Descent:
     kind = OPTIMIZERS.get(run.config.get("optimizer", GRADIENT_DESCENT))
-    if kind is None:
-        return GradientDescent(solver, run.problem.student)
-    return Iterations(kind(solver, run.objective, run.problem, tolerance=run.config.get("tolerance", 0.0)))
+    try:
+        if kind is None:
+            return GradientDescent(solver, run.problem.student)
+        return Iterations(kind(solver, run.objective, run.problem, tolerance=run.config.get("tolerance", 0.0)))
+    except FloatingPointError as error:  # of the first inner solve, with a hint
+        raise FloatingPointError(f"epoch 0: {error}") from None
 
 
 def _say(run: Run, line: str) -> None:

@@ -23,6 +23,7 @@ from varpro.solvers.base import merged
 
 STATE_VERSION = 3  # of what a checkpoint holds; to be counted up where that changes
 _STRETCH_SECONDS = 0.5  # of epochs between two looks at signals and clock, about
+_HINT = "try a smaller --time_scale"
 _LARGEST = float(np.finfo(np.float32).max)  # of what a result can hold
 
 Measurement = Callable[[int, np.ndarray], Mapping[str, float]]
@@ -137,7 +138,7 @@ class _Run:
     def advance(self, event: int) -> None:
         """Train to epoch ``event``, or for about half a second where that comes first, or to the end.
 
-        Raises FloatingPointError, with the state as it was before, where the new one is not sound.
+        Raises FloatingPointError with the epoch whose new state is not sound; the state is the one before it then.
         """
         begin = time.perf_counter()
         stretch = math.ceil(_STRETCH_SECONDS / self.pace) if self.pace else 1
@@ -146,11 +147,15 @@ class _Run:
         try:
             losses = self.descent.advance(epochs)
             fault = self._fault(losses)
-            if fault:
-                raise FloatingPointError(f"{fault}; try a smaller --time_scale")
-        except FloatingPointError:
+        except FloatingPointError as error:  # of the solver, with a hint
+            fault = f"epoch {self.epoch + 1}: {error}"
+        if fault:
             self.descent.restore(before)
-            raise
+            if epochs == 1:
+                raise FloatingPointError(fault)
+            for _ in range(epochs):  # the state that was sound last is within this stretch
+                self.advance(self.epoch + 1)
+            return
         self.loss[self.epoch : self.epoch + len(losses)] = losses
         self.epoch += len(losses)
         if self.epoch == event or self.descent.ending:
@@ -162,11 +167,11 @@ class _Run:
     def _fault(self, losses: torch.Tensor) -> str:
         bad = torch.nonzero(~torch.isfinite(losses))
         if len(bad):
-            return f"the loss is not finite at epoch {self.epoch + int(bad[0])}"
+            return f"the loss is not finite at epoch {self.epoch + int(bad[0])}; {_HINT}"
         for name, value in (("weights", self.descent.weights), ("outer weights", self.descent.outer)):
             if not torch.as_tensor(value).abs().max() <= _LARGEST:
                 grown = f", with a loss of {losses[-1]:.1e}" if len(losses) else ""
-                return f"the {name} have left the range of float32 by epoch {self.epoch + len(losses)}{grown}"
+                return f"the {name} have left the range of float32 by epoch {self.epoch + len(losses)}{grown}; {_HINT}"
         return ""
 
     def restore(self, state: Mapping[str, Any]) -> None:

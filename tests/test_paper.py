@@ -396,9 +396,9 @@ def test_costs_grow_with_the_factor_of_this_machine():
 
 def test_one_long_run_is_not_shared_out():
     run = grid.Run(grid.TORUS_UNBIASED)
-    assert cost.estimate({run: [0]}, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS)
-    both = {run: [0], replace(run, lmbda=1e-2): [0]}
-    assert cost.estimate(both, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS)
+    one = cost.estimate({run: [0]}, SAME).seconds
+    assert one >= cost.seconds(run) + cost.START_SECONDS
+    assert cost.estimate({run: [0], replace(run, lmbda=1e-2): [0]}, SAME).seconds == pytest.approx(one)
 
 
 def test_the_probes_measure_something():
@@ -424,7 +424,8 @@ def test_batches_hold_every_run_once_and_are_even(name, seeds):
     spent = [sum(cost.seconds(run) * len(of) for run, of in batch.items()) for batch in batches]
     short = [total for total, batch in zip(spent, batches, strict=True) if total < work.BATCH_SECONDS]
     assert len(short) % 2 == 0
-    assert not short or max(short) - min(short) < 1.5  # seconds: two cores end together
+    longest = max(cost.seconds(run) for run in wanted if cost.seconds(run) < work.BATCH_SECONDS)
+    assert not short or max(short) - min(short) < max(1.5, longest)  # seconds: two cores end together
 
 
 def test_a_batch_goes_on_after_a_run_that_fails(capsys, monkeypatch):

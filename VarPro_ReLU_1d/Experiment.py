@@ -15,15 +15,15 @@ from varpro import cli
 from varpro.domains.circle import CIRCLE
 from varpro.features import ReLUCircle
 from varpro.runs.experiment import Choices, perform, runs
-from varpro.runs.limits import CIRCLE_DIFFUSION
-from varpro.runs.options import add_problem, add_run, add_training
+from varpro.runs.limits import CIRCLE_DIFFUSION, CIRCLE_PROJECTED
+from varpro.runs.options import add_distances, add_problem, add_run, add_training
 from varpro.runs.schedule import TIME_SCALE
 
 CHOICES = Choices(
     features=ReLUCircle(),  # phi(w, x) = max(w . x, 0), |w| = 1
     centre=0.0,  # penalty u^2 / 2
     outer_update="ridge",  # u solves the inner problem at every epoch
-    limit=CIRCLE_DIFFUSION,  # the features are compared with it, and with the teacher
+    limits=(CIRCLE_DIFFUSION, CIRCLE_PROJECTED),  # the features are compared with the first one, and the teacher
 )
 
 
@@ -32,6 +32,7 @@ def parser():
     options = cli.parser(__doc__)
     add_problem(options, CIRCLE, lmbda=1e-3, student_width=1024, gamma=100.0, samples=4096, teacher_width=4096)
     add_training(options, epochs=32000, time_scale=TIME_SCALE)
+    add_distances(options, CHOICES.limits)
     add_run(options)
     return options
 

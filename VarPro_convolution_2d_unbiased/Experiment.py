@@ -16,8 +16,11 @@ from varpro import cli
 from varpro.domains.torus import TORUS
 from varpro.features import RADIAL_KERNELS, RadialTorus
 from varpro.runs.experiment import Choices, perform, runs
-from varpro.runs.options import add_activation, add_problem, add_run, add_training
+from varpro.runs.limits import TORUS_DIFFUSION
+from varpro.runs.options import add_activation, add_distances, add_problem, add_run, add_training
 from varpro.runs.schedule import TIME_SCALE
+
+LIMITS = (TORUS_DIFFUSION,)  # the features are compared with it, and with the teacher
 
 
 def choices(options):
@@ -26,6 +29,7 @@ def choices(options):
         features=RadialTorus(RADIAL_KERNELS[options.activation]),  # phi(w, x) = g(|wrap(w - x)|)
         centre=1.0,  # penalty (u - 1)^2 / 2: the teacher itself costs nothing
         outer_update="ridge",  # u solves the inner problem at every epoch
+        limits=LIMITS,
     )
 
 
@@ -43,6 +47,7 @@ def parser():
     )
     add_activation(options, kernels=list(RADIAL_KERNELS))
     add_training(options, epochs=32000, time_scale=TIME_SCALE)
+    add_distances(options, LIMITS)
     add_run(options)
     return options
 

@@ -176,6 +176,23 @@ def test_one_call_is_many_calls():
         np.testing.assert_array_equal(outer, ends[0][1])
 
 
+def test_the_damping_starts_and_decays_as_asked():
+    problem = random_problem(300, 60)
+    linear = solver(problem)
+    found = []
+    for first, decay in ((1e-2, 5.0), (1e-2, 1.5), (1.0, 5.0)):
+        weights = problem.weights.copy()
+        outer = linear.solve(weights)
+        done = CircleNewton(linear).advance(weights, outer, 1, first_damping=first, decay=decay)
+        assert done.evaluations == 1
+        found.append((done.damping, weights))
+    assert found[0][0] * 5.0 == pytest.approx(found[1][0] * 1.5)
+    assert found[2][0] == pytest.approx(100 * found[0][0])
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    moved = [np.abs(weights - problem.weights).max() for _, weights in found]
+    assert moved[2] < moved[0]
+
+
 def test_a_student_that_is_the_teacher_stays():
     problem = random_problem(300, 40)
     targets = predict(problem.weights, np.ones(40), problem.inputs)

@@ -1,5 +1,6 @@
 """The scripts as a user runs them: tiny runs, what they write, what they keep, and what they refuse."""
 
+import math
 import re
 import shlex
 import subprocess
@@ -108,6 +109,82 @@ def test_results_go_beside_the_script_by_default(tmp_path, monkeypatch):
     assert list((tmp_path / "results").glob("diffusion_gamma=100_epochs=6.pt"))
 
 
+# --- infinite data, limits ---------------------------------------------------------------------------------------
+
+
+def test_infinite_data_beside_both_limits(tmp_path):
+    infinite = ["--samples", "inf", "--teacher_width", "inf", "--init", "quantile", "--student_width", "512"]
+    arguments = [*infinite, "--epochs", "40", "--lambda", "1e-4", "--distances", "diffusion", "projected"]
+    run(UNBIASED, *arguments, "--output", str(tmp_path))
+    (path,) = tmp_path.glob("lambda*")
+    named = "teacher_width=inf_samples=inf_init=quantile_distances=diffusion+projected_seed=0.pt"
+    assert path.name == f"lambda=0.0001_width=512_gamma=100_epochs=40_{named}"
+    found = results.load(path)
+    assert "teacher_weights" not in found
+    assert (found["config"]["samples"], found["config"]["teacher_width"]) == (math.inf, math.inf)
+    assert found["loss"][-1] < found["loss"][0]
+    # what ReLU features follow is the projected one
+    assert found["distance_projected"][-1] < 0.5 * found["distance_diffusion"][-1]
+    assert {file.name.partition("_")[0] for file in tmp_path.glob("*.pt")} == {
+        "diffusion",
+        "projected",
+        "lambda=0.0001",
+    }
+
+
+def test_finite_samples_of_the_law_itself(tmp_path):
+    run(BIASED, *TINY, "--teacher_width", "inf", "--distances", "--output", str(tmp_path))
+    found = only_result(tmp_path)
+    assert torch.isfinite(found["distance_teacher"]).all()
+    assert "distance_diffusion" not in found
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "line"),
+    [
+        (
+            "torus",
+            ["--teacher_width", "inf"],
+            "--teacher_width inf: the law of the teacher on the torus is not",
+        ),
+        ("torus", ["--init", "quantile"], "--init quantile: there are no evenly spread points on the torus"),
+        ("torus", ["--samples", "inf"], "takes a finite number of samples"),
+        ("circle", ["--samples", "inf", "--solver", "dense"], "takes a finite number of samples; allowed here: linear"),
+        ("circle", ["--samples", "0"], "'0' is not allowed: a whole number from 1 to 1000000000, or inf"),
+        ("circle", ["--distances", "teacher"], "invalid choice: 'teacher'"),
+        ("circle", ["--distances", "projected", "--optimizer", "lm"], "--distances: goes with --optimizer gd"),
+        ("torus", ["--distances", "diffusion", "--gamma", "inf"], "--distances: goes with a finite --gamma"),
+    ],
+)
+def test_what_cannot_be_infinite_is_refused(script, arguments, line, tmp_path, capsys):
+    tiny = [option for pair in zip(TINY[::2], TINY[1::2], strict=True) if pair[0] not in arguments for option in pair]
+    refuse({"torus": TORUS, "circle": UNBIASED}[script], *tiny, *arguments, "--output", str(tmp_path))
+    output = capsys.readouterr()
+    assert line in output.err
+    assert output.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "shape"),
+    [
+        (["--limit", "projected", "--grid_size", "128"], "projected_gamma=10_epochs=50_grid_size=128.pt", (51, 128)),
+        (
+            ["--domain", "torus", "--grid_size", "16"],
+            "torus_diffusion_gamma=10_epochs=50_grid_size=16.pt",
+            (51, 16, 16),
+        ),
+    ],
+)
+def test_make_diffusion_of_other_limits(arguments, name, shape, tmp_path, capsys):
+    run("make_diffusion.py", *arguments, "--gamma", "10", "--epochs", "50", "--output", str(tmp_path))
+    found = results.load(tmp_path / name)
+    assert found["density"].shape == shape
+    assert (found["energy"].diff() <= 0).all()
+    refuse("make_diffusion.py", "--domain", "torus", "--limit", "projected", "--output", str(tmp_path))
+    assert "--limit projected: not on the torus; allowed there: diffusion" in capsys.readouterr().err
+
+
 # --- optimizers --------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +193,7 @@ def test_results_go_beside_the_script_by_default(tmp_path, monkeypatch):
 def test_an_optimizer_lowers_the_risk_and_states_its_cost(script, name, tmp_path):
     arguments = [*TINY, "--optimizer", name, "--epochs", "12", "--dtype", "float64", "--output", str(tmp_path)]
     run(script, *arguments)
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.iterdir()  # no diffusion was made
     assert f"optimizer={name}" in path.name
     found = results.load(path)
     done = len(found["loss"])

@@ -10,13 +10,13 @@ from hypothesis.extra.numpy import arrays
 from scipy.integrate import solve_ivp
 from scipy.linalg import eigh
 from tolerances import TORUS_DIFFUSION as TOLERANCE
-from varpro.domains.torus import torus_bump_density
 
 from varpro.diffusion import multigrid, torus
 from varpro.diffusion.circle import solve_diffusion
 from varpro.diffusion.snapshots import choose_snapshots, density_at
 from varpro.diffusion.torus import SIDE, TorusDiffusion, TorusTeacher, solve_torus_diffusion
 from varpro.distances import TorusDensity, TorusMeasure
+from varpro.domains.torus import torus_bump_density
 
 EPOCHS = [0, 1, 1, 32, 1000, 5000, 10000, 32000]
 GAMMAS = [1.0, 100.0, 1000.0]

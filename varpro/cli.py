@@ -121,6 +121,21 @@ def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
     return parse
 
 
+def whole_or_infinite(least: int) -> Callable[[str], float]:
+    """Parser of a whole number from ``least`` up, or infinity."""
+    finite = whole(least)
+
+    def parse(text: str) -> float:
+        if text == "inf":
+            return math.inf
+        try:
+            return finite(text)
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}, or inf") from None
+
+    return parse
+
+
 def positive(text: str) -> float:
     """Parser of a finite number above 0."""
     value = _number(text)

@@ -35,9 +35,10 @@ class FeatureMap(ABC):
     ) -> torch.Tensor:
         """sum_i cotangent_ij d phi(w_j, x_i) / d w_j: (M, d), from ``features`` and ``cotangent``, both (N, M)."""
 
-    def predict(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-        """f(x_i) = (1/M) sum_j phi(w_j, x_i), the network with unit outer weights: (N,), in memory O(M + N)."""
-        return torch.cat([self(weights, block).mean(dim=1) for block in inputs.split(_ROWS)])
+    def predict(self, weights: torch.Tensor, inputs: torch.Tensor, outer: torch.Tensor | None = None) -> torch.Tensor:
+        """f(x_i) = (1/M) sum_j u_j phi(w_j, x_i): (N,), in memory O(M + N); outer weights u (M,) are 1 by default."""
+        blocks = (self(weights, block) for block in inputs.split(_ROWS))
+        return torch.cat([(phi if outer is None else phi * outer).mean(dim=1) for phi in blocks])
 
 
 class ReLUCircle(FeatureMap):
@@ -51,9 +52,10 @@ class ReLUCircle(FeatureMap):
     def pull_back(self, weights, inputs, features, cotangent):
         return (cotangent * (features > 0)).T @ inputs
 
-    def predict(self, weights, inputs):
+    def predict(self, weights, inputs, outer=None):
         """In O((N + M) log (N + M)), float64 on the CPU."""
-        return torch.from_numpy(predict(weights.numpy(), weights.new_ones(len(weights)).numpy(), inputs.numpy()))
+        outer = weights.new_ones(len(weights)) if outer is None else outer
+        return torch.from_numpy(predict(weights.numpy(), outer.numpy(), inputs.numpy()))
 
 
 class SquaredReLUCircle(FeatureMap):

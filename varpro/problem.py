@@ -1,12 +1,15 @@
 """The data that a run learns from: drawn on a domain with a teacher, or the user's own tensors."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from varpro.domains.base import Domain
+from varpro.domains.base import Domain, Law, Measure
 from varpro.features import FeatureMap
+
+_FINITE = 4096  # samples or neurons drawn where infinitely many are asked for: the paper's
 
 
 @dataclass(frozen=True)
@@ -14,22 +17,72 @@ class Problem:
     """What a run learns from, float64 on the CPU.
 
     ``inputs (N, d)``, ``targets (N, k)``, ``student (M, d)`` the initial weights, ``teacher (T, d)`` the teacher's
-    weights, or None where the data came without.
+    weights, or None where the data came without. For infinitely many Gaussian inputs ``inputs`` and ``targets`` are
+    None. A teacher of infinitely many neurons is its ``law``, and ``teacher`` is None.
     """
 
-    inputs: torch.Tensor
-    targets: torch.Tensor
+    inputs: torch.Tensor | None
+    targets: torch.Tensor | None
     student: torch.Tensor
     teacher: torch.Tensor | None
+    law: Law | None = None
+
+    @property
+    def samples(self) -> float:
+        """N, or infinity."""
+        return math.inf if self.inputs is None else len(self.inputs)
+
+    @property
+    def teacher_width(self) -> float | None:
+        """T, or infinity, or None where there is no teacher."""
+        if self.law is not None:
+            return math.inf
+        return None if self.teacher is None else len(self.teacher)
+
+    def teacher_measure(self, domain: Domain) -> Measure | None:
+        """The teacher's neurons, or its law, as a measure on ``domain``; None where there is no teacher."""
+        if self.law is not None:
+            return domain.measure(self.law.points.numpy(), self.law.masses.numpy())
+        return None if self.teacher is None else domain.measure(self.teacher.numpy())
 
 
 def drawn_problem(
-    features: FeatureMap, seed: int, samples: int, student_width: int, teacher_width: int, gamma: float
+    features: FeatureMap,
+    seed: int,
+    samples: float,
+    student_width: int,
+    teacher_width: float,
+    gamma: float,
+    *,
+    spread: bool = False,
 ) -> Problem:
-    """Data of a teacher with unit outer weights, y = f_teacher(x) without noise (docs/definitions.md, 2 and 4)."""
-    draws = features.domain.draws(seed, samples, student_width, teacher_width, gamma)
-    targets = features.predict(draws.teacher, draws.inputs)
-    return Problem(draws.inputs, targets[:, None], draws.student, draws.teacher)
+    """Data of a teacher with unit outer weights, y = f_teacher(x) without noise (docs/definitions.md, 2 and 4).
+
+    ``samples`` and ``teacher_width`` may be infinite: Gaussian inputs in expectation, and the teacher's law itself. The
+    student is then the one that is drawn beside 4096 samples and neurons. With ``spread`` it is evenly spread instead.
+
+    Raises ValueError, with what is allowed, where the domain has no law or no evenly spread points.
+    """
+    domain = features.domain
+    finite = [_FINITE if math.isinf(count) else int(count) for count in (samples, teacher_width)]
+    draws = domain.draws(seed, finite[0], student_width, finite[1], gamma)
+    law, student = None, draws.student
+    if math.isinf(teacher_width):
+        law = domain.law(gamma)
+        if law is None:
+            raise ValueError(f"--teacher_width inf: the law of the teacher on the {domain.name} is not at hand")
+    if spread:
+        student = domain.spread(student_width)
+        if student is None:
+            raise ValueError(f"--init quantile: there are no evenly spread points on the {domain.name}")
+    teacher = None if law is not None else draws.teacher
+    if math.isinf(samples):
+        return Problem(None, None, student, teacher, law)
+    if law is None:
+        targets = features.predict(draws.teacher, draws.inputs)
+    else:
+        targets = features.predict(law.points, draws.inputs, len(law.points) * law.masses)
+    return Problem(draws.inputs, targets[:, None], student, teacher, law)
 
 
 def problem_from_tensors(

@@ -44,6 +44,14 @@ def folded_samples(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return np.stack([unit[:, 1], -unit[:, 0]], axis=1), sign, folded_keys(unit)
 
 
+def bucket_starts(keys: np.ndarray) -> np.ndarray:
+    """First place of each bucket of [0, 2] in the sorted ``keys`` (n,); more than 2 n buckets."""
+    buckets = 1 << max(4, int(2 * len(keys)).bit_length())
+    starts = np.searchsorted(keys, np.linspace(0.0, 2.0, buckets + 1)).astype(np.int64)
+    starts[-1] = len(keys)
+    return starts
+
+
 def predict(weights: np.ndarray, outer: np.ndarray, inputs: np.ndarray) -> np.ndarray:
     """f(x) = mean_j u_j max(w_j . x, 0) at ``inputs (N, 2)`` for ``weights (M, 2)``, ``outer (M,)``: (N,) float64.
 

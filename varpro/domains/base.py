@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +29,18 @@ class Measure(Protocol):
         """D = sqrt(2 E|X - Y| - E|X - X'| - E|Y - Y'|) >= 0."""
 
 
+@dataclass(frozen=True)
+class Law:
+    """The law of a teacher of infinitely many neurons: its density, and points with masses that are it to round-off.
+
+    ``density`` takes angles in radians; ``points (n, d)`` and ``masses (n,)`` that sum to 1.
+    """
+
+    density: Callable[[np.ndarray], np.ndarray]
+    points: torch.Tensor
+    masses: torch.Tensor
+
+
 class Domain(ABC):
     """The set that weights lie in, with the learning problem that is drawn on it."""
 
@@ -46,6 +59,14 @@ class Domain(ABC):
     @abstractmethod
     def measure(self, points: np.ndarray, masses: np.ndarray | None = None) -> Measure:
         """``points (n, d)`` with ``masses (n,)``, non-negative and divided by their sum (default: equal)."""
+
+    def law(self, gamma: float) -> Law | None:
+        """The teacher's law itself, for a teacher of infinitely many neurons; None where it is not at hand."""
+        return None
+
+    def spread(self, count: int) -> torch.Tensor | None:
+        """``count`` evenly spread points (count, d), float64, a start without chance; None where there are none."""
+        return None
 
     def canonical_inputs(self, inputs: torch.Tensor) -> torch.Tensor:
         """The user's ``inputs (N, d)`` in the form in which they lose the fewest digits."""

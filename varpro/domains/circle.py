@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from varpro.distances import CircleMeasure
-from varpro.domains.base import Domain, Draws, bounded_number, discard_network_initialisation
+from varpro.domains.base import Domain, Draws, Law, bounded_number, discard_network_initialisation
 
+_LAW_CELLS = 1 << 16  # that stand for the law itself; their error is of order 1 / cells^2
 MAX_GAMMA = 1e8  # beyond, the cdf has too few digits between the bumps (and a bump is 4e-4 wide)
 SECOND_BUMP = 0.4 * math.pi  # angle of the lighter bump
 BUMP_MASSES = (2.0 / 3.0, 1.0 / 3.0)
@@ -95,6 +96,15 @@ class Circle(Domain):
 
     def measure(self, points, masses=None):
         return CircleMeasure(points, masses)
+
+    def law(self, gamma):
+        edges = np.linspace(-math.pi, math.pi, _LAW_CELLS + 1)
+        masses = np.diff(circle_cdf(edges, gamma))
+        centres = directions((edges[1:] + edges[:-1]) / 2)
+        return Law(lambda angles: circle_density(angles, gamma), centres, torch.from_numpy(masses / masses.sum()))
+
+    def spread(self, count):
+        return quantile_directions(count)
 
     def gamma(self, text):
         return bounded_number(text, MAX_GAMMA)

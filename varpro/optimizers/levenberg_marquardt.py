@@ -45,14 +45,13 @@ class LevenbergMarquardt(Optimizer):
 
     @classmethod
     def obstacle(cls, solver: type[Solver], objective: Objective, problem: Problem) -> str:
-        entries = len(problem.inputs) * problem.student.numel()
-        if not issubclass(solver, CircleSolver) and entries > _MOST_ENTRIES:
+        entries = 0 if solver in _STEPS else len(problem.inputs) * problem.student.numel()
+        if entries > _MOST_ENTRIES:
             return f"needs a matrix of {entries} numbers without the linear solver; allowed: at most {_MOST_ENTRIES}"
         return super().obstacle(solver, objective, problem)
 
     def _start(self, weights: Array) -> tuple[float, Array]:
-        linear = isinstance(self.solver, CircleSolver)
-        self._steps = _LinearSteps(self, weights) if linear else _DenseSteps(self, weights)
+        self._steps = _STEPS.get(type(self.solver), _DenseSteps)(self, weights)
         self._damping = 0.0
         return self._steps.risk, self._steps.outer
 
@@ -180,3 +179,6 @@ def feature_slopes(objective: Objective, inputs: torch.Tensor, coordinates: torc
         direction[:, part] = 1.0
         slopes.append(torch.func.jvp(features, (coordinates,), (direction,))[1].nan_to_num(0.0))
     return torch.stack(slopes, dim=2)
+
+
+_STEPS = {CircleSolver: _LinearSteps}  # solvers with steps of their own

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from varpro.problem import Problem, drawn_problem, problem_from_tensors
 from varpro.runs.bookkeeping import Checkpoint, locked
 from varpro.runs.descent import Descent, GradientDescent, Iterations
 from varpro.runs.limits import Limit
-from varpro.runs.options import GRADIENT_DESCENT, OPTIMIZERS
+from varpro.runs.options import GRADIENT_DESCENT, INITS, OPTIMIZERS
 from varpro.runs.schedule import Schedule, schedule
 from varpro.runs.training import STATE_VERSION, Measurement, Training, train
 from varpro.solvers.base import Objective, Solver
@@ -30,6 +31,8 @@ _NAMED = (
     "activation",
     "optimizer",
     "tolerance",
+    "init",
+    "distances",
 )  # in the file name where they are not the default
 
 
@@ -40,7 +43,7 @@ class Choices:
     features: FeatureMap
     centre: float  # c of the penalty (u - c)^2 / 2: 0 biased, 1 unbiased
     outer_update: str  # "ridge": u solves the inner problem at every epoch; "gradient": one step at rate lam M
-    limit: Limit | None = None  # what the features are compared with besides the teacher
+    limits: tuple[Limit, ...] = ()  # what the features can be compared with besides the teacher; the first one is
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Run:
     objective: Objective
     choice: Choice
     plan: Schedule
-    limit: Limit | None
+    limits: tuple[Limit, ...]
     folder: Path | None  # of the limits, where it is not the usual one
 
     @property
@@ -87,9 +90,9 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
             "seed": seed,
             "lambda": options.lmbda,
             "student_width": len(problem.student),
-            "teacher_width": None if problem.teacher is None else len(problem.teacher),
+            "teacher_width": problem.teacher_width,
             "gamma": None if tensors else options.gamma,
-            "samples": len(problem.inputs),
+            "samples": problem.samples,
             "epochs": options.epochs,
             "time_scale": options.time_scale,
             "saving_step": int(plan.snapshot_epochs[1]),
@@ -100,15 +103,18 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
         }
         if "activation" in options:
             config["activation"] = options.activation
+        if options.init != INITS[0]:
+            config["init"] = options.init
         if options.tf32:
             config["tf32"] = True
         if options.optimizer != GRADIENT_DESCENT:
             config |= {"optimizer": options.optimizer, "tolerance": options.tolerance}
+        limits = _limits(options, choices, tensors)
+        if limits and limits != choices.limits[:1]:
+            config["distances"] = "+".join(limit.name for limit in limits)
         path = (options.output or names.directory(folder.name)) / _file_name(options, config, usual=choice.usual)
         results.prepare(path)
-        # the time of a limit is that of gradient descent
-        limit = choices.limit if tensors is None and options.optimizer == GRADIENT_DESCENT else None
-        run = Run(config, path, problem, objective, choice, plan, limit, options.output)
+        run = Run(config, path, problem, objective, choice, plan, limits, options.output)
         if not options.force and _kept(run):
             continue
         _warn_of_precision(config)
@@ -132,7 +138,7 @@ def _perform(run: Run, progress: bool) -> None:
     results.sweep(checkpoint.path)
     measure = _measurement(run)  # before the training: it may have to be made
     kind, _, dtype, _ = run.choice
-    seconds = kind.compilation(run.objective, dtype)
+    seconds = kind.compilation(run.objective, run.problem, dtype)
     if seconds:
         print(f"compiling the {kind.name} solver, once per machine: about {seconds} s", flush=True)
     solver = kind.build(
@@ -229,31 +235,42 @@ def _contents(run: Run, training: Training) -> dict:
     return contents
 
 
+def _limits(options: argparse.Namespace, choices: Choices, tensors: dict | None) -> tuple[Limit, ...]:
+    """The limits that the features are compared with: those asked for, else the first one where it can be had."""
+    asked = "distances" in options and "distances" in options.given
+    wanted = [limit for limit in choices.limits if limit.name in options.distances] if asked else choices.limits[:1]
+    obstacle = ""
+    if tensors is not None:
+        obstacle = "has no effect with --data, whose teacher has no known limit"
+    elif options.optimizer != GRADIENT_DESCENT:
+        obstacle = "goes with --optimizer gd, whose time is that of the limits"
+    elif math.isinf(options.gamma):
+        obstacle = "goes with a finite --gamma"
+    if obstacle and asked and wanted:
+        raise cli.UsageError(f"--distances: {obstacle}")
+    return () if obstacle else tuple(wanted)
+
+
 def _measurement(run: Run) -> Measurement | None:
-    """Energy distances of the student to the teacher and to the limit at the same time (docs/definitions.md, 2 and 4).
+    """Energy distances of the student to the teacher and to limits at the same time (docs/definitions.md, 2 and 4).
 
     None where the user's own data leave nothing to compare with.
     """
     domain = run.objective.features.domain
-    teacher = None if run.problem.teacher is None else domain.measure(run.problem.teacher.numpy())
-    limit = run.limit
-    if limit is not None:
-        contents = limit.contents(
-            gamma=run.config["gamma"],
-            epochs=run.plan.epochs,
-            time_scale=run.config["time_scale"],
-            snapshot_epochs=run.plan.measured_epochs,
-            folder=run.folder or names.directory(),
-        )
-    if teacher is None and limit is None:
+    teacher = run.problem.teacher_measure(domain)
+    numbers = {"gamma": run.config["gamma"], "epochs": run.plan.epochs, "time_scale": run.config["time_scale"]}
+    epochs, folder = run.plan.measured_epochs, run.folder or names.directory()
+    contents = [limit.contents(**numbers, snapshot_epochs=epochs, folder=folder) for limit in run.limits]
+    if teacher is None and not run.limits:
         return None
 
     def measure(place: int, weights: np.ndarray) -> dict[str, float]:
         student, distances = domain.measure(weights), {}
         if teacher is not None:
             distances["distance_teacher"] = student.energy_distance(teacher)
-        if limit is not None:
-            distances[f"distance_{limit.name}"] = student.energy_distance(limit.measure(contents, place))
+        for limit, content in zip(run.limits, contents, strict=True):
+            density = limit.measure(content, int(epochs[place]))
+            distances[f"distance_{limit.name}"] = density.energy_distance(student)
         return distances
 
     return measure
@@ -274,7 +291,7 @@ def _read_data(options: argparse.Namespace) -> tuple[dict | None, str | None]:
     """The tensors of ``--data`` and a label for them: the file's stem and eight digits of its content's hash."""
     if options.data is None:
         return None, None
-    clashing = sorted(options.given & {"gamma", "samples", "teacher_width"})
+    clashing = sorted(options.given & {"gamma", "samples", "teacher_width", "init"})
     if clashing:
         raise cli.UsageError(f"--{clashing[0]}: has no effect with --data; leave one of the two out")
     try:
@@ -288,7 +305,10 @@ def _read_data(options: argparse.Namespace) -> tuple[dict | None, str | None]:
 def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tensors: dict | None) -> Problem:
     numbers = (options.student_width, options.teacher_width, options.gamma)
     if tensors is None:
-        return drawn_problem(features, seed, options.samples, *numbers)
+        try:
+            return drawn_problem(features, seed, options.samples, *numbers, spread=options.init != INITS[0])
+        except ValueError as error:
+            raise cli.UsageError(str(error)) from None
     domain = features.domain
     try:
         problem = problem_from_tensors(tensors, domain, lambda samples: domain.draws(seed, samples, *numbers).student)

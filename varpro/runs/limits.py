@@ -1,4 +1,4 @@
-"""What a run's features are compared with besides the teacher: the limit of their dynamics, from a file of its own."""
+"""What a run's features are compared with besides the teacher: a limit of their dynamics, from a file of its own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,14 +8,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from varpro import names, results
+from varpro import cli, names, results
 from varpro.diffusion.circle import solve_diffusion
-from varpro.domains.base import Measure
+from varpro.diffusion.projected import solve_projected
+from varpro.diffusion.snapshots import choose_snapshots, density_at
+from varpro.diffusion.torus import solve_torus_diffusion
+from varpro.distances import TorusDensity
+from varpro.domains.base import Domain, Measure
 from varpro.domains.circle import CIRCLE
+from varpro.domains.torus import TORUS
 from varpro.runs.bookkeeping import locked
 from varpro.runs.schedule import TIME_SCALE, schedule
 
 Progress = Callable[[float], None]
+_TORUS_SNAPSHOTS = 140  # of 256^2 cells: 37 MB; the others follow from them to 1e-5 in the distance
 
 
 @dataclass(frozen=True)
@@ -23,11 +29,13 @@ class Limit:
     """A density over time that the features of wide students follow.
 
     ``solve(gamma, snapshot_epochs, time_scale=..., grid_size=..., progress=...)`` returns the contents of its file, and
-    ``measure(contents, place)`` the measure at snapshot number ``place``. The distance to it is ``distance_<name>``.
+    ``measure(contents, epoch)`` the measure at an epoch, which knows its energy distance to points of the domain. The
+    distance to it is ``distance_<name>``. ``prefix`` begins its file names.
     """
 
     name: str
-    prefix: str  # of file names
+    prefix: str
+    domain: Domain
     grid_size: int
     solve: Callable[..., dict[str, Any]]
     measure: Callable[[dict[str, Any], int], Measure]
@@ -69,27 +77,63 @@ class Limit:
                 "config": config,
                 "gamma": gamma,
                 "time_scale": time_scale,
-                "snapshot_epochs": torch.from_numpy(np.asarray(snapshot_epochs)),
-                **self.solve(gamma, snapshot_epochs, **keywords),
+                **self._solution(gamma, snapshot_epochs, **keywords),
                 "provenance": results.provenance("cpu"),
             }
             results.save(path, contents)
             print(f"{self.name}: wrote {path}", flush=True)
         return contents
 
+    def _solution(self, gamma: float, snapshot_epochs: np.ndarray, **keywords: Any) -> dict[str, Any]:
+        try:
+            return self.solve(gamma, snapshot_epochs, **keywords)
+        except ValueError as error:
+            raise cli.UsageError(f"--gamma {gamma:g}, --grid_size {keywords['grid_size']}: {error}") from None
+        except RuntimeError as error:
+            raise FloatingPointError(f"{self.name}: {error}") from None
 
-def _solve_on_circle(gamma: float, snapshot_epochs: np.ndarray, **keywords: Any) -> dict[str, Any]:
-    solution = solve_diffusion(gamma, snapshot_epochs, **keywords)
+
+def _tensors(solution: Any, **more: np.ndarray) -> dict[str, Any]:
+    """What all solutions have, as it goes into the file: densities in float32."""
     return {
+        "snapshot_epochs": torch.from_numpy(solution.snapshot_epochs),
         "grid": torch.from_numpy(solution.grid),
         "density": torch.from_numpy(solution.density).float(),
+        **{name: torch.from_numpy(values).float() for name, values in more.items()},
         "energy": torch.from_numpy(solution.energy),
         "energy_times": torch.from_numpy(solution.times),
     }
 
 
-def _measure_on_circle(contents: dict[str, Any], place: int) -> Measure:
+def _solve_on_circle(gamma: float, snapshot_epochs: np.ndarray, **keywords: Any) -> dict[str, Any]:
+    return _tensors(solve_diffusion(gamma, snapshot_epochs, **keywords))
+
+
+def _solve_projected(gamma: float, snapshot_epochs: np.ndarray, **keywords: Any) -> dict[str, Any]:
+    solution = solve_projected(gamma, snapshot_epochs, **keywords)
+    return _tensors(solution, outer=solution.outer)
+
+
+def _measure_on_circle(contents: dict[str, Any], epoch: int) -> Measure:
+    place = int(np.searchsorted(contents["snapshot_epochs"].numpy(), epoch))
     return CIRCLE.measure(contents["grid"].numpy(), contents["density"][place].numpy())
 
 
-CIRCLE_DIFFUSION = Limit("diffusion", "diffusion", 4096, _solve_on_circle, _measure_on_circle)
+def _solve_on_torus(gamma: float, snapshot_epochs: np.ndarray, *, grid_size: int, **keywords: Any) -> dict[str, Any]:
+    """Where many snapshots are asked for, those that the others follow from; a coarser solution chooses them."""
+    epochs = np.asarray(snapshot_epochs)
+    if len(epochs) > _TORUS_SNAPSHOTS:
+        coarse = grid_size // 2 if grid_size % 2 == 0 else grid_size
+        trial = solve_torus_diffusion(gamma, epochs, grid_size=coarse, time_scale=keywords["time_scale"])
+        epochs = epochs[choose_snapshots(trial.density, epochs, _TORUS_SNAPSHOTS)]
+    return _tensors(solve_torus_diffusion(gamma, epochs, grid_size=grid_size, **keywords))
+
+
+def _measure_on_torus(contents: dict[str, Any], epoch: int) -> Measure:
+    return TorusDensity(density_at(contents["density"].numpy(), contents["snapshot_epochs"].numpy(), epoch))
+
+
+CIRCLE_DIFFUSION = Limit("diffusion", "diffusion", CIRCLE, 4096, _solve_on_circle, _measure_on_circle)
+CIRCLE_PROJECTED = Limit("projected", "projected", CIRCLE, 4096, _solve_projected, _measure_on_circle)
+TORUS_DIFFUSION = Limit("diffusion", "torus_diffusion", TORUS, 256, _solve_on_torus, _measure_on_torus)
+LIMITS = (CIRCLE_DIFFUSION, CIRCLE_PROJECTED, TORUS_DIFFUSION)

@@ -10,7 +10,12 @@ from varpro.optimizers.base import Optimizer
 from varpro.optimizers.lbfgs import LBFGS
 from varpro.optimizers.levenberg_marquardt import LevenbergMarquardt
 from varpro.optimizers.momentum import Momentum
+from varpro.runs.limits import Limit
 from varpro.solvers import choose
+
+INITS = ("random", "quantile")  # of the student
+GRADIENT_DESCENT = "gd"
+OPTIMIZERS: dict[str, type[Optimizer]] = {kind.name: kind for kind in (Momentum, LBFGS, LevenbergMarquardt)}
 
 
 def add_gamma(group, default: float, domain: Domain) -> None:
@@ -54,9 +59,25 @@ def add_problem(
         help="number of student neurons",
     )
     add_gamma(group, gamma, domain)
-    group.add_argument("--samples", type=cli.whole(1), default=samples, metavar="N", help="number of training samples")
     group.add_argument(
-        "--teacher_width", type=cli.whole(1), default=teacher_width, metavar="T", help="number of teacher neurons"
+        "--samples",
+        type=cli.whole_or_infinite(1),
+        default=samples,
+        metavar="N",
+        help="number of training samples; inf is all Gaussian inputs at once, in closed form (ReLU on the circle)",
+    )
+    group.add_argument(
+        "--teacher_width",
+        type=cli.whole_or_infinite(1),
+        default=teacher_width,
+        metavar="T",
+        help="number of teacher neurons; inf is their law itself (circle)",
+    )
+    group.add_argument(
+        "--init",
+        choices=INITS,
+        default=INITS[0],
+        help="student at the start: random, as in the paper, or quantile, evenly spread (circle)",
     )
     d = domain.dimension
     group.add_argument(
@@ -68,6 +89,18 @@ def add_problem(
     )
 
 
+def add_distances(to: argparse.ArgumentParser, limits: Sequence[Limit]) -> None:
+    """Which of ``limits`` the features are compared with at every distance epoch; the first one is the default."""
+    to.add_argument_group("distances").add_argument(
+        "--distances",
+        nargs="*",
+        choices=[limit.name for limit in limits],
+        default=[limit.name for limit in limits[:1]],
+        metavar="LIMIT",
+        help=f"limits of the dynamics that the features are compared with: {', '.join(limit.name for limit in limits)}",
+    )
+
+
 def add_activation(to: argparse.ArgumentParser, *, kernels: Sequence[str]) -> None:
     """The radial kernel, by its name; the first one is the default."""
     to.add_argument(
@@ -76,10 +109,6 @@ def add_activation(to: argparse.ArgumentParser, *, kernels: Sequence[str]) -> No
         default=kernels[0],
         help="radial kernel: 2/s^2 exp(-r/s), s = 1/2, or raised cosine",
     )
-
-
-GRADIENT_DESCENT = "gd"
-OPTIMIZERS: dict[str, type[Optimizer]] = {kind.name: kind for kind in (Momentum, LBFGS, LevenbergMarquardt)}
 
 
 def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float) -> None:
@@ -123,19 +152,45 @@ def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float)
 
 
 def add_diffusion(
-    to: argparse.ArgumentParser, domain: Domain, *, gamma: float, epochs: int, time_scale: float, grid_size: int
+    to: argparse.ArgumentParser, limits: Sequence[Limit], *, gamma: float, epochs: int, time_scale: float
 ) -> None:
-    """The diffusion equation and its discretisation; the keywords are the defaults."""
+    """Which of ``limits``, the equation and its discretisation; the keywords are the defaults."""
     group = to.add_argument_group("diffusion")
-    add_gamma(group, gamma, domain)
+    first = limits[0]
+    group.add_argument(
+        "--domain",
+        choices=list(dict.fromkeys(limit.domain.name for limit in limits)),
+        default=first.domain.name,
+        help="where the neurons live",
+    )
+    group.add_argument(
+        "--limit",
+        choices=list(dict.fromkeys(limit.name for limit in limits)),
+        default=first.name,
+        help="diffusion is the paper's; projected, on the circle, is what ReLU features without bias follow",
+    )
+    add_gamma(group, gamma, first.domain)
     group.add_argument("--epochs", type=cli.whole(1), default=epochs, metavar="E", help="last epoch")
     group.add_argument("--time_scale", type=cli.time_scale, default=time_scale, metavar="H", help="time of one epoch")
+    sizes = dict.fromkeys(f"{limit.grid_size} on the {limit.domain.name}" for limit in limits)
     group.add_argument(
-        "--grid_size", type=cli.whole(16), default=grid_size, metavar="G", help="number of cells of the density grid"
+        "--grid_size",
+        type=cli.whole(16),
+        metavar="G",
+        help=f"number of cells of the density grid, per axis (default: {', '.join(sizes)})",
     )
     group.add_argument(
         "--saving_step", type=cli.whole(1), metavar="K", help="keep every K-th epoch (default: about 1000 in all)"
     )
+
+
+def chosen_limit(options: argparse.Namespace, limits: Sequence[Limit]) -> Limit:
+    """The one of ``limits`` that ``--domain`` and ``--limit`` name. Raises UsageError where there is none."""
+    for limit in limits:
+        if (limit.domain.name, limit.name) == (options.domain, options.limit):
+            return limit
+    allowed = ", ".join(limit.name for limit in limits if limit.domain.name == options.domain)
+    raise cli.UsageError(f"--limit {options.limit}: not on the {options.domain}; allowed there: {allowed}")
 
 
 def add_run(to: argparse.ArgumentParser) -> None:

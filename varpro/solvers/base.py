@@ -51,6 +51,7 @@ class Solver(ABC):
     Weights and outer weights come in a solver's own form, arrays or tensors, which :meth:`own` makes.
     """
 
+    takes_infinite_data: ClassVar[bool] = False
     name: ClassVar[str]  # of --solver; solvers of one name share no device
     devices: ClassVar[tuple[str, ...]]  # the preferred one first
     dtypes: ClassVar[tuple[str, ...]]  # likewise
@@ -66,7 +67,7 @@ class Solver(ABC):
         return ""
 
     @classmethod
-    def compilation(cls, objective: Objective, dtype: str) -> int:
+    def compilation(cls, objective: Objective, problem: Problem, dtype: str) -> int:
         """Seconds, about, that compiling will take on this machine now; 0 where nothing is left to compile."""
         return 0
 

@@ -3,6 +3,7 @@
 Everything known about a solver stands in its class; here is only the order of preference.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -39,8 +40,11 @@ def choose(
 
     ``device`` is ``auto``, ``cpu`` or ``cuda``. Raises Refusal where none remains.
     """
-    usual = next(_choices(objective, problem, "auto", "auto", None, {}))
     refused: dict[str, str] = {}
+    usual = next(_choices(objective, problem, "auto", "auto", None, refused), None)
+    if usual is None:
+        raise Refusal("; ".join(f"--solver {name}: {obstacle}" for name, obstacle in refused.items()))
+    refused.clear()
     found = next(_choices(objective, problem, solver, device, dtype, refused), None)
     if found is None:
         able = dict.fromkeys(kind.name for kind, *_ in _choices(objective, problem, "auto", device, dtype, {}))
@@ -60,7 +64,10 @@ def _choices(
             continue
         places = [place for place in kind.devices if device in ("auto", place) and place in available]
         precisions = [precision for precision in kind.dtypes if dtype in (None, precision)]
-        obstacle = kind.obstacle(objective, problem)
+        if math.isinf(problem.samples) and not kind.takes_infinite_data:
+            obstacle = "takes a finite number of samples"
+        else:
+            obstacle = kind.obstacle(objective, problem)
         if not places:
             obstacle = obstacle or f"runs on {' or '.join(kind.devices)}, not on {device.replace('auto', 'cpu')}"
         if not precisions:

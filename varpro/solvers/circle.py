@@ -25,8 +25,9 @@ from varpro import simd
 from varpro.compiled import FUSED, VECTORISED, compiled, in_cache
 from varpro.features import ReLUCircle
 from varpro.problem import Problem
-from varpro.relu import folded_key, folded_samples
+from varpro.relu import bucket_starts, folded_key, folded_samples
 from varpro.solvers.base import Objective, Reduced, Solver
+from varpro.solvers.population import PopulationTables, population_tables
 
 _BISECT_ABOVE = 16  # a bucket with more samples than this is searched by bisection
 _WIDE = 1 << 15  # neurons from which two threads gain more than they cost
@@ -58,25 +59,6 @@ class SampleTables(NamedTuple):
     z: np.ndarray
     sign: np.ndarray
     y: np.ndarray
-
-
-class PopulationTables(NamedTuple):
-    """Infinitely many Gaussian samples, x ~ N(0, I_2), and a teacher, on L cells of the half-circle (F13 to F15).
-
-    Made by :func:`varpro.solvers.population.population_tables`. Inside a cell A+ + A- of the teacher (F2) is
-    ``slopes`` plus a polynomial in s, and R(t) (section 4) is G(t) ``slopes`` plus another; s runs from -1 to 1 in the
-    cell. ``totals`` as for the samples.
-    """
-
-    keys: np.ndarray  # (L - 1,) of the inner ends of the cells
-    starts: np.ndarray  # (buckets + 1,) as for the samples
-    ends: np.ndarray  # (L,) angle at the upper end of each cell; the last is pi
-    centres: np.ndarray  # (L,) angle where s = 0
-    scales: np.ndarray  # (L,) ds / dt
-    slopes: np.ndarray  # (L, 2)
-    series: np.ndarray  # (L, 4, p) coefficients of 1, s, s^2, ...: of R (x, y), then of A+ + A- (x, y)
-    half: np.ndarray  # (2,) (A+ - A-) / 2, the same everywhere
-    totals: np.ndarray  # (6,)
 
 
 class Workspace(NamedTuple):
@@ -124,14 +106,6 @@ def sample_tables(inputs: np.ndarray, targets: np.ndarray) -> SampleTables:
     ]
     totals = np.array([*means, np.sum(z**2, dtype=np.longdouble) / count], dtype=np.float64)
     return SampleTables(keys, bucket_starts(keys), prefix, totals, z, sign, y)
-
-
-def bucket_starts(keys: np.ndarray) -> np.ndarray:
-    """First place of each bucket of [0, 2] in the sorted ``keys`` (n,); more than 2 n buckets."""
-    buckets = 1 << max(4, int(2 * len(keys)).bit_length())
-    starts = np.searchsorted(keys, np.linspace(0.0, 2.0, buckets + 1)).astype(np.int64)
-    starts[-1] = len(keys)
-    return starts
 
 
 def workspace(width: int) -> Workspace:
@@ -1049,7 +1023,7 @@ class CircleSolver(Solver):
     ``"ridge"`` (VarPro) or ``"gradient"`` (two-timescale, eta_u = lam M).
     """
 
-    name, devices, dtypes = "linear", ("cpu",), ("float64",)
+    name, devices, dtypes, takes_infinite_data = "linear", ("cpu",), ("float64",), True
 
     def __init__(
         self,
@@ -1084,16 +1058,22 @@ class CircleSolver(Solver):
     def obstacle(cls, objective: Objective, problem: Problem) -> str:
         if type(objective.features) is not ReLUCircle:
             return f"computes ReLU features on the circle, not {objective.features.name}"
-        return "takes targets with one output" if problem.targets.shape[1] > 1 else ""
+        many = problem.targets is not None and problem.targets.shape[1] > 1
+        return "takes targets with one output" if many else ""
 
     @classmethod
     def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "CircleSolver":
-        return cls(problem.inputs.numpy(), problem.targets[:, 0].numpy(), *objective.constants, objective.outer_update)
+        constants = *objective.constants, objective.outer_update
+        if problem.inputs is None:
+            teacher = problem.teacher.numpy() if problem.law is None else problem.law.density
+            return cls.from_tables(population_tables(teacher), *constants)
+        return cls(problem.inputs.numpy(), problem.targets[:, 0].numpy(), *constants)
 
     @classmethod
-    def compilation(cls, objective: Objective, dtype: str) -> int:
+    def compilation(cls, objective: Objective, problem: Problem, dtype: str) -> int:
         epochs = _varpro_epochs if objective.outer_update == "ridge" else _two_timescale_epochs
-        return 0 if in_cache(epochs) else 40
+        tables = "PopulationTables" if problem.inputs is None else "SampleTables"
+        return 0 if in_cache(epochs, mentioning=tables) else 40
 
     def own(self, tensor: torch.Tensor) -> np.ndarray:
         """A float64 copy in the form the other methods take: weights (M, 2) or outer weights (M,)."""

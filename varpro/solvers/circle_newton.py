@@ -439,7 +439,7 @@ class CircleNewton:
         self.solver = solver
         self._effort = np.zeros(5)
         self._spaces: tuple[Workspace, Workspace, NewtonSpace] | None = None
-        get_num_threads()  # loads numba's parallel runtime, which cached code that calls cached parallel code lacks
+        get_num_threads()  # loads numba's parallel runtime, which code from the cache may lack
 
     def start(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
         """The reduced risk at ``weights (M, 2)`` and the optimal outer weights (M,)."""

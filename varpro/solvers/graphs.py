@@ -146,7 +146,7 @@ def _columns(inputs: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _passes(feature_map: FeatureMap, inputs: torch.Tensor, width: int) -> _Passes:
-    in_place = isinstance(feature_map, RadialTorus) and feature_map.kernel in _PROFILES
+    in_place = type(feature_map) is RadialTorus and feature_map.kernel in _PROFILES
     return (_RadialPasses if in_place else _Passes)(feature_map, inputs, width)
 
 

@@ -8,11 +8,11 @@ v = (cos t, sin t).
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from varpro.relu import fold, folded_keys
-from varpro.solvers.circle import PopulationTables, bucket_starts
+from varpro.relu import bucket_starts, fold, folded_keys
 
 Density = Callable[[np.ndarray], np.ndarray]
 
@@ -20,6 +20,25 @@ _FEWEST_CELLS = 64  # the quadrature of tiny losses needs arcs no longer than pi
 _MOST_CELLS = 1 << 20
 _POINTS = 6  # Gauss points of a cell, and the degree of its polynomials
 _LAST_TERM = 1e-14  # of the polynomial of A+ + A-: what is left out is a hundredth of it or less
+
+
+class PopulationTables(NamedTuple):
+    """Infinitely many Gaussian samples, x ~ N(0, I_2), and a teacher, on L cells of the half-circle (F13 to F15).
+
+    Made by :func:`population_tables`. Inside a cell A+ + A- of the teacher (F2) is
+    ``slopes`` plus a polynomial in s, and R(t) (section 4) is G(t) ``slopes`` plus another; s runs from -1 to 1 in the
+    cell. ``totals`` as for the samples.
+    """
+
+    keys: np.ndarray  # (L - 1,) of the inner ends of the cells
+    starts: np.ndarray  # (buckets + 1,) as for the samples
+    ends: np.ndarray  # (L,) angle at the upper end of each cell; the last is pi
+    centres: np.ndarray  # (L,) angle where s = 0
+    scales: np.ndarray  # (L,) ds / dt
+    slopes: np.ndarray  # (L, 2)
+    series: np.ndarray  # (L, 4, p) coefficients of 1, s, s^2, ...: of R (x, y), then of A+ + A- (x, y)
+    half: np.ndarray  # (2,) (A+ - A-) / 2, the same everywhere
+    totals: np.ndarray  # (6,)
 
 
 def population_tables(teacher: np.ndarray | Density, outer: np.ndarray | None = None) -> PopulationTables:

@@ -635,12 +635,12 @@ class TorusSolver(Solver):
         return wide_student(problem)
 
     @classmethod
-    def compilation(cls, objective: Objective, dtype: str) -> int:
+    def compilation(cls, objective: Objective, problem: Problem, dtype: str) -> int:
         return 0 if in_cache(_epochs, mentioning=dtype + ", 3d") else 20
 
     @classmethod
     def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "TorusSolver":
-        if cls.compilation(objective, dtype):
+        if cls.compilation(objective, problem, dtype):
             compile_apart(dtype)
         warm_up(dtype)  # not in the time of the training
         data = problem.inputs.numpy(), problem.targets[:, 0].numpy()

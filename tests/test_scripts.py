@@ -147,7 +147,6 @@ def test_finite_samples_of_the_law_itself(tmp_path):
             ["--teacher_width", "inf"],
             "--teacher_width inf: the law of the teacher on the torus is not",
         ),
-        ("torus", ["--init", "quantile"], "--init quantile: there are no evenly spread points on the torus"),
         ("torus", ["--samples", "inf"], "takes a finite number of samples"),
         ("circle", ["--samples", "inf", "--solver", "dense"], "takes a finite number of samples; allowed here: linear"),
         ("circle", ["--samples", "0"], "'0' is not allowed: a whole number from 1 to 1000000000, or inf"),

@@ -22,9 +22,13 @@ _IMAGES = {"cifar10": (50000, 10000), "digits": (1500, 297)}
 _TEST_COST = 0.3  # of a training image, for a test image
 
 # Milliseconds an epoch by width on one core of the reference machine, distances and snapshots included.
-_CIRCLE_MS = {32: 0.0092, 128: 0.0125, 512: 0.026, 1024: 0.043}
+_CIRCLE_MS = {32: 0.0092, 128: 0.0125, 512: 0.026, 1024: 0.043, 8192: 0.36}
 _TWO_TIMESCALE_MS = {32: 0.0075, 128: 0.0090, 512: 0.0155, 1024: 0.024}
 _TORUS_MS = {32: 0.105, 128: 0.36, 512: 1.45, 1024: 3.3}
+# Likewise of an iteration: what it takes anyway, and what is added per neuron.
+_ITERATION_MS = {"momentum": (0.1, 1.5e-4), "lbfgs": (0.3, 3e-4), "lm": (0.2, 3e-4), "continuation": (0.25, 4e-4)}
+_TORUS_ITERATION = 0.02  # ms per neuron more
+_INFINITE = 1.6  # times as long for infinite data
 _IMAGE_MS = {"varprom": 2.0, "sgdm": 2.0, "shampoo": 2.3}  # a training image
 _SLOW_TEACHER = 2.0  # of gamma = infinity: neurons that come together need more steps of the inner solve
 _MEMORY_MB = {"circle": 1500, "torus": 1500, "resnet": 5000}  # of a process, at most
@@ -43,7 +47,11 @@ def seconds(run: grid.AnyRun) -> float:
         train, test = _IMAGES[run.dataset]
         return run.passes * (train + _TEST_COST * test) * _IMAGE_MS[run.optimizer] / 1e3
     table = _TWO_TIMESCALE_MS if run.experiment == grid.TWO_TIMESCALE else _CIRCLE_MS
-    slow = _SLOW_TEACHER if math.isinf(run.gamma) else 1.0
+    slow = _SLOW_TEACHER if math.isinf(run.gamma) else _INFINITE if run.infinite else 1.0
+    if run.method:
+        fixed, per_neuron = _ITERATION_MS[run.method]
+        per_neuron += _TORUS_ITERATION if run.on_torus else 0.0
+        return run.epochs * slow * (fixed + per_neuron * run.width) / 1e3
     return run.epochs * slow * (_TORUS_MS if run.on_torus else table)[run.width] / 1e3
 
 
@@ -55,11 +63,12 @@ def memory(run: grid.AnyRun) -> int:
 def megabytes(run: grid.AnyRun) -> float:
     """About how large one result file is: float32 states and float64 losses.
 
-    A shallow run keeps about 1000 snapshots of (w, u), a ResNet its last parameters.
+    A shallow run keeps about 1000 snapshots of (w, u), or all of fewer; a ResNet its last parameters.
     """
     if isinstance(run, grid.ResNetRun):
         return 1.2 + run.passes * _IMAGES[run.dataset][0] / run.batch_size * 8 / 1e6
-    return ((min(run.epochs, 1000) + 1) * run.width * 3 * 4 + run.epochs * 8) / 1e6
+    states = run.epochs // math.ceil(run.epochs / 1000) + 1
+    return (states * run.width * 3 * 4 + run.epochs * 8) / 1e6
 
 
 # --- this machine -------------------------------------------------------------------------------------------------

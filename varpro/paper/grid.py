@@ -425,18 +425,20 @@ _OPTIMIZERS = Section(
             *(Figure(f"optimizers_gamma_{g:g}", "race", _methods(run), by="method") for g, run in RACES.items()),
             Figure(
                 "optimizers_width",
-                "arrivals",
+                "arrivals_by",
                 _all_methods(Run(UNBIASED, width=width, gamma=gamma) for gamma, width in product(GAMMAS, WIDTHS)),
                 by="width",
+                seeds=SEEDS[:3],
             ),
             Figure(
                 "optimizers_lambda",
-                "arrivals",
+                "arrivals_by",
                 _all_methods(Run(UNBIASED, lmbda, gamma=g) for g, lmbda in product(GAMMAS, (1e-2, 1e-3, 1e-4))),
                 by="lmbda",
+                seeds=SEEDS[:3],
             ),
             Figure("optimizers_features", "features", _all_methods(RACES.values()), by="method"),
-            Figure("optimizers_infinite_data", "race", _methods(_INFINITE), by="method"),
+            Figure("optimizers_infinite_data", "race", _methods(_INFINITE), by="method", seeds=SEEDS[:3]),
             Figure(
                 "optimizers_torus",
                 "race",

@@ -3,6 +3,11 @@
 # make test            environment, then style check and test suite
 # make test-portable   environment, then the numerical tests as older and other processors run them
 # make bench           environment, then the benchmark tables
+# make playground      environment, then Playground.ipynb as a local web page
+# make types           environment, then mypy on the public modules
+# make coverage        environment, then the test suite with the lines that it reaches
+# make docs            the guides as a site in site/, every link checked
+# make wheel           the package in dist/, imported in an empty environment
 #
 # All can be repeated at once: what exists is kept. Options: SEEDS=0 (quick; default: those of the published curves)
 # EPOCHS=32000  CORES=all
@@ -16,7 +21,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan test test-portable bench environment
+.PHONY: help reproduce plan test test-portable bench playground types coverage docs wheel environment
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -43,6 +48,33 @@ test-portable: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+playground: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-playground.txt
+	$(BIN)/voila Playground.ipynb
+
+types: $(READY)
+	$(BIN)/mypy
+
+# Compiled kernels count as unreached: what runs of them is no Python.
+coverage: export OMP_WAIT_POLICY ?= PASSIVE
+coverage: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+docs: .venv-docs/.ready
+	.venv-docs/bin/mkdocs build --strict
+
+.venv-docs/.ready: requirements-docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
+wheel: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dist/*.whl
+	cd build && env -u PYTHONPATH empty/bin/python -c "import time; start = time.perf_counter(); import varpro; print('varpro', varpro.__version__, 'imported in', round(time.perf_counter() - start, 3), 's')"
 
 environment: $(READY)
 

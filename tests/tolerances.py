@@ -125,11 +125,20 @@ LOSS = {
     "perfect fit float64": 1e-24,
 }
 
+KERNEL = 1e-4  # relative; harmonics of a kernel by a sum over points, whose error grows with the harmonic
+
+CUDA = {  # a GPU against float64 on the CPU
+    "float32": 1e-3,  # relative; features to 1e-7, inner solves to 1e-6, grown over 30 epochs
+    "float64": 1e-7,  # inner solves to 1e-10, grown over 30 epochs
+    "resnet": 1e-7,  # three steps in float64; other algorithms of convolutions, batch-norm magnifies round-off
+}
+
 EXTENSION = 1e-9  # relative, 40 epochs of a dense float64 run against a literal loop: round-off
 
 # Errors that round-off does not make: of a grid, of published numbers, what a solver itself stops at, a sharp bound.
 # They are nearly the same on every machine, and need no factor 10.
 METHOD = [
+    "KERNEL",
     "BOUND",
     "CURVE",
     "GRID",

@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
@@ -37,7 +38,7 @@ class Stopped(BaseException):
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
@@ -52,17 +53,17 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         shown = action.default is not None and action.default is not argparse.SUPPRESS and action.option_strings
         if not shown or isinstance(action.default, bool) or "%(default)" in (action.help or ""):
-            return action.help
+            return action.help or ""
         default = " ".join(map(str, action.default)) if isinstance(action.default, list) else "%(default)s"
         return f"{action.help} (default: {default})"
 
 
-def command(main: Callable) -> Callable:
+def command(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap a script's ``main(argv=None, **keywords)``: expected failures become one line and an exit code (2 input, 1
     numerics)."""
 
     @functools.wraps(main)
-    def guarded(argv: Sequence[str] | None = None, **keywords) -> None:
+    def guarded(argv: Sequence[str] | None = None, **keywords: Any) -> None:
         program = Path(sys.argv[0]).name
         try:
             with warnings.catch_warnings():
@@ -138,7 +139,7 @@ def whole_or_infinite(least: int) -> Callable[[str], float]:
 
 def positive(text: str) -> float:
     """Parser of a finite number above 0."""
-    value = _number(text)
+    value = number(text)
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a finite number above 0")
     return value
@@ -146,7 +147,7 @@ def positive(text: str) -> float:
 
 def time_scale(text: str) -> float:
     """Parser of a time scale: a number above 0, at most 1e6."""
-    value = _number(text)
+    value = number(text)
     if not 0 < value <= 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number above 0, at most 1e6")
     return value
@@ -154,13 +155,14 @@ def time_scale(text: str) -> float:
 
 def momentum(text: str) -> float:
     """Parser of a momentum: a number from 0 to below 1."""
-    value = _number(text)
+    value = number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number from 0 to below 1")
     return value
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """The number that ``text`` spells, NaN where it spells none."""
     try:
         return float(text)
     except ValueError:
@@ -176,7 +178,7 @@ def _label(text: str) -> str:
 # --- options of every script ---------------------------------------------------------------------------------------
 
 
-def add_seeds(group) -> None:
+def add_seeds(group: argparse._ArgumentGroup) -> None:
     """The seeds of the runs."""
     group.add_argument(
         "--seed",
@@ -188,7 +190,7 @@ def add_seeds(group) -> None:
     )
 
 
-def add_lambda(group, default: float) -> None:
+def add_lambda(group: argparse._ArgumentGroup, default: float) -> None:
     """The strength of the penalty, under both of its names."""
     group.add_argument(
         "--lambda",

@@ -11,12 +11,12 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
+from varpro import installed_version
 from varpro.names import ROOT
 
 _UNFINISHED = ".tmp"  # suffix of a file that is being written
@@ -36,7 +36,7 @@ def save(path: Path, contents: Mapping[str, Any]) -> None:
         with os.fdopen(handle, "wb") as file:
             stream = _Stream(file)
             try:
-                torch.save(_compact(contents), stream)
+                torch.save(_compact(contents), cast("IO[bytes]", stream))
                 file.flush()
                 os.fsync(file.fileno())
             except (OSError, RuntimeError) as error:  # torch's writer hides what went wrong below it
@@ -141,20 +141,12 @@ def complete(path: Path, config: Mapping[str, Any]) -> bool:
 def provenance(device: str) -> dict[str, str]:
     """What made a result: versions, git revision, device, platform."""
     return {
-        **{package: _version(package) for package in (*_PACKAGES, "varpro")},
+        **{package: installed_version(package) for package in (*_PACKAGES, "varpro")},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu",
         "git_revision": _git_revision(),
     }
-
-
-def _version(package: str) -> str:
-    """The version of an installed package; ``unknown`` for one that is only on the path."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _git_revision() -> str:

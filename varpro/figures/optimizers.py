@@ -1,5 +1,6 @@
 """The layouts of the study of optimizers on the reduced risk."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,10 +40,10 @@ def _legend(
     figure: Figure, spec: grid.Figure, shown: Sequence[arrivals.Trials], last: dict, statistic: str = "median"
 ) -> None:
     methods = [name for name in grid.METHODS if any(each.run.method == name for each in shown)]
-    entries = [(grid.METHODS[name].label or "gradient descent", _LOOKS[name]) for name in methods]
+    entries = [(grid.METHODS[name].label, _LOOKS[name]) for name in methods]
     seeds = [tuple(each.ways) for each in shown]
     note = panels.seed_note(seeds, band=statistic == "median", statistic=statistic)
-    data = ", infinite data" if all(run.infinite for run in spec.runs) else ""
+    data = ", infinite data" if all(math.isinf(run.samples) for run in spec.runs) else ""
     panels.legend(figure, [*entries, *last.items()], f"{panels.fixed_note(spec)}{data}; {note}", columns=3)
 
 

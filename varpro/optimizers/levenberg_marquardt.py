@@ -6,7 +6,9 @@ optimised exactly. In the weights this is the variable-projection step of Kaufma
 
 import math
 from collections.abc import Mapping
+from typing import Any, cast
 
+import numpy as np
 import torch
 
 from varpro.optimizers.base import PATIENCE, Optimizer
@@ -27,13 +29,16 @@ class LevenbergMarquardt(Optimizer):
     fifth or more divides it by ``slow_decay``, one that lowers it by less by ``decay``, one that does not lower it
     multiplies it by 4 (S10). So the training stays close to the flow while that makes progress. With 0.01, 5 and 5 it
     is at a given risk sooner.
+
+    States hold ``weights (M, d)`` and ``outer (M,)``, or ``(M, k)`` where the targets are (N, k). The other arguments
+    are those of :class:`varpro.optimizers.base.Optimizer`.
     """
 
     name, usual_iterations = "lm", 100
 
     def __init__(
         self,
-        solver: Solver,
+        solver: Solver[Any],
         objective: Objective,
         problem: Problem,
         *,
@@ -47,10 +52,12 @@ class LevenbergMarquardt(Optimizer):
         super().__init__(solver, objective, problem, tolerance=tolerance, patience=patience)
 
     @classmethod
-    def obstacle(cls, solver: type[Solver], objective: Objective, problem: Problem) -> str:
-        entries = 0 if solver in _STEPS else len(problem.inputs) * problem.student.numel()
+    def obstacle(cls, solver: type[Solver[Any]], objective: Objective, problem: Problem) -> str:
+        entries = 0 if solver in _STEPS else problem.samples * problem.student.numel()
         if entries > _MOST_ENTRIES:
-            return f"needs a matrix of {entries} numbers without the linear solver; allowed: at most {_MOST_ENTRIES}"
+            return (
+                f"needs a matrix of {entries:.0f} numbers without the linear solver; allowed: at most {_MOST_ENTRIES}"
+            )
         return super().obstacle(solver, objective, problem)
 
     def _start(self, weights: Array) -> tuple[float, Array]:
@@ -64,10 +71,10 @@ class LevenbergMarquardt(Optimizer):
     def report(self) -> dict[str, float]:
         return self._steps.report()
 
-    def _memory(self) -> dict:
+    def _memory(self) -> dict[str, Any]:
         return {"damping": self._damping, **self._steps.memory()}
 
-    def _recall(self, memory: Mapping) -> None:
+    def _recall(self, memory: Mapping[str, Any]) -> None:
         self._damping = memory["damping"]
         self._steps.recall(memory)
 
@@ -76,13 +83,13 @@ class _LinearSteps:
     """Steps on the circle, compiled."""
 
     def __init__(self, run: LevenbergMarquardt, weights: Array) -> None:
-        self.run, self.newton = run, CircleNewton(run.solver)
-        self.risk, self.outer = self.newton.start(weights)
+        self.run, self.newton = run, CircleNewton(cast("CircleSolver", run.solver))
+        self.risk, self.outer = self.newton.start(np.asarray(weights))
         run._evaluations += 1
 
     def iterate(self) -> tuple[Array, Array, float] | None:
         run = self.run
-        weights, outer = run.state.weights.copy(), run.state.outer.copy()
+        weights, outer = np.array(run.state.weights), np.array(run.state.outer)
         done = self.newton.advance(weights, outer, 1, run._damping, 0.0, run._first_damping, *run._decays)
         run._damping = done.damping
         run._evaluations += done.evaluations
@@ -91,10 +98,10 @@ class _LinearSteps:
     def report(self) -> dict[str, float]:
         return self.newton.report()
 
-    def memory(self) -> dict:
+    def memory(self) -> dict[str, Any]:
         return {}  # all is in the state
 
-    def recall(self, memory: Mapping) -> None:
+    def recall(self, memory: Mapping[str, Any]) -> None:
         """Nothing to do."""
 
 
@@ -104,7 +111,7 @@ class _DenseSteps:
     def __init__(self, run: LevenbergMarquardt, weights: Array) -> None:
         self.run = run
         self._take(run.chart.coordinates(torch.as_tensor(weights)))
-        self.inputs = run.problem.inputs.to(self.coordinates)
+        self.inputs = run.problem.data[0].to(self.coordinates)
 
     def _take(self, coordinates: torch.Tensor) -> None:
         self.coordinates = coordinates
@@ -140,10 +147,10 @@ class _DenseSteps:
     def report(self) -> dict[str, float]:
         return {}
 
-    def memory(self) -> dict:
+    def memory(self) -> dict[str, Any]:
         return {"coordinates": self.coordinates}
 
-    def recall(self, memory: Mapping) -> None:
+    def recall(self, memory: Mapping[str, Any]) -> None:
         evaluations = self.run._evaluations
         self._take(memory["coordinates"].to(self.coordinates))
         self.run._evaluations = evaluations
@@ -184,4 +191,5 @@ def feature_slopes(objective: Objective, inputs: torch.Tensor, coordinates: torc
     return torch.stack(slopes, dim=2)
 
 
-_STEPS = {CircleSolver: _LinearSteps}  # solvers with steps of their own
+# Solvers with steps of their own.
+_STEPS: dict[type[Solver[Any]], type[_LinearSteps | _DenseSteps]] = {CircleSolver: _LinearSteps}

@@ -6,6 +6,7 @@ Seconds are evaluations times the :func:`pace` of a method: what one took at the
 loaded once per process nor the moments when something else had the processor.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,7 +32,8 @@ def pace(ways: Iterable[records.Way]) -> float:
 
 def reference(run: grid.Run) -> grid.Run:
     """The run of gradient descent on the same problem."""
-    return replace(run, method=grid.GRADIENT_DESCENT, epochs=grid.EPOCHS)
+    options = run.options[: len(run.options) - len(grid.METHODS[run.method].options)]
+    return replace(run, epochs=grid.EPOCHS, options=options)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def _ordered(wanted: Mapping[grid.Run, Sequence[int]]) -> list[Trials]:
     methods = list(grid.METHODS)
 
     def place(run: grid.Run) -> tuple:
-        return (run.experiment, run.infinite, *(getattr(run, name) for name in _RISING), methods.index(run.method))
+        return (run.experiment, run.samples, *(getattr(run, name) for name in _RISING), methods.index(run.method))
 
     found = [trials(run, wanted[run]) for run in sorted(wanted, key=place)]
     return [each for each in found if each.ways]
@@ -128,11 +130,11 @@ def lower_risk_but_farther(wanted: Mapping[grid.Run, Sequence[int]]) -> str:
 
 def name(run: grid.Run) -> str:
     """The way of training, for people."""
-    return grid.METHODS[run.method].label or "gradient descent"
+    return grid.METHODS[run.method].label
 
 
 def _problem(run: grid.Run) -> str:
-    where = "torus, " if run.on_torus else "infinite data, " if run.infinite else ""
+    where = "torus, " if run.on_torus else "infinite data, " if math.isinf(run.samples) else ""
     return f"{where}gamma {run.gamma:g}, lambda {run.lmbda:g}, M = {run.width}"
 
 

@@ -33,6 +33,8 @@ _NAMED = (
     "optimizer",
     "tolerance",
     "continuation",
+    "features",
+    "outer_rate",
     "init",
     "distances",
 )  # in the file name where they are not the default
@@ -44,7 +46,7 @@ class Choices:
 
     features: FeatureMap
     centre: float  # c of the penalty (u - c)^2 / 2: 0 biased, 1 unbiased
-    outer_update: str  # "ridge": u solves the inner problem at every epoch; "gradient": one step at rate lam M
+    outer_update: str  # "ridge": u solves the inner problem at every epoch; "gradient": one step, rate lam M by default
     limits: tuple[Limit, ...] = ()  # what the features can be compared with besides the teacher; the first one is
 
 
@@ -84,9 +86,12 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
         )
     if options.optimizer != GRADIENT_DESCENT and "epochs" not in options.given:
         options.epochs = OPTIMIZERS[options.optimizer].usual_iterations
+    outer_rate = options.outer_rate if "outer_rate" in options else 1.0
     for seed in options.seed:
         problem = _problem(options, choices.features, seed, tensors)
-        objective = Objective(choices.features, options.lmbda, choices.centre, options.time_scale, choices.outer_update)
+        objective = Objective(
+            choices.features, options.lmbda, choices.centre, options.time_scale, choices.outer_update, outer_rate
+        )
         choice = _choice(options, objective, problem)
         plan = schedule(options.epochs, options.saving_step)
         config = {
@@ -110,7 +115,9 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
         }
         if "activation" in options:
             config["activation"] = options.activation
-        if options.init != INITS[0]:
+        if outer_rate != 1.0:
+            config["outer_rate"] = outer_rate
+        if not options.init == INITS[0] == options.defaults["init"]:
             config["init"] = options.init
         if options.tf32:
             config["tf32"] = True
@@ -119,8 +126,8 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
         if options.continuation is not None:
             config["continuation"] = options.continuation
         limits = _limits(options, choices, tensors)
-        if limits and limits != choices.limits[:1]:
-            config["distances"] = "+".join(limit.name for limit in limits)
+        if limits not in ((), choices.limits[:1]) or _is_changed(options, "distances"):
+            config["distances"] = "+".join(limit.name for limit in limits) or "none"
         path = (options.output or names.directory(folder.name)) / _file_name(options, config, usual=choice.usual)
         results.prepare(path)
         run = Run(config, path, problem, objective, choice, plan, limits, options.output)
@@ -248,8 +255,8 @@ def _contents(run: Run, training: Training) -> dict:
     if training.ending:
         contents["ending"] = training.ending
     if run.config["outer_update"] == "gradient":
-        # eta_u / eta_w = (lam M) / (M time_scale)
-        contents["rate_ratio"] = run.config["lambda"] / run.config["time_scale"]
+        # eta_u / eta_w = (outer_rate lam M) / (M time_scale)
+        contents["rate_ratio"] = run.objective.outer_rate * run.config["lambda"] / run.config["time_scale"]
     if run.problem.teacher is not None:
         contents["teacher_weights"] = run.problem.teacher.float()
     if training.measured:
@@ -259,9 +266,10 @@ def _contents(run: Run, training: Training) -> dict:
 
 
 def _limits(options: argparse.Namespace, choices: Choices, tensors: dict | None) -> tuple[Limit, ...]:
-    """The limits that the features are compared with: those asked for, else the first one where it can be had."""
+    """The limits that the features are compared with: those asked for, else the script's own where they can be had."""
     asked = "distances" in options and "distances" in options.given
-    wanted = [limit for limit in choices.limits if limit.name in options.distances] if asked else choices.limits[:1]
+    chosen = options.distances if "distances" in options else [limit.name for limit in choices.limits[:1]]
+    wanted = [limit for limit in choices.limits if limit.name in chosen]
     obstacle = ""
     if tensors is not None:
         obstacle = "has no effect with --data, whose teacher has no known limit"
@@ -299,12 +307,13 @@ def _measurement(run: Run) -> Measurement | None:
     return measure
 
 
+def _is_changed(options: argparse.Namespace, key: str) -> bool:
+    """Whether the option ``key`` was given, with another value than its default."""
+    return key in options.given and getattr(options, key) != options.defaults[key]
+
+
 def _file_name(options: argparse.Namespace, config: dict, *, usual: bool) -> str:
-    changed = {
-        key: config[key]
-        for key in _NAMED
-        if key in config.keys() & options.given and config[key] != options.defaults[key]
-    }
+    changed = {key: config[key] for key in _NAMED if key in config and _is_changed(options, key)}
     if not usual:
         changed |= {"solver": config["solver"], "dtype": "tf32" if "tf32" in config else config["dtype"]}
     return names.shallow(config, changed, options.name)

@@ -309,7 +309,7 @@ def _captured(action: Callable[[], None], device: torch.device) -> Callable[[], 
 # --- for callers -------------------------------------------------------------------------------------------------
 
 
-class GraphSolver(Solver):
+class GraphSolver(Solver[torch.Tensor]):
     """The ``cg`` solver on CUDA: VarPro for any feature map and any number k of outputs.
 
     ``inputs (N, d)`` fix the device and the precision of the features; ``targets (N, k)``; ``lmbda > 0``; ``centre`` is

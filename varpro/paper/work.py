@@ -55,7 +55,7 @@ def _perform(jobs: Iterator[tuple[grid.AnyRun | grid.Diffusion, str, list[str]]]
         try:
             _script(job.script).main(arguments)
         except SystemExit as stop:  # the script has said why
-            if isinstance(stop.code, int) and stop.code > _SIGNALLED:
+            if isinstance(stop.code, int) and stop.code > _SIGNALS:
                 raise
             failed += [label] if stop.code else []
         except Exception:
@@ -66,7 +66,7 @@ def _perform(jobs: Iterator[tuple[grid.AnyRun | grid.Diffusion, str, list[str]]]
     return len(failed)
 
 
-_SIGNALLED = 128  # exit codes of a script above this one: stopped by a signal, which is meant for the batch
+_SIGNALS = 128  # exit codes above say that a signal stopped the script
 _scripts: dict[str, ModuleType] = {}
 
 

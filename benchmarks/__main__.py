@@ -69,7 +69,8 @@ trial of Levenberg-Marquardt is one damped step with the exact solve and the ris
 
 {trials}
 
-Whole trainings, Levenberg-Marquardt in one compiled call ("continued": from lambda 0.1 down):
+Whole trainings from the paper's start, Levenberg-Marquardt in one compiled call ("fast decay": less damping from the
+start; "continued": from lambda 0.1 down). `python -m benchmarks.optimizers goals` makes this table alone.
 
 {goals}
 

@@ -6,6 +6,7 @@ turns and the median is shown. Times are those of the process (all of this runs 
 of distances and without the sorting of the samples, which happens once per data set (2 ms).
 """
 
+import argparse
 import copy
 import math
 import statistics
@@ -229,5 +230,16 @@ def cost(rounds: int = 5) -> str:
     return table(["M", "trial", "per neuron", "in epochs of gradient descent"], rows)
 
 
+def main() -> None:
+    """Measure and print the tables that are named on the command line, all without a name."""
+    tables = {"cost": cost, "goals": goals, "study": study}
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"{', '.join(tables)} (default: all)")
+    chosen = parser.parse_args().tables or list(tables)
+    if unknown := set(chosen) - set(tables):
+        parser.error(f"{unknown.pop()!r} is not allowed: {', '.join(tables)}")
+    print("\n\n".join(tables[name]() for name in chosen))
+
+
 if __name__ == "__main__":
-    print(f"{cost()}\n\n{goals()}\n\n{study()}")
+    main()

@@ -60,10 +60,10 @@ def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         diffusion = load_script("make_diffusion.py")
         for gamma in grid.GAMMAS:
             diffusion.main(["--epochs", str(TINY_EPOCHS), "--gamma", f"{gamma:g}"])
-        runs = [run for name in ("6.1", "appendix-b") for run in grid.SECTIONS[name].runs]
+        runs = {run for name in ("6.1", "appendix-b", "optimizers") for run in grid.SECTIONS[name].runs}
         experiments = {run.experiment for run in runs}
         scripts = {experiment: load_script(f"{experiment}/Experiment.py") for experiment in sorted(experiments)}
-        for run in runs:
+        for run in sorted(runs):
             scripts[run.experiment].main(replace(run, epochs=TINY_EPOCHS).arguments([0]))
         for run in grid.DIGITS_RUNS:
             pretend_resnet(replace(run, epochs=TINY_EPOCHS), range(3))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from varpro import results
-from varpro.figures import animation, circle, panels, publish, resnets, torus
+from varpro.figures import animation, circle, optimizers, panels, publish, resnets, torus
 from varpro.paper import grid, records
 
 GRID = np.linspace(-math.pi, math.pi, 512, endpoint=False)
@@ -190,12 +190,18 @@ def test_missing_counts_requested_seeds(empty_results):
     assert records.seeds_at_hand(run) == (0, 1, 2)
 
 
-MODULES = {"6.1": circle, "appendix-b": torus, "resnets": resnets, "resnets-cifar10": resnets}
+MODULES = {
+    "6.1": circle,
+    "appendix-b": torus,
+    "resnets": resnets,
+    "resnets-cifar10": resnets,
+    "optimizers": optimizers,
+}
 FIGURES = [(section, spec.name) for section in grid.SECTIONS for spec in grid.SECTIONS[section].figures]
 
 
 def test_every_layout_is_used_and_there():
-    for module in (circle, torus, resnets):
+    for module in (circle, torus, resnets, optimizers):
         named = {grid.find(name)[1].layout for section, name in FIGURES if MODULES[section] is module}
         assert module.publish._layouts.keys() == named
 
@@ -203,6 +209,18 @@ def test_every_layout_is_used_and_there():
 def test_an_unknown_figure_is_refused():
     with pytest.raises(ValueError, match="figure 'x': there are"):
         circle.publish("x")
+
+
+def test_the_state_that_a_way_has_reached():
+    ways = [
+        records.Way(np.array([1.0, 3.0, 9.0]), np.zeros(3), np.array([4.0, 2.0, 1.0]), np.zeros(3)),
+        records.Way(np.array([2.0, 3.0, 4.0]), np.zeros(3), np.array([8.0, 6.0, 5.0]), np.zeros(3)),
+    ]
+    costs, values = optimizers.reached(ways, "risk")
+    assert (costs[0], costs[-1]) == (2.0, pytest.approx(9.0))
+    for way, row in zip(ways, values, strict=True):
+        expected = [way.risk[way.evaluations <= cost * (1 + 1e-9)][-1] for cost in costs]
+        np.testing.assert_array_equal(row, expected)
 
 
 # --- drawing ------------------------------------------------------------------------------------------------------

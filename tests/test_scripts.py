@@ -219,6 +219,30 @@ def test_an_optimizer_ends_within_its_tolerance_and_says_so(tmp_path, capsys):
     assert "kept" in capsys.readouterr().out
 
 
+def test_continuation_begins_with_larger_lambda(tmp_path):
+    arguments = [*TINY, "--optimizer", "lm", "--epochs", "6", "--output", str(tmp_path)]
+    run(UNBIASED, *arguments)
+    run(UNBIASED, *arguments, "--continuation", "0.1")
+    continued, plain = (
+        results.load(path) for path in sorted(tmp_path.iterdir(), key=lambda path: len(path.name))[::-1]
+    )
+    assert continued["config"]["continuation"] == 0.1
+    assert continued["evaluations"][0] > plain["evaluations"][0] == 1
+    assert continued["loss"][0] < plain["loss"][0]
+    refuse(UNBIASED, *TINY, "--continuation", "0.1", "--output", str(tmp_path))
+    refuse(UNBIASED, *arguments, "--lambda", "0.1", "--continuation", "0.1")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_gradient_descent_states_its_seconds(tmp_path):
+    run(UNBIASED, *TINY, "--output", str(tmp_path))
+    found = only_result(tmp_path)
+    assert found["seconds"].shape == found["snapshot_epochs"].shape
+    assert (found["seconds"].diff() > 0).all()
+    assert 0 < found["seconds"][0] < found["seconds"][-1] < found["elapsed_time"] + found["seconds"][0]
+    assert "evaluations" not in found  # one more than epochs
+
+
 def test_optimizers_refuse_what_they_do_not_train(tmp_path, capsys):
     refuse(TWO_TIMESCALE, *TINY, "--optimizer", "lm", "--output", str(tmp_path))
     line = "--optimizer lm: works on the reduced risk, not on two-timescale descent; allowed here: gd"

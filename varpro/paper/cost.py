@@ -22,9 +22,12 @@ _IMAGES = {"cifar10": (50000, 10000), "digits": (1500, 297)}
 _TEST_COST = 0.3  # of a training image, for a test image
 
 # Milliseconds an epoch by width on one core of the reference machine, distances and snapshots included.
-_CIRCLE_MS = {32: 0.0092, 128: 0.0125, 512: 0.026, 1024: 0.043}
+_CIRCLE_MS = {32: 0.0092, 128: 0.0125, 512: 0.026, 1024: 0.043, 8192: 0.36}
 _TWO_TIMESCALE_MS = {32: 0.0075, 128: 0.0090, 512: 0.0155, 1024: 0.024}
 _TORUS_MS = {32: 0.14, 128: 0.39, 512: 1.5, 1024: 3.3}
+# Of an iteration of an optimizer: what it takes anyway, and what is added per neuron, on the torus more.
+_ITERATION_MS = {"momentum": (0.1, 1.5e-4), "lbfgs": (0.3, 3e-4), "lm": (0.2, 3e-4), "continuation": (0.25, 4e-4)}
+_TORUS_ITERATION_MS = 0.02
 _DIFFUSION_SECONDS = {"circle": 0.4, "torus": 5.0}  # of one solution, whatever its length
 _DIFFUSION_MB = {"circle": 16.4, "torus": 36.7}  # of its file
 _INFINITE_DATA = 1.5  # times as much
@@ -52,6 +55,10 @@ def seconds(run: grid.AnyRun) -> float:
     table = _TWO_TIMESCALE_MS if run.experiment == grid.TWO_TIMESCALE else _CIRCLE_MS
     slow = _SLOW_TEACHER if math.isinf(run.gamma) else 1.0
     slow *= _INFINITE_DATA if math.isinf(run.samples) else 1.0
+    if run.method != grid.GRADIENT_DESCENT:
+        fixed, per_neuron = _ITERATION_MS[run.method]
+        per_neuron += _TORUS_ITERATION_MS if run.on_torus else 0.0
+        return run.epochs * slow * (fixed + per_neuron * run.width) / 1e3
     measured = _MEASUREMENT_MS * len(run.diffusions) * min(run.epochs, 1000) if run.options else 0.0
     return (run.epochs * slow * _milliseconds(_TORUS_MS if run.on_torus else table, run.width) + measured) / 1e3
 

@@ -96,16 +96,16 @@ class Method:
 
     label: str
     iterations: int
-    options: Mapping[str, str | float]
+    options: tuple[tuple[str, float | str], ...] = ()
 
 
-GRADIENT_DESCENT = ""  # the name of the paper's own method in runs
+GRADIENT_DESCENT = ""  # the paper's own method
 METHODS = {
-    GRADIENT_DESCENT: Method("", FULL_EPOCHS, {}),
-    "momentum": Method("momentum", 3000, {"optimizer": "momentum"}),
-    "lbfgs": Method("L-BFGS", 500, {"optimizer": "lbfgs"}),
-    "lm": Method("Levenberg-Marquardt", 100, {"optimizer": "lm"}),
-    "continuation": Method("Levenberg-Marquardt from lambda 0.1", 100, {"optimizer": "lm", "continuation": 0.1}),
+    GRADIENT_DESCENT: Method("gradient descent", FULL_EPOCHS),
+    "momentum": Method("momentum", 3000, (("optimizer", "momentum"),)),
+    "lbfgs": Method("L-BFGS", 500, (("optimizer", "lbfgs"),)),
+    "lm": Method("Levenberg-Marquardt", 100, (("optimizer", "lm"),)),
+    "continuation": Method("Levenberg-Marquardt from lambda 0.1", 100, (("optimizer", "lm"), ("continuation", 0.1))),
 }
 
 
@@ -124,8 +124,6 @@ class Run:
     epochs: int = EPOCHS
     activation: str = ""  # of the torus, where it is not the script's default
     options: tuple[tuple[str, float | str | tuple[str, ...]], ...] = ()
-    method: str = GRADIENT_DESCENT  # one of METHODS
-    infinite: bool = False  # samples and teacher neurons
 
     def option(self, name: str, usual: float | str) -> float | str:
         """The value of one of the ``options``, ``usual`` where it is at its default."""
@@ -142,6 +140,11 @@ class Run:
         return self._law("samples", math.inf, 4096)
 
     @property
+    def method(self) -> str:
+        """The way of training, a name of :data:`METHODS`."""
+        return "continuation" if self.option("continuation", 0.0) else self.option("optimizer", GRADIENT_DESCENT)
+
+    @property
     def deterministic(self) -> bool:
         """Whether every seed gives the same result: nothing is drawn."""
         drawn = (self.samples, self._law("teacher_width", math.inf, 4096), self._law("init", "quantile", "random"))
@@ -151,37 +154,27 @@ class Run:
         """An option that says what is drawn, whose default is ``limit`` near the limit, elsewhere the paper's."""
         return self.option(name, limit if self.experiment == MEAN_FIELD else paper)
 
-    @property
-    def _changed(self) -> dict[str, float | str | tuple[str, ...]]:
-        """The options that have another value than the script's default, beside those that are always stated."""
-        changed = {"teacher_width": math.inf, "samples": math.inf} if self.infinite else {}
-        changed |= {"activation": self.activation} if self.activation else {}
-        return changed | METHODS[self.method].options | dict(self.options)
-
     def path(self, seed: int) -> Path:
         """The result file of this run with ``seed``, whether it exists or not."""
         config = {"lambda": self.lmbda, "student_width": self.width, "gamma": self.gamma, "epochs": self.epochs}
-        changed = {
-            name: ("+".join(value) or "none") if isinstance(value, tuple) else value
-            for name, value in self._changed.items()
-        }
+        changed = {"activation": self.activation} if self.activation else {}
+        for name, value in self.options:
+            changed[name] = ("+".join(value) or "none") if isinstance(value, tuple) else value
         return names.directory(self.experiment) / names.shallow(config | {"seed": seed}, changed)
 
     @property
     def parameters(self) -> str:
         """The configuration for people."""
-        more = "".join(f", {value}" for value in (self.activation, METHODS[self.method].label) if value)
-        more += "".join(f", {name} {' '.join(self._words(value)) or 'none'}" for name, value in self.options)
-        data = ", infinite data" if self.infinite else ""
-        return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{data}{more}"
+        more = "".join(f", {name} {' '.join(self._words(value)) or 'none'}" for name, value in self.options)
+        activation = f", {self.activation}" if self.activation else ""
+        return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{activation}{more}"
 
     @property
     def label(self) -> str:
         """A name for jobs and log files."""
-        more = "".join(f"_{value}" for value in (self.activation, self.method) if value)
-        more += "".join(f"_{name}={'+'.join(self._words(value))}" for name, value in self.options)
-        data = "_infinite" if self.infinite else ""
-        return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{data}{more}"
+        activation = f"_{self.activation}" if self.activation else ""
+        more = "".join(f"_{name}={'+'.join(self._words(value))}" for name, value in self.options)
+        return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{activation}{more}"
 
     @staticmethod
     def _words(value: float | str | tuple[str, ...]) -> tuple[str, ...]:
@@ -204,8 +197,8 @@ class Run:
 
     @property
     def diffusions(self) -> tuple[Diffusion, ...]:
-        """The limits that this run is compared with; none without a density or with another pace."""
-        if math.isinf(self.gamma) or self.method:
+        """The limits that this run is compared with: at the time of gradient descent, if the teacher has a density."""
+        if math.isinf(self.gamma) or self.method != GRADIENT_DESCENT:
             return ()
         usual = ("diffusion", "projected") if self.experiment == MEAN_FIELD else ("diffusion",)
         domain, limits = "torus" if self.on_torus else "circle", self.option("distances", usual)
@@ -224,7 +217,8 @@ class Run:
             *("--lambda", f"{self.lmbda:g}"),
             *("--student_width", str(self.width)),
             *("--gamma", f"{self.gamma:g}"),
-            *(word for name, value in self._changed.items() for word in (f"--{name}", *self._words(value))),
+            *(("--activation", self.activation) if self.activation else ()),
+            *(word for name, value in self.options for word in (f"--{name}", *self._words(value))),
         ]
 
     def command(self, seeds: Sequence[int]) -> str:
@@ -334,7 +328,7 @@ class Section:
     more: Sequence[AnyRun] = ()  # runs that no figure shows, made with seed 0
     seeds: str = ""  # where none are asked for; "" for those of each figure
     full_epochs: int = FULL_EPOCHS
-    published: bool = True  # whether it stands in the paper
+    published: bool = True  # whether the paper may have curves of it
 
     @property
     def figures(self) -> list[Figure]:
@@ -353,8 +347,8 @@ class Section:
 
     @property
     def epochs(self) -> int:
-        """The epochs, or passes, of its longest runs."""
-        return max(run.epochs for run in self.runs)
+        """The epochs, or passes, of the first run that it shows."""
+        return next(run for figure in self.figures for run in figure.runs).epochs
 
     def wanted(self, seeds: Iterable[int] | None = None) -> dict[AnyRun, list[int]]:
         """The seeds of every run: ``seeds`` where some are asked for, else the section's or its figures' own."""
@@ -574,21 +568,25 @@ _MEAN_FIELD = Section(
     },
 )
 
-# --- Beyond the paper: optimizers on the reduced risk ---------------------------------------------------------------
+# --- beyond the paper: optimizers on the reduced risk -------------------------------------------------------------
 
 
-def _methods(run: Run, methods: Iterable[str] = METHODS) -> list[Run]:
-    """``run`` by each of ``methods``."""
-    return [replace(run, method=name, epochs=min(EPOCHS, METHODS[name].iterations)) for name in methods]
+def _by(method: str, problem: Run) -> Run:
+    """``problem`` trained by a method."""
+    how = METHODS[method]
+    return replace(problem, epochs=min(EPOCHS, how.iterations), options=problem.options + how.options)
 
 
-def _all_methods(runs: Iterable[Run]) -> list[Run]:
-    return [each for run in runs for each in _methods(run)]
+def _methods(problem: Run, methods: Iterable[str] = METHODS) -> list[Run]:
+    return [_by(method, problem) for method in methods]
+
+
+def _all_methods(problems: Iterable[Run]) -> list[Run]:
+    return [_by(method, problem) for problem in problems for method in METHODS]
 
 
 RACES = {gamma: Run(UNBIASED, lmbda, gamma=gamma) for gamma, lmbda in zip(GAMMAS, (1e-3, 1e-3, 1e-4), strict=True)}
-_INFINITE = Run(UNBIASED, infinite=True)
-_TORUS_RACE = Run(TORUS_UNBIASED, width=128)
+_INFINITE = Run(UNBIASED, options=(("teacher_width", math.inf), ("samples", math.inf)))
 _OPTIMIZERS = Section(
     "Optimizers on the reduced risk",
     {
@@ -596,28 +594,30 @@ _OPTIMIZERS = Section(
             *(Figure(f"optimizers_gamma_{g:g}", "race", _methods(run), by="method") for g, run in RACES.items()),
             Figure(
                 "optimizers_width",
-                "arrivals",
+                "arrivals_by",
                 _all_methods(Run(UNBIASED, width=width, gamma=gamma) for gamma, width in product(GAMMAS, WIDTHS)),
                 by="width",
+                seeds=SEEDS[:3],
             ),
             Figure(
                 "optimizers_lambda",
-                "arrivals",
+                "arrivals_by",
                 _all_methods(Run(UNBIASED, lmbda, gamma=g) for g, lmbda in product(GAMMAS, (1e-2, 1e-3, 1e-4))),
                 by="lmbda",
+                seeds=SEEDS[:3],
             ),
             Figure("optimizers_features", "features", _all_methods(RACES.values()), by="method"),
-            Figure("optimizers_infinite_data", "race", _methods(_INFINITE), by="method"),
+            Figure("optimizers_infinite_data", "race", _methods(_INFINITE), by="method", seeds=SEEDS[:3]),
             Figure(
                 "optimizers_torus",
                 "race",
-                _methods(_TORUS_RACE, (GRADIENT_DESCENT, "momentum", "lbfgs")),
+                _methods(Run(TORUS_UNBIASED, width=128), (GRADIENT_DESCENT, "momentum", "lbfgs")),
                 by="method",
                 seeds=SEEDS[:1],
             ),
         ],
     },
-    more=_all_methods(Run(UNBIASED, width=8192, gamma=gamma) for gamma in GAMMAS),  # in the table
+    more=_methods(Run(UNBIASED, width=8192)),  # in the table
     published=False,
 )
 
@@ -625,9 +625,9 @@ SECTIONS = {
     "6.1": _CIRCLE,
     "appendix-b": _TORUS,
     "mean-field": _MEAN_FIELD,
+    "optimizers": _OPTIMIZERS,
     "resnets": _DIGITS,
     "resnets-cifar10": _CIFAR,
-    "optimizers": _OPTIMIZERS,
 }
 
 

@@ -1,4 +1,4 @@
-"""What `make docs` does beside mkdocs: pages from the top of the repository, links to its sources, a whole navigation."""
+"""What `make docs` does beside mkdocs: pages from the top of the repository, links to sources, all of the navigation."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""What `make docs` does beside mkdocs: pages from the top of the repository, links to sources, all of the navigation."""
+"""What `make docs` does beside mkdocs: pages from the top of the repository, links to sources, a full navigation."""
 
 import logging
 import re

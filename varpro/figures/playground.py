@@ -157,6 +157,7 @@ def draw(course: Course, step: int) -> Figure:
         fit.plot(records.CIRCLE, prediction.numpy(), color=_STUDENT, label="student")
         fit.plot(records.CIRCLE, course.target, label="teacher", **TEACHER_LOOK)
         angle_axis(fit)
+        fit.autoscale(axis="y")
         fit.set(xlabel="angle of the input", ylabel="f", title="fit")
         fit.legend()
         later = np.maximum(course.epochs, 1)

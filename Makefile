@@ -1,6 +1,7 @@
 # make reproduce       environment, then a section of the paper (6.1): runs, notebooks, figures, our numbers beside its own
 # make plan            what that will cost from here
 # make test            environment, then style check and test suite
+# make test-faults     environment, then hundreds of kills, faults and bad inputs (half an hour); writes docs/reliability.md
 # make test-portable   environment, then the numerical tests as older and other processors run them
 # make bench           environment, then the benchmark tables
 # make playground      environment, then Playground.ipynb as a local web page
@@ -17,23 +18,26 @@ SEEDS ?=
 EPOCHS ?=
 SECTION ?= 6.1
 CORES ?= all
+# Recipes read these from the environment: the shell takes no part of a value for a command.
+export SEEDS EPOCHS SECTION CORES
 BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan test test-portable bench playground types coverage docs wheel environment
+.PHONY: help reproduce plan test test-faults test-portable bench playground types coverage docs wheel environment
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 reproduce: plan
-	$(BIN)/python -m snakemake --cores $(CORES) --config section="$(SECTION)" $(if $(SEEDS),seeds="$(SEEDS)") $(if $(EPOCHS),epochs=$(EPOCHS))
-	@cat "figures/comparison_$(SECTION).md"
+	$(BIN)/python -m snakemake --cores "$$CORES" --config section="$$SECTION" $${SEEDS:+seeds="$$SEEDS"} $${EPOCHS:+epochs="$$EPOCHS"}
+	@cat "figures/comparison_$$SECTION.md"
 	@echo; echo "Figures, gif and executed notebooks are in figures/."
 
 plan: $(READY)
-	@case "$(EPOCHS)" in 0*|*[!0-9]*) echo "make: EPOCHS=$(EPOCHS) is not allowed: a whole number from 1 up"; exit 2;; esac
-	@$(if $(EPOCHS),VARPRO_EPOCHS=$(EPOCHS)) $(BIN)/python -m varpro.paper --plan --section "$(SECTION)" $(if $(SEEDS),--seeds "$(SEEDS)")
+	@case "$$EPOCHS" in 0*|*[!0-9]*) echo "make: EPOCHS=$$EPOCHS is not allowed: a whole number from 1 up"; exit 2;; esac
+	@case "$$CORES" in all) ;; ''|0*|*[!0-9]*) echo "make: CORES=$$CORES is not allowed: all, or a whole number from 1 up"; exit 2;; esac
+	@$${EPOCHS:+env VARPRO_EPOCHS="$$EPOCHS"} $(BIN)/python -m varpro.paper --plan --section="$$SECTION" $${SEEDS:+--seeds="$$SEEDS"}
 
 # Threads that wait for each other let go of their core: a sixth slower on an idle machine, far faster on a busy one.
 test: export OMP_WAIT_POLICY ?= PASSIVE
@@ -45,6 +49,10 @@ test: $(READY)
 test-portable: export OMP_WAIT_POLICY ?= PASSIVE
 test-portable: $(READY)
 	$(BIN)/python tests/portable.py
+
+test-faults: export OMP_WAIT_POLICY ?= PASSIVE
+test-faults: $(READY)
+	$(BIN)/python tests/faults/run.py
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

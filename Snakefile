@@ -54,7 +54,7 @@ if DIFFUSIONS:
     rule diffusions:
         output: [update(path) for path in DIFFUSIONS]
         log: "logs/diffusions.log"
-        message: "diffusions, gamma " + ", ".join(f"{diffusion.gamma:g}" for diffusion in SECTION.diffusions)
+        message: ", ".join(diffusion.label for diffusion in SECTION.diffusions)
         params: python=PYTHON, choice=CHOICE
         shell: "{params.python:q} -m varpro.paper.work --diffusions {params.choice:q} > {log:q} 2>&1"
 

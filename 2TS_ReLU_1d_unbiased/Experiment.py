@@ -16,13 +16,13 @@ from varpro.domains.circle import CIRCLE
 from varpro.features import ReLUCircle
 from varpro.runs.experiment import Choices, perform, runs
 from varpro.runs.limits import CIRCLE_DIFFUSION, CIRCLE_PROJECTED
-from varpro.runs.options import add_distances, add_problem, add_run, add_training
+from varpro.runs.options import add_distances, add_outer_rate, add_problem, add_run, add_training
 from varpro.runs.schedule import TIME_SCALE
 
 CHOICES = Choices(
     features=ReLUCircle(),  # phi(w, x) = max(w . x, 0), |w| = 1
     centre=1.0,  # penalty (u - 1)^2 / 2: the teacher itself costs nothing
-    outer_update="gradient",  # u takes one gradient step at rate lam M per epoch
+    outer_update="gradient",  # u takes one gradient step per epoch, at rate lam M by default
     limits=(CIRCLE_DIFFUSION, CIRCLE_PROJECTED),  # the features are compared with the first one, and the teacher
 )
 
@@ -32,6 +32,7 @@ def parser():
     options = cli.parser(__doc__)
     add_problem(options, CIRCLE, lmbda=1e-3, student_width=1024, gamma=100.0, samples=4096, teacher_width=4096)
     add_training(options, epochs=32000, time_scale=TIME_SCALE)
+    add_outer_rate(options)
     add_distances(options, CHOICES.limits)
     add_run(options)
     return options

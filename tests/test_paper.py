@@ -77,8 +77,11 @@ def test_the_grid_needs_no_torch():
 # --- the grid -----------------------------------------------------------------------------------------------------
 
 
+PAPER = ("6.1", "appendix-b", "resnets", "resnets-cifar10")  # the sections that are the paper's
+
+
 def test_the_grid_holds_each_run_once():
-    runs = [run for section in grid.SECTIONS.values() for run in section.runs]
+    runs = [run for name in PAPER for run in grid.SECTIONS[name].runs]
     assert Counter(run.experiment for run in runs) == {
         grid.BIASED: 7,
         grid.UNBIASED: 17,
@@ -87,7 +90,8 @@ def test_the_grid_holds_each_run_once():
         grid.TORUS_UNBIASED: 8,
         names.RESNET: 15 + 8,
     }
-    assert len({run.path(0) for run in runs}) == len(runs) == len({run.label for run in runs})
+    everywhere = {run for section in grid.SECTIONS.values() for run in section.runs}  # some serve two sections
+    assert len({run.path(0) for run in everywhere}) == len(everywhere) == len({run.label for run in everywhere})
 
 
 def test_each_run_wants_the_seeds_of_its_published_figures():
@@ -392,9 +396,9 @@ def test_costs_grow_with_the_factor_of_this_machine():
 
 def test_one_long_run_is_not_shared_out():
     run = grid.Run(grid.TORUS_UNBIASED)
-    assert cost.estimate({run: [0]}, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS)
-    both = {run: [0], replace(run, lmbda=1e-2): [0]}
-    assert cost.estimate(both, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS)
+    one = cost.estimate({run: [0]}, SAME).seconds
+    assert one >= cost.seconds(run) + cost.START_SECONDS
+    assert cost.estimate({run: [0], replace(run, lmbda=1e-2): [0]}, SAME).seconds == pytest.approx(one)
 
 
 def test_the_probes_measure_something():
@@ -420,7 +424,8 @@ def test_batches_hold_every_run_once_and_are_even(name, seeds):
     spent = [sum(cost.seconds(run) * len(of) for run, of in batch.items()) for batch in batches]
     short = [total for total, batch in zip(spent, batches, strict=True) if total < work.BATCH_SECONDS]
     assert len(short) % 2 == 0
-    assert not short or max(short) - min(short) < 1.5  # seconds: two cores end together
+    longest = max(cost.seconds(run) for run in wanted if cost.seconds(run) < work.BATCH_SECONDS)
+    assert not short or max(short) - min(short) < max(1.5, longest)  # seconds: two cores end together
 
 
 def test_a_batch_goes_on_after_a_run_that_fails(capsys, monkeypatch):

@@ -13,6 +13,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,7 +40,7 @@ class Stopped(BaseException):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {_printable(message)}\n")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -65,6 +66,9 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None, **keywords: Any) -> None:
         program = Path(sys.argv[0]).name
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a letter that the terminal does not have is no reason to stop
+                stream.reconfigure(errors="backslashreplace")
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module=r"torch\.")  # of the library about itself; not for its users
@@ -80,10 +84,11 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
         except MemoryError:
             _stop(2, f"{program}: error: {_NO_MEMORY}")
         except BrokenPipeError:  # the reader has seen enough, as in `... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails when Python flushes
+            _mute()
             raise SystemExit(1) from None
         except OSError as error:
-            _stop(2, f"{program}: error: {error.filename or ''}: {error.strerror or error}")
+            place = f"{error.filename}: " if error.filename else ""
+            _stop(2, f"{program}: error: {place}{error.strerror or error}")
         except Stopped as stopped:
             _stop(stopped.exit_code, f"{program}: {stopped}; {_GOES_ON}")
         except KeyboardInterrupt:
@@ -93,8 +98,26 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def _stop(code: int, message: str) -> None:
-    print(message, file=sys.stderr)
+    with suppress(OSError):  # nobody reads it
+        print(_printable(message), file=sys.stderr, flush=True)
     raise SystemExit(code)
+
+
+def _printable(message: str) -> str:
+    """``message`` in one line, also where it quotes a line break or what a terminal would act on."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+
+
+def say(line: str) -> None:
+    """Print ``line`` at once. Where its reader has gone, work goes on and says nothing any more."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        _mute()
+
+
+def _mute() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails when Python flushes
 
 
 def duration(seconds: float) -> str:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from varpro.domains.base import Domain
@@ -17,6 +18,7 @@ from varpro.domains.torus import TORUS, wrap_torus
 from varpro.relu import predict
 
 _ROWS = 256  # samples whose features of a whole network are held at a time
+_NODES = 48  # of a quadrature of smooth functions
 
 
 class FeatureMap(ABC):
@@ -102,6 +104,28 @@ RAISED_COSINE = RadialKernel(
     slope=lambda r: torch.where(r < 2, -(math.pi**2) / 8 * torch.sinc(r / 2), 0.0),
 )
 RADIAL_KERNELS = {kernel.name: kernel for kernel in (LAPLACE, RAISED_COSINE)}
+
+
+def harmonics(kernel: RadialKernel, last: int) -> np.ndarray:
+    """c_k = (1/16) int g(|z|) cos(pi k_1 z_1 / 2) cos(pi k_2 z_2 / 2) dz over [-2, 2)^2: (last + 1, last + 1), k >= 0.
+
+    With f = sum_k f_k exp(i pi k . w / 2) the density of a measure of neurons, its signal int g(|w - x|) f(w) dw / 16
+    has the harmonics c_k f_k: what has c_k = 0 is not seen. Gauss quadrature in polar coordinates of the eighth of the
+    square where z_1 > z_2 > 0, on either side of r = 2, where the raised cosine ends.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES + 2 * last)  # two or more to a half-wave
+    nodes, weights = (nodes + 1) / 2, weights / 2
+    angle = np.pi / 4 * nodes[:, None]
+    pieces = [2 * nodes + 0 * angle, 2 + (2 / np.cos(angle) - 2) * nodes]  # radii; z_1 = 2 is where r = 2 / cos
+    lengths = [2 + 0 * angle, 2 / np.cos(angle) - 2]
+    found = np.zeros((last + 1, last + 1))
+    for radius, length in zip(pieces, lengths, strict=True):
+        measure = np.pi / 4 * weights[:, None] * weights * length * radius
+        values = (measure * kernel.value(torch.from_numpy(radius)).numpy()).ravel()
+        orders = np.pi / 2 * np.arange(last + 1)
+        first, second = (np.cos(np.outer(orders, radius * turn)) for turn in (np.cos(angle), np.sin(angle)))
+        found += (first * values) @ second.T
+    return (found + found.T) / 4  # four quarters of two eighths, over the area 16
 
 
 class RadialTorus(FeatureMap):

@@ -27,6 +27,12 @@ _ORDER = (  # of what is stated where it is not the default; anything else comes
     "tf32",
     "solver",
     "dtype",
+    "optimizer",
+    "tolerance",
+    "features",
+    "outer_rate",
+    "init",
+    "distances",
 )
 
 

@@ -32,6 +32,22 @@ def wrap_torus(points: torch.Tensor) -> torch.Tensor:
     return torch.remainder(points + 2, 4) - 2
 
 
+def lattice(count: int) -> torch.Tensor:
+    """``count`` evenly spread points (count, 2), float64: of the lattices (j, g j mod count), the one of widest mesh.
+
+    All points of a lattice have the same surroundings. From 32 points on, their least distance is at least 89 % of
+    4.298 / sqrt(count), that of hexagons, which no lattice on the torus exceeds.
+    """
+    j = np.arange(count)
+    # the shortest step of a lattice has a component of no more than sqrt(2 / sqrt(3) count) mesh widths
+    near = np.arange(1, min(count, math.isqrt(2 * count) + 2))
+    images = np.outer(np.arange(count), near)
+    squares = near**2 + np.minimum(images % count, -images % count) ** 2
+    step = int(squares.min(axis=1).argmax()) if len(near) else 0
+    steps = np.stack([j, step * j % count], axis=1)
+    return torch.from_numpy(-2 + (steps + 0.5) * (4 / count))
+
+
 class Torus(Domain):
     """Points of [-2, 2)^2, opposite sides being the same. Distances are |wrap(x - y)|."""
 
@@ -46,6 +62,9 @@ class Torus(Domain):
 
     def measure(self, points: np.ndarray, masses: np.ndarray | None = None) -> TorusMeasure:
         return TorusMeasure(points, masses)
+
+    def spread(self, count: int) -> torch.Tensor:
+        return lattice(count)
 
     def gamma(self, text: str) -> float:
         value = number(text)

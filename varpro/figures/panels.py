@@ -46,6 +46,9 @@ _COLOUR_MAPS = {
     "activation": ("magma", 0.8, 0.1),
     "batch_size": ("viridis", 0.88, 0.0),
     "epoch": ("viridis", 0.88, 0.0),
+    "samples": ("viridis", 0.88, 0.0),
+    "time_scale": ("magma", 0.8, 0.1),
+    "outer_rate": ("plasma", 0.82, 0.05),
 }
 TEACHER_LOOK = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.1}
 PUBLISHED_LOOK = {"color": "0.62", "linewidth": 0.7, "zorder": 5}
@@ -243,3 +246,12 @@ def risks(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         entries = [entry for entry in entries_of(spec, lines, ["loss"]) if "biased" not in entry[0]]
         legend(figure, entries, note_of(spec, lines))
     return figure
+
+
+class Table(str):
+    """Markdown that a notebook shows as a table."""
+
+    __slots__ = ()
+
+    def _repr_markdown_(self) -> str:
+        return str(self)

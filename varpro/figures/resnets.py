@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from varpro import results
 from varpro.figures import panels
+from varpro.figures.panels import Table
 from varpro.figures.publish import Publisher, requested_seeds
 from varpro.paper import fidelity, grid, published, records
 from varpro.paper.grid import ResNetRun
@@ -97,15 +98,6 @@ def _panels(spec: grid.Figure, seeds: Sequence[int] | None, panel: Callable, lab
             entries.append(("published, a single run", panels.PUBLISHED_LOOK))
         panels.legend(figure, entries, note)
     return figure
-
-
-class Table(str):
-    """Markdown that a notebook shows as a table."""
-
-    __slots__ = ()
-
-    def _repr_markdown_(self) -> str:
-        return str(self)
 
 
 def table(section: str) -> Table:

@@ -93,8 +93,13 @@ def _title(curve: RunCurve) -> str:
 def comparisons(section: grid.Section, seeds: Sequence[int] | None = None) -> list[Comparison]:
     """Every published curve of a section beside ours: means over ``seeds``, or over those of each published curve."""
     experiments = {run.experiment for run in section.runs}
-    curves = [curve for curve in published.run_curves() if curve.run.experiment in experiments]
+    curves = [curve for curve in published.run_curves() if curve.run in section.runs or _of_teacher(curve, experiments)]
     return [compare(curve, curve.seeds if seeds is None or not curve.seeds else tuple(seeds)) for curve in curves]
+
+
+def _of_teacher(curve: RunCurve, experiments: set[str]) -> bool:
+    """Whether ``curve`` is the density of a teacher in the ``experiments`` of a section, which needs no run."""
+    return curve.quantity == "density_target" and curve.run.experiment in experiments
 
 
 def compare(curve: RunCurve, seeds: tuple[int, ...]) -> Comparison:

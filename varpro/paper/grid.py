@@ -9,7 +9,7 @@ more. Nothing here needs PyTorch.
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -43,39 +43,79 @@ UNBIASED = "VarPro_ReLU_1d_unbiased"
 TWO_TIMESCALE = "2TS_ReLU_1d_unbiased"
 TORUS_BIASED = "VarPro_convolution_2d"
 TORUS_UNBIASED = "VarPro_convolution_2d_unbiased"
+MEAN_FIELD = "Mean_field_limit"
 
 
 @dataclass(frozen=True, order=True)
 class Diffusion:
-    """One solution of the ultra-fast diffusion."""
+    """One solution of a limit of the dynamics on ``domain``: the ultra-fast diffusion, or the projected one."""
 
     gamma: float = 100.0
     epochs: int = EPOCHS
+    domain: str = "circle"
+    limit: str = "diffusion"
+    time_scale: float = TIME_SCALE
 
     @property
     def path(self) -> Path:
         """The file of this solution, whether it exists or not."""
-        return names.directory() / names.limit("diffusion", {"gamma": self.gamma, "epochs": self.epochs})
+        changed = {"time_scale": self.time_scale} if self.time_scale != TIME_SCALE else {}
+        return names.directory() / names.limit(self._prefix, {"gamma": self.gamma, "epochs": self.epochs}, changed)
 
     @property
     def label(self) -> str:
         """A name for jobs and log files."""
-        return f"diffusion_gamma={self.gamma:g}"
+        step = f"_time_scale={self.time_scale:g}" if self.time_scale != TIME_SCALE else ""
+        return f"{self._prefix}_gamma={self.gamma:g}{step}"
+
+    @property
+    def _prefix(self) -> str:
+        return f"torus_{self.limit}" if self.domain == "torus" else self.limit
 
     script = "make_diffusion.py"
 
     def arguments(self) -> list[str]:
         """The options that make this solution, for ``make_diffusion.py``."""
-        return ["--epochs", str(self.epochs), "--gamma", f"{self.gamma:g}"]
+        arguments = ["--epochs", str(self.epochs), "--gamma", f"{self.gamma:g}"]
+        arguments += ["--domain", self.domain] if self.domain != "circle" else []
+        arguments += ["--limit", self.limit] if self.limit != "diffusion" else []
+        return arguments + (["--time_scale", _short(self.time_scale)] if self.time_scale != TIME_SCALE else [])
 
     def command(self) -> str:
         """The command line that makes this solution, from the top of the repository."""
         return " ".join(["python", self.script, *self.arguments()])
 
 
+def _short(value: float | str) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of training: its name for people, its iterations at most, and the options that choose it."""
+
+    label: str
+    iterations: int
+    options: Mapping[str, str | float]
+
+
+GRADIENT_DESCENT = ""  # the name of the paper's own method in runs
+METHODS = {
+    GRADIENT_DESCENT: Method("", FULL_EPOCHS, {}),
+    "momentum": Method("momentum", 3000, {"optimizer": "momentum"}),
+    "lbfgs": Method("L-BFGS", 500, {"optimizer": "lbfgs"}),
+    "lm": Method("Levenberg-Marquardt", 100, {"optimizer": "lm"}),
+    "continuation": Method("Levenberg-Marquardt from lambda 0.1", 100, {"optimizer": "lm", "continuation": 0.1}),
+}
+
+
 @dataclass(frozen=True, order=True)
 class Run:
-    """One configuration of one shallow experiment; with a seed it is one result file."""
+    """One configuration of one shallow experiment; with a seed it is one result file.
+
+    ``options`` are pairs of the name and the value of an option of the script that is not at its default; the value of
+    ``distances`` is a tuple of names, which may be empty.
+    """
 
     experiment: str
     lmbda: float = 1e-3
@@ -83,24 +123,69 @@ class Run:
     gamma: float = 100.0
     epochs: int = EPOCHS
     activation: str = ""  # of the torus, where it is not the script's default
+    options: tuple[tuple[str, float | str | tuple[str, ...]], ...] = ()
+    method: str = GRADIENT_DESCENT  # one of METHODS
+    infinite: bool = False  # samples and teacher neurons
+
+    def option(self, name: str, usual: float | str) -> float | str:
+        """The value of one of the ``options``, ``usual`` where it is at its default."""
+        return dict(self.options).get(name, usual)
+
+    @property
+    def time_scale(self) -> float:
+        """The time of one epoch."""
+        return self.option("time_scale", TIME_SCALE)
+
+    @property
+    def samples(self) -> float:
+        """N."""
+        return self._law("samples", math.inf, 4096)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether every seed gives the same result: nothing is drawn."""
+        drawn = (self.samples, self._law("teacher_width", math.inf, 4096), self._law("init", "quantile", "random"))
+        return drawn == (math.inf, math.inf, "quantile")
+
+    def _law(self, name: str, limit: float | str, paper: float | str) -> float | str:
+        """An option that says what is drawn, whose default is ``limit`` near the limit, elsewhere the paper's."""
+        return self.option(name, limit if self.experiment == MEAN_FIELD else paper)
+
+    @property
+    def _changed(self) -> dict[str, float | str | tuple[str, ...]]:
+        """The options that have another value than the script's default, beside those that are always stated."""
+        changed = {"teacher_width": math.inf, "samples": math.inf} if self.infinite else {}
+        changed |= {"activation": self.activation} if self.activation else {}
+        return changed | METHODS[self.method].options | dict(self.options)
 
     def path(self, seed: int) -> Path:
         """The result file of this run with ``seed``, whether it exists or not."""
         config = {"lambda": self.lmbda, "student_width": self.width, "gamma": self.gamma, "epochs": self.epochs}
-        changed = {"activation": self.activation} if self.activation else {}
+        changed = {
+            name: ("+".join(value) or "none") if isinstance(value, tuple) else value
+            for name, value in self._changed.items()
+        }
         return names.directory(self.experiment) / names.shallow(config | {"seed": seed}, changed)
 
     @property
     def parameters(self) -> str:
         """The configuration for people."""
-        activation = f", {self.activation}" if self.activation else ""
-        return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{activation}"
+        more = "".join(f", {value}" for value in (self.activation, METHODS[self.method].label) if value)
+        more += "".join(f", {name} {' '.join(self._words(value)) or 'none'}" for name, value in self.options)
+        data = ", infinite data" if self.infinite else ""
+        return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{data}{more}"
 
     @property
     def label(self) -> str:
         """A name for jobs and log files."""
-        activation = f"_{self.activation}" if self.activation else ""
-        return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{activation}"
+        more = "".join(f"_{value}" for value in (self.activation, self.method) if value)
+        more += "".join(f"_{name}={'+'.join(self._words(value))}" for name, value in self.options)
+        data = "_infinite" if self.infinite else ""
+        return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{data}{more}"
+
+    @staticmethod
+    def _words(value: float | str | tuple[str, ...]) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else (_short(value),)
 
     @property
     def script(self) -> str:
@@ -119,8 +204,12 @@ class Run:
 
     @property
     def diffusions(self) -> tuple[Diffusion, ...]:
-        """The diffusion that this run is compared with, on the circle."""
-        return () if self.on_torus else (Diffusion(self.gamma, self.epochs),)
+        """The limits that this run is compared with; none without a density or with another pace."""
+        if math.isinf(self.gamma) or self.method:
+            return ()
+        usual = ("diffusion", "projected") if self.experiment == MEAN_FIELD else ("diffusion",)
+        domain, limits = "torus" if self.on_torus else "circle", self.option("distances", usual)
+        return tuple(Diffusion(self.gamma, self.epochs, domain, limit, self.time_scale) for limit in limits)
 
     @property
     def inputs(self) -> list[Path]:
@@ -135,7 +224,7 @@ class Run:
             *("--lambda", f"{self.lmbda:g}"),
             *("--student_width", str(self.width)),
             *("--gamma", f"{self.gamma:g}"),
-            *(("--activation", self.activation) if self.activation else ()),
+            *(word for name, value in self._changed.items() for word in (f"--{name}", *self._words(value))),
         ]
 
     def command(self, seeds: Sequence[int]) -> str:
@@ -161,7 +250,7 @@ class ResNetRun:
 
     experiment = names.RESNET
     script = f"{names.RESNET}/Experiment.py"
-    diffusions = ()
+    diffusions, deterministic = (), False
 
     def path(self, seed: int) -> Path:
         """The result file of this run with ``seed``, whether it exists or not."""
@@ -225,7 +314,7 @@ class Figure:
     layout: str
     runs: Sequence[AnyRun] = ()
     diffusions: Sequence[Diffusion] = ()
-    by: str = ""  # the parameter that tells its lines apart: "width", "lmbda", "gamma" or "activation"
+    by: str = ""  # the parameter that tells its lines apart, a field or a property of its runs
     seeds: Sequence[int] = SEEDS  # those of the published figure
     needs: str = "some"
     suffix: str = ".pdf"
@@ -245,6 +334,7 @@ class Section:
     more: Sequence[AnyRun] = ()  # runs that no figure shows, made with seed 0
     seeds: str = ""  # where none are asked for; "" for those of each figure
     full_epochs: int = FULL_EPOCHS
+    published: bool = True  # whether it stands in the paper
 
     @property
     def figures(self) -> list[Figure]:
@@ -263,8 +353,8 @@ class Section:
 
     @property
     def epochs(self) -> int:
-        """The epochs, or passes, of its runs."""
-        return self.runs[0].epochs
+        """The epochs, or passes, of its longest runs."""
+        return max(run.epochs for run in self.runs)
 
     def wanted(self, seeds: Iterable[int] | None = None) -> dict[AnyRun, list[int]]:
         """The seeds of every run: ``seeds`` where some are asked for, else the section's or its figures' own."""
@@ -275,7 +365,7 @@ class Section:
         own = {run: {0} if run in self.more else set() for run in self.runs}
         for figure in self.figures:
             for run in figure.runs:
-                own[run] |= set(figure.seeds)
+                own[run] |= set(figure.seeds[:1] if run.deterministic else figure.seeds)
         return {run: sorted(of_run) for run, of_run in own.items()}
 
 
@@ -316,6 +406,8 @@ _CIRCLE = Section(
 
 _BOTH = (TORUS_BIASED, TORUS_UNBIASED)
 _TORUS_WIDTHS = [Run(experiment, width=width) for experiment, width in product(_BOTH, WIDTHS)]
+_TORUS_LAMBDAS = [Run(experiment, lmbda) for experiment, lmbda in product(_BOTH, (1e-1, 1e-2, 1e-3))]
+_TORUS_DENSITY = {"runs": [Run(TORUS_UNBIASED)], "diffusions": [Diffusion(domain="torus")]}
 _TORUS = Section(
     "Appendix B, RBF networks on the torus",
     {
@@ -323,12 +415,7 @@ _TORUS = Section(
             Figure("convolution_teacher", "teacher"),
             Figure("convolution_risk_width", "risks", _TORUS_WIDTHS, by="width"),
             Figure("convolution_distance_width", "distance", _TORUS_WIDTHS, by="width"),
-            Figure(
-                "convolution_distance_lambda",
-                "distance_and_risk",
-                [Run(experiment, lmbda) for experiment, lmbda in product(_BOTH, (1e-1, 1e-2, 1e-3))],
-                by="lmbda",
-            ),
+            Figure("convolution_distance_lambda", "distance_and_risk", _TORUS_LAMBDAS, by="lmbda"),
             Figure(
                 "convolution_distance_gamma",
                 "distance_and_risk",
@@ -341,7 +428,11 @@ _TORUS = Section(
                 [Run(experiment, activation=kernel) for experiment, kernel in product(_BOTH, ("", "cos"))],
                 by="activation",
             ),
-            Figure("convolution_animation", "animation", [Run(TORUS_UNBIASED)], needs="all", suffix=".gif"),
+            Figure("convolution_harmonics", "seen_harmonics"),
+            Figure("convolution_density", "density_evolution", **_TORUS_DENSITY),
+            Figure("convolution_diffusion_width", "diffusion_distance", _TORUS_WIDTHS, by="width"),
+            Figure("convolution_diffusion_lambda", "diffusion_distance", _TORUS_LAMBDAS, by="lmbda"),
+            Figure("convolution_animation", "animation", **_TORUS_DENSITY, needs="all", suffix=".gif"),
         ],
     },
     seeds="0",  # all six take an hour
@@ -373,7 +464,171 @@ _CIFAR = Section(
     full_epochs=FULL_PASSES,
 )
 
-SECTIONS = {"6.1": _CIRCLE, "appendix-b": _TORUS, "resnets": _DIGITS, "resnets-cifar10": _CIFAR}
+# --- beyond the paper: what Section 6.1 converges to --------------------------------------------------------------
+
+_STUDY_EPOCHS = min(EPOCHS, 4096)  # of the usual length: until t = 4, well after the shock of the projected diffusion
+_SNAPSHOTS = 64  # at the same times for every time step
+
+
+def study_run(
+    lmbda: float = 1e-6,
+    width: int = WIDEST,
+    *,
+    experiment: str = MEAN_FIELD,
+    epochs: int = _STUDY_EPOCHS,
+    step: float = TIME_SCALE,
+    **options: float | str,
+) -> Run:
+    """A run of the study of the limit; ``epochs`` count the usual ``TIME_SCALE``, ``step`` is the run's own."""
+    own = max(1, round(epochs * TIME_SCALE / step))
+    more = {"time_scale": step} if step != TIME_SCALE else {}
+    more |= {"saving_step": max(1, own // _SNAPSHOTS)} if own >= 2 * _SNAPSHOTS else {}
+    if experiment == TWO_TIMESCALE:
+        more |= {"samples": math.inf, "teacher_width": math.inf, "init": "quantile"}
+    return Run(experiment, lmbda, width, epochs=own, options=tuple((more | options).items()))
+
+
+_PAPERS = {"init": "random", "samples": 4096, "teacher_width": 4096}  # choices
+_FEW = {"samples": 4096, "teacher_width": 4096}
+# From the paper's configuration to the limit, one choice after the other; the first ones are as long as in the paper.
+LADDER = [
+    study_run(1e-3, epochs=EPOCHS, **_PAPERS),
+    study_run(1e-3, epochs=EPOCHS, **_FEW),
+    study_run(1e-3, epochs=EPOCHS),
+    study_run(1e-4, epochs=EPOCHS, **_PAPERS),
+    study_run(1e-4, epochs=EPOCHS, **_FEW),
+    study_run(1e-4, epochs=EPOCHS),
+    study_run(1e-6, epochs=EPOCHS),
+]
+_DENSE = {"features": "squared_relu_circle", "samples": 2048, "solver": "dense", "dtype": "float64"}
+_SHORT = min(EPOCHS, 1024)
+_INJECTIVE_WIDTH = 128
+INJECTIVE = [
+    *(study_run(10.0**-k, _INJECTIVE_WIDTH, epochs=_SHORT, **_DENSE) for k in range(2, 9)),
+    *(study_run(1e-6, width, epochs=_SHORT, **_DENSE) for width in (32, 64, 256)),
+]
+RATE_LMBDA, RATE_WIDTH = 1e-3, 256
+RATES = [
+    study_run(RATE_LMBDA, RATE_WIDTH, experiment=experiment, step=2.0**-k, distances=())
+    for experiment in (TWO_TIMESCALE, MEAN_FIELD)
+    for k in (10, 7, 8, 9, 11, 12, 13, 14, 15)
+]
+_OUTER_RATES = {1: 512, 4: 512, 8: 512, 9: 512, 9.5: 512, 9.75: 512, 10: 512, 10.25: 192, 10.5: 128, 11: 96, 12: 56}
+STABILITY = [  # features that hardly move; where u diverges, epochs that end before its overflow
+    Run(
+        TWO_TIMESCALE,
+        RATE_LMBDA,
+        RATE_WIDTH,
+        epochs=min(EPOCHS, epochs),
+        options=(
+            *(("time_scale", 2.0**-20), ("samples", math.inf), ("teacher_width", math.inf), ("init", "quantile")),
+            *((("outer_rate", float(rate)),) if rate != 1 else ()),
+            ("distances", ()),
+        ),
+    )
+    for rate, epochs in _OUTER_RATES.items()
+]
+_MEAN_FIELD = Section(
+    "What Section 6.1 converges to",
+    {
+        "Results_mean_field": [
+            Figure("mean_field_ladder", "ladder", LADDER),
+            Figure(
+                "mean_field_width",
+                "series",
+                [study_run(width=2**k, step=2**-11) for k in range(5, 15)],
+                by="width",
+                seeds=SEEDS[:1],
+            ),
+            Figure(
+                "mean_field_random",
+                "series",
+                [study_run(width=2**k, step=2**-11, init="random") for k in (5, 7, 9, 11)],
+                by="width",
+            ),
+            Figure(
+                "mean_field_lambda",
+                "series",
+                [study_run(10.0**-k, 2048, step=2**-13) for k in range(1, 8)],
+                by="lmbda",
+                seeds=SEEDS[:1],
+            ),
+            Figure(
+                "mean_field_samples",
+                "series",
+                [*(study_run(samples=2**k) for k in (10, 12, 14, 16, 18)), study_run()],
+                by="samples",
+            ),
+            Figure(
+                "mean_field_step",
+                "series",
+                [study_run(1e-5, step=2.0**-k) for k in (8, 9, 10, 11, 12, 13)],
+                by="time_scale",
+                seeds=SEEDS[:1],
+            ),
+            Figure("mean_field_harmonics", "harmonics", [study_run()], seeds=SEEDS[:1]),
+            Figure("mean_field_injective", "injective", INJECTIVE, by="lmbda", seeds=SEEDS[:1]),
+            Figure("mean_field_rates", "rates", RATES, by="time_scale", seeds=SEEDS[:1]),
+            Figure("mean_field_stability", "stability", STABILITY, seeds=SEEDS[:1]),
+        ]
+    },
+)
+
+# --- Beyond the paper: optimizers on the reduced risk ---------------------------------------------------------------
+
+
+def _methods(run: Run, methods: Iterable[str] = METHODS) -> list[Run]:
+    """``run`` by each of ``methods``."""
+    return [replace(run, method=name, epochs=min(EPOCHS, METHODS[name].iterations)) for name in methods]
+
+
+def _all_methods(runs: Iterable[Run]) -> list[Run]:
+    return [each for run in runs for each in _methods(run)]
+
+
+RACES = {gamma: Run(UNBIASED, lmbda, gamma=gamma) for gamma, lmbda in zip(GAMMAS, (1e-3, 1e-3, 1e-4), strict=True)}
+_INFINITE = Run(UNBIASED, infinite=True)
+_TORUS_RACE = Run(TORUS_UNBIASED, width=128)
+_OPTIMIZERS = Section(
+    "Optimizers on the reduced risk",
+    {
+        "Results_optimizers": [
+            *(Figure(f"optimizers_gamma_{g:g}", "race", _methods(run), by="method") for g, run in RACES.items()),
+            Figure(
+                "optimizers_width",
+                "arrivals",
+                _all_methods(Run(UNBIASED, width=width, gamma=gamma) for gamma, width in product(GAMMAS, WIDTHS)),
+                by="width",
+            ),
+            Figure(
+                "optimizers_lambda",
+                "arrivals",
+                _all_methods(Run(UNBIASED, lmbda, gamma=g) for g, lmbda in product(GAMMAS, (1e-2, 1e-3, 1e-4))),
+                by="lmbda",
+            ),
+            Figure("optimizers_features", "features", _all_methods(RACES.values()), by="method"),
+            Figure("optimizers_infinite_data", "race", _methods(_INFINITE), by="method"),
+            Figure(
+                "optimizers_torus",
+                "race",
+                _methods(_TORUS_RACE, (GRADIENT_DESCENT, "momentum", "lbfgs")),
+                by="method",
+                seeds=SEEDS[:1],
+            ),
+        ],
+    },
+    more=_all_methods(Run(UNBIASED, width=8192, gamma=gamma) for gamma in GAMMAS),  # in the table
+    published=False,
+)
+
+SECTIONS = {
+    "6.1": _CIRCLE,
+    "appendix-b": _TORUS,
+    "mean-field": _MEAN_FIELD,
+    "resnets": _DIGITS,
+    "resnets-cifar10": _CIFAR,
+    "optimizers": _OPTIMIZERS,
+}
 
 
 def find(name: str) -> tuple[str, Figure]:

@@ -11,7 +11,7 @@ import numpy as np
 from varpro import results
 from varpro.paper import grid
 
-QUANTITIES = ("loss", "distance_teacher", "distance_diffusion")
+QUANTITIES = ("loss", "distance_teacher", "distance_diffusion", "distance_projected")
 SMOOTHING = 0.04  # scale, in radians, of the Gaussian in the published density figure
 CIRCLE = np.linspace(-math.pi, math.pi, 1025)
 
@@ -22,7 +22,7 @@ def seeds_at_hand(run: grid.AnyRun, seeds: Iterable[int] = grid.SEEDS) -> tuple[
 
 
 def curves(run: grid.Run, seeds: Sequence[int], quantity: str) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs (E,), values (seeds, E)) of ``loss``, ``distance_teacher`` or ``distance_diffusion`` of a run.
+    """(epochs (E,), values (seeds, E)) of one of :data:`QUANTITIES` of a run.
 
     Raises ResultError where a seed is not at hand.
     """
@@ -76,7 +76,7 @@ def state_at(epoch: float, epochs: np.ndarray, states: np.ndarray) -> np.ndarray
 
 @dataclass(frozen=True)
 class Densities:
-    """A density on the circle over time: ``at(epoch)`` is its values (G,) at the angles ``places (G,)``.
+    """A density over time: ``at(epoch)`` is its values (G,) at the angles ``places (G,)``, on the torus (G, G).
 
     Between the snapshots, at ``epochs (S,)``, it is interpolated.
     """

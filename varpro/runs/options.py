@@ -1,11 +1,12 @@
 """The options that the experiment scripts share, in groups; each script gives the defaults."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from varpro import cli
 from varpro.domains.base import Domain
+from varpro.features import FeatureMap
 from varpro.optimizers.base import Optimizer
 from varpro.optimizers.lbfgs import LBFGS
 from varpro.optimizers.levenberg_marquardt import LevenbergMarquardt
@@ -44,8 +45,9 @@ def add_problem(
     lmbda: float,
     student_width: int,
     gamma: float,
-    samples: int,
-    teacher_width: int,
+    samples: float,
+    teacher_width: float,
+    init: str = INITS[0],
 ) -> None:
     """The learning problem on ``domain``; the keywords are the experiment's defaults."""
     group = to.add_argument_group("problem")
@@ -76,8 +78,8 @@ def add_problem(
     group.add_argument(
         "--init",
         choices=INITS,
-        default=INITS[0],
-        help="student at the start: random, as in the paper, or quantile, evenly spread (circle)",
+        default=init,
+        help="student at the start: random, as in the paper, or quantile, evenly spread",
     )
     d = domain.dimension
     group.add_argument(
@@ -89,15 +91,37 @@ def add_problem(
     )
 
 
-def add_distances(to: argparse.ArgumentParser, limits: Sequence[Limit]) -> None:
-    """Which of ``limits`` the features are compared with at every distance epoch; the first one is the default."""
+def add_distances(to: argparse.ArgumentParser, limits: Sequence[Limit], *, usual: int = 1) -> None:
+    """Which of ``limits`` the features are compared with; the first ``usual`` are the default."""
     to.add_argument_group("distances").add_argument(
         "--distances",
         nargs="*",
         choices=[limit.name for limit in limits],
-        default=[limit.name for limit in limits[:1]],
+        default=[limit.name for limit in limits[:usual]],
         metavar="LIMIT",
         help=f"limits of the dynamics that the features are compared with: {', '.join(limit.name for limit in limits)}",
+    )
+
+
+def add_features(to: argparse.ArgumentParser, *, maps: Mapping[str, FeatureMap]) -> None:
+    """The feature map, by its name; the first one is the default."""
+    to.add_argument(
+        "--features",
+        choices=list(maps),
+        default=next(iter(maps)),
+        help="feature map: ReLU, or ReLU plus its square, which sees all harmonics (dense, finite samples)",
+    )
+
+
+def add_outer_rate(to: argparse.ArgumentParser) -> None:
+    """The pace of the outer weights of two-timescale descent."""
+    to.add_argument(
+        "--outer_rate",
+        type=cli.positive,
+        default=1.0,
+        metavar="R",
+        help="learning rate of the outer weights over lambda M: eta_u = R lambda M; unstable where R exceeds 2 over "
+        "the largest eigenvalue of phi^T phi / (N M) + lambda",
     )
 
 
@@ -127,6 +151,13 @@ def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float)
         default=0.0,
         metavar="R",
         help="end before the last epoch where the risk changes by less than this share of itself (not with gd)",
+    )
+    group.add_argument(
+        "--continuation",
+        type=cli.positive,
+        metavar="L",
+        help="begin with lambda L, as 0.1, and divide by 10 down to --lambda, each from where the last one left off "
+        "(not with gd)",
     )
     fewer = ", ".join(f"{kind.usual_iterations} with {name}" for name, kind in OPTIMIZERS.items())
     group.add_argument(

@@ -20,7 +20,7 @@ class Objective:
     """The loss L of docs/definitions.md, section 1, and the descent on it.
 
     ``outer_update`` is ``"ridge"`` (VarPro: u solves the inner problem at every epoch) or ``"gradient"`` (two-timescale
-    descent: one gradient step of u at rate lam M).
+    descent: one gradient step of u at rate ``outer_rate`` times lam M).
     """
 
     features: FeatureMap
@@ -28,6 +28,7 @@ class Objective:
     centre: float
     time_scale: float
     outer_update: str
+    outer_rate: float = 1.0
 
     @property
     def constants(self) -> tuple[float, float, float]:

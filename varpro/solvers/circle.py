@@ -786,11 +786,12 @@ def _step_weights(ws, rate):
 
 
 @compiled(fastmath=FUSED)
-def _next_outer(ws, lmbda, centre):
-    """next_u <- u - (mean phi r + lam (u - c)): a gradient step at rate lam M (docs/definitions.md, 1)."""
+def _next_outer(ws, lmbda, centre, rate):
+    """next_u <- u - rate (mean phi r + lam (u - c)): a gradient step at rate lam M times ``rate`` (docs/definitions.md,
+    1)."""
     for k in range(ws.key.shape[0]):
         product = _active_mean(ws, k)
-        ws.next_u[k] = ws.u[k] - product - lmbda * (ws.u[k] - centre)
+        ws.next_u[k] = ws.u[k] - rate * (product + lmbda * (ws.u[k] - centre))
 
 
 # --- inner solve -------------------------------------------------------------------------------------------------
@@ -991,7 +992,7 @@ def _varpro_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses
 
 
 @compiled()
-def _two_timescale_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses):
+def _two_timescale_epochs(tables, ws, weights, outer, lmbda, centre, time_scale, losses, outer_rate):
     """Two-timescale epochs: both gradients at the same point (docs/definitions.md, 1).
 
     Ends early as ``_varpro_epochs`` does.
@@ -1003,7 +1004,7 @@ def _two_timescale_epochs(tables, ws, weights, outer, lmbda, centre, time_scale,
         _half_plane_sums(tables, ws, ws.u, 1.0)
         data, penalty, _ = _reductions(tables, ws, lmbda, centre)
         loss = _loss(tables, ws, lmbda, data, penalty)
-        _next_outer(ws, lmbda, centre)  # before the weights move, used after
+        _next_outer(ws, lmbda, centre, outer_rate)  # before the weights move, used after
         if not (np.isfinite(loss) and _step_weights(ws, time_scale / lmbda)):
             return
         losses[epoch] = loss
@@ -1020,7 +1021,7 @@ class CircleSolver(Solver[np.ndarray]):
 
     ``inputs (N, 2)`` and ``targets (N,)`` are float64 arrays; ``lmbda > 0``; ``centre`` is the penalty centre c;
     ``time_scale`` is the learning rate of the weights per neuron (eta_w = M time_scale); ``outer_update`` is
-    ``"ridge"`` (VarPro) or ``"gradient"`` (two-timescale, eta_u = lam M).
+    ``"ridge"`` (VarPro) or ``"gradient"`` (two-timescale, eta_u = lam M times ``outer_rate``).
     """
 
     name, devices, dtypes, takes_infinite_data = "linear", ("cpu",), ("float64",), True
@@ -1033,10 +1034,11 @@ class CircleSolver(Solver[np.ndarray]):
         centre: float,
         time_scale: float = 2**-10,
         outer_update: str = "ridge",
+        outer_rate: float = 1.0,
     ) -> None:
         self.tables = sample_tables(inputs, targets)
         self.lmbda, self.centre, self.time_scale = float(lmbda), float(centre), float(time_scale)
-        self.outer_update = outer_update
+        self.outer_update, self.outer_rate = outer_update, float(outer_rate)
         self._workspace: Workspace | None = None
         self._achieved = np.zeros(2)  # largest error bound of the inner solves so far, and how many were refined
 
@@ -1048,9 +1050,10 @@ class CircleSolver(Solver[np.ndarray]):
         centre: float,
         time_scale: float,
         outer_update: str,
+        outer_rate: float = 1.0,
     ) -> "CircleSolver":
         """The same solver on tables already built: of samples, or of infinite data (``population_tables``)."""
-        solver = cls(np.ones((1, 2)), np.zeros(1), lmbda, centre, time_scale, outer_update)
+        solver = cls(np.ones((1, 2)), np.zeros(1), lmbda, centre, time_scale, outer_update, outer_rate)
         solver.tables = tables
         return solver
 
@@ -1063,7 +1066,7 @@ class CircleSolver(Solver[np.ndarray]):
 
     @classmethod
     def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "CircleSolver":
-        constants = *objective.constants, objective.outer_update
+        constants = *objective.constants, objective.outer_update, objective.outer_rate
         if problem.inputs is None:
             teacher = problem.teacher.numpy() if problem.law is None else problem.law.density
             return cls.from_tables(population_tables(teacher), *constants)
@@ -1102,7 +1105,7 @@ class CircleSolver(Solver[np.ndarray]):
         if self.outer_update == "ridge":
             _varpro_epochs(*state, losses, self._achieved)
         else:
-            _two_timescale_epochs(*state, losses)
+            _two_timescale_epochs(*state, losses, self.outer_rate)
         return losses
 
     def report(self) -> dict[str, float]:

@@ -28,11 +28,12 @@ class DenseSolver(Solver[torch.Tensor]):
         time_scale: float,
         outer_update: str,
         *,
+        outer_rate: float = 1.0,
         tf32: bool = False,
     ) -> None:
         self.feature_map, self.inputs, self.targets = feature_map, inputs, targets
         self.lmbda, self.centre, self.time_scale = lmbda, centre, time_scale
-        self.outer_update, self.tf32 = outer_update, tf32
+        self.outer_update, self.outer_rate, self.tf32 = outer_update, outer_rate, tf32
 
     @classmethod
     def obstacle(cls, objective: Objective, problem: Problem) -> str:
@@ -42,7 +43,8 @@ class DenseSolver(Solver[torch.Tensor]):
     def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "DenseSolver":
         place = {"dtype": getattr(torch, dtype), "device": device}
         inputs, targets = (tensor.to(**place) for tensor in problem.data)
-        return cls(objective.features, inputs, targets, *objective.constants, objective.outer_update, tf32=tf32)
+        constants = *objective.constants, objective.outer_update
+        return cls(objective.features, inputs, targets, *constants, outer_rate=objective.outer_rate, tf32=tf32)
 
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy in the dtype and on the device of the data."""
@@ -76,7 +78,7 @@ class DenseSolver(Solver[torch.Tensor]):
                 residual = predict(features, outer) - self.targets
                 descent = self._weight_gradient(weights, outer, features, residual)
                 if self.outer_update == "gradient":
-                    outer.sub_(self._outer_gradient(outer, features, residual))
+                    outer.sub_(self.outer_rate * self._outer_gradient(outer, features, residual))
                 weights.copy_(self.feature_map.domain.project(weights - self.time_scale * descent))
                 features = self.feature_map(weights, self.inputs)
                 if self.outer_update == "ridge":

@@ -82,7 +82,8 @@ def test_the_grid_holds_each_run_once():
     assert Counter(run.experiment for run in runs) == {
         grid.BIASED: 7,
         grid.UNBIASED: 17,
-        grid.TWO_TIMESCALE: 12,
+        grid.TWO_TIMESCALE: 12 + 20,
+        grid.MEAN_FIELD: 58,
         grid.TORUS_BIASED: 7,
         grid.TORUS_UNBIASED: 8,
         names.RESNET: 15 + 8,
@@ -116,6 +117,12 @@ def test_figures_are_found_by_name():
         grid.Run(grid.UNBIASED, lmbda=1e-1, width=8, gamma=10.0, epochs=5),
         grid.Run(grid.TORUS_UNBIASED, lmbda=1e-2, width=8, gamma=math.inf, epochs=5),
         grid.Run(grid.TORUS_BIASED, width=8, epochs=5, activation="cos"),
+        grid.Run(grid.MEAN_FIELD, width=8, epochs=4, options=(("time_scale", 2**-11), ("saving_step", 2))),
+        grid.Run(grid.MEAN_FIELD, width=8, epochs=4, options=(("init", "random"), ("samples", 64), ("distances", ()))),
+        grid.Run(
+            grid.MEAN_FIELD, width=8, epochs=4, options=tuple((grid.DENSE | {"distances": ("diffusion",)}).items())
+        ),
+        grid.Run(grid.TWO_TIMESCALE, width=8, epochs=4, options=(("outer_rate", 2.5), ("init", "quantile"))),
     ],
 )
 def test_paths_are_those_that_the_scripts_write(run):

@@ -17,11 +17,13 @@ from varpro.paper import grid, records, study
 
 publish = Publisher()
 
-_SYMBOLS = {"width": "M", "lmbda": r"\lambda", "samples": "N", "time_scale": "h", "outer_rate": "R"}
+_SYMBOLS = {"ratio": r"\eta_u / \eta_w", "width": "M", "lmbda": r"\lambda", "samples": "N", "time_scale": "h", "outer_rate": "R"}
 _TO = {"diffusion": "distance to the plain diffusion", "projected": "distance to the projected diffusion"}
 _TIME = "time $t$ (epochs times $h$)"
 _MARKERS = ("o", "s", "^")
 _DISTANCE = "energy distance"
+# Where the parameter of a figure is what the distance mostly comes from: there slopes are fitted, else everywhere.
+_FITTED = {"mean_field_width": (2**8, 2**10), "mean_field_lambda": (1e-5, 1e-3)}
 
 
 def answer() -> Table:
@@ -49,7 +51,7 @@ def series(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         _times(left)
         alone = spec.by in ("samples", "time_scale")
         found = _errors_alone(lines) if alone else _distances_at(lines, "projected")
-        _against(right, spec.by, [getattr(line.run, spec.by) for line in lines], found)
+        _against(right, spec.by, [getattr(line.run, spec.by) for line in lines], found, _FITTED.get(spec.name))
         last = _label(spec.by, getattr(spec.runs[-1], spec.by))
         right.set(ylabel=f"distance to the features at {last}" if alone else _TO["projected"])
         entries = [(_label(spec.by, getattr(line.run, spec.by)), {"color": line.colour}) for line in lines]
@@ -93,10 +95,12 @@ def _errors_alone(lines: Sequence[Line]) -> list[np.ndarray]:
 
 
 def _against(
-    axes: Axes, by: str, values: Sequence[float], found: Sequence[np.ndarray], fitted: slice = slice(None)
+    axes: Axes, by: str, values: Sequence[float], found: Sequence[np.ndarray], fitted: tuple[float, float] | None = None
 ) -> None:
-    """Distances at the times of the study against the parameter, with slopes fitted to the ``fitted`` ones."""
+    """Distances at the times of the study against the parameter, with slopes; ``fitted`` are the ends of their fit."""
     x = np.array(values[: len(found)], dtype=float)
+    low, high = fitted or (0, math.inf)
+    within = (x >= low * (1 - 1e-9)) & (x <= high * (1 + 1e-9))
     tints = panels.colours("epoch", len(study.TIMES))
     for place, (time, colour, marker) in enumerate(zip(study.TIMES, tints, _MARKERS, strict=True)):
         columns = [each[:, place] for each in found]
@@ -106,13 +110,15 @@ def _against(
         spread = np.array([[m - c.min(), c.max() - m] for m, c in zip(means, columns, strict=True)]).T
         count = min(map(len, columns))
         rows = np.stack([column[:count] for column in columns], axis=1)  # (seeds, values)
-        fit = study.slope(x[fitted], rows[:, fitted]) if len(x[fitted]) > 1 else None
+        fit = study.slope(x[within], rows[:, within]) if within.sum() > 1 else None
         label = f"$t = {time:g}$" + (f", slope {fit}" if fit else "")
         bars = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "capsize": 2}
         axes.errorbar(x, means, spread, label=label, **bars)
-    axes.set(xscale="log", yscale="log", xlabel=f"${_SYMBOLS[by]}$")
+    axes.set_xscale("log", base=10 if by == "lmbda" else 2)
+    axes.set(yscale="log", xlabel=f"${_SYMBOLS[by]}$")
     if axes.lines:
-        axes.legend()
+        title = f"slopes from {_label(by, low)} to {_label(by, high)}" if fitted and high < math.inf else None
+        axes.legend(title=title)
     panels.readable_logarithm(axes)
 
 
@@ -275,7 +281,7 @@ def rates(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         left.set(ylabel="distance to the features of VarPro")
         _times(left)
         if found:
-            _against(right, "lmbda", ratios, found, slice(int(np.searchsorted(ratios, 1)), None))
+            _against(right, "ratio", ratios, found, (1, math.inf))
         right.axvline(1, **panels.TEACHER_LOOK)
         right.set(xlabel=r"ratio of the rates $\eta_u / \eta_w = \lambda / h$", ylabel="distance to the features of VarPro")
         entries = [(f"$\\eta_u / \\eta_w = {ratio:.2g}$", {"color": c}) for ratio, c in zip(ratios, tints, strict=True)]

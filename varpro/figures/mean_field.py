@@ -225,9 +225,9 @@ def _of_density(density: np.ndarray, angles: np.ndarray) -> np.ndarray:
 @publish.layout
 def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     """Features that see every harmonic: distance to the plain diffusion over time, against lambda, against the width."""
-    drawn = panels.lines_of(spec, seeds)
+    every = panels.lines_of(spec, seeds)
     usual = max({run.width for run in spec.runs}, key=lambda width: sum(run.width == width for run in spec.runs))
-    lines = [line for line in drawn if line.seeds and line.run.width == usual]
+    lines = [line for line in every if line.seeds and line.run.width == usual]
     lines.sort(key=lambda line: -line.run.lmbda)
     with panels.style():
         figure = Figure(figsize=(10.5, 3.9))
@@ -236,23 +236,23 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
             _over_time(left, line, "diffusion")
         left.set(ylabel=_TO["diffusion"])
         _times(left)
-        relu = [run for run in grid.find("mean_field_lambda")[1].runs if run.path(0).exists()]
-        kinds = [("with square, plain", [line.run for line in lines], "diffusion", "o", "solid")]
+        relu = [line for line in panels.lines_of(grid.find("mean_field_lambda")[1], seeds) if line.seeds]
+        kinds = [("with square, plain", lines, "diffusion", "o", "solid")]
         kinds += [("ReLU, plain", relu, "diffusion", "s", "dashed"), ("ReLU, projected", relu, "projected", "^", "dotted")]
         for time, colour in zip((0.25, 1.0), panels.colours("epoch", 2), strict=True):
-            for label, runs, limit, marker, style in kinds:
-                values = [study.distances_at(run, [0], limit, [time])[0, 0] for run in runs]
+            for label, drawn, limit, marker, style in kinds:
+                values = [study.distances_at(line.run, line.seeds, limit, [time]).mean() for line in drawn]
                 look = {"marker": marker, "markersize": 4, "color": colour, "linestyle": style, "linewidth": 1}
-                middle.plot([run.lmbda for run in runs], values, label=f"{label}, $t = {time:g}$", **look)
+                middle.plot([line.run.lmbda for line in drawn], values, label=f"{label}, $t = {time:g}$", **look)
         middle.set(xscale="log", yscale="log", xlabel=r"$\lambda$", ylabel=_DISTANCE)
         middle.legend(fontsize=6)
         panels.readable_logarithm(middle)
-        widths = sorted((line for line in drawn if line.seeds and line.run.lmbda == 1e-6), key=lambda line: line.run.width)
+        widths = sorted((line for line in every if line.seeds and line.run.lmbda == 1e-6), key=lambda line: line.run.width)
         if widths:
             _against(right, "width", [line.run.width for line in widths], _distances_at(widths, "diffusion"))
         right.set(title=r"$\lambda = 10^{-6}$", ylabel=_TO["diffusion"])
         entries = [(_label("lmbda", line.run.lmbda), {"color": line.colour}) for line in lines]
-        fixed = f"left and middle: $M = {usual}$ (ReLU: {relu[0].width if relu else 'none'}), $N = {spec.runs[0].samples}$"
+        fixed = f"left and middle: $M = {usual}$ (ReLU: {relu[0].run.width if relu else 'none'}), $N = {spec.runs[0].samples}$"
         panels.legend(figure, entries, f"{fixed}, equally spaced start, seed 0")
     return figure
 
@@ -264,7 +264,7 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
 def rates(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     """Two-timescale descent against VarPro of the same step: distance of the features over time, and over the ratio."""
     lines = [line for line in panels.lines_of(spec, seeds) if line.seeds]
-    partner = {line.run.time_scale: line.run for line in lines if line.run.experiment == grid.MEAN_FIELD}
+    partner = {line.run.time_scale: line for line in lines if line.run.experiment == grid.MEAN_FIELD}
     own = [line for line in lines if line.run.experiment == grid.TWO_TIMESCALE and line.run.time_scale in partner]
     own.sort(key=lambda line: -line.run.time_scale)
     tints = panels.colours("epoch", len(own))
@@ -273,7 +273,7 @@ def rates(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         figure = Figure(figsize=(9, 3.9))
         left, right = figure.subplots(1, 2)
         for line, colour in zip(own, tints, strict=True):
-            two, one = study.states(line.run, line.seeds[0]), study.states(partner[line.run.time_scale], 0)
+            two, one = (study.states(each.run, each.seeds[0]) for each in (line, partner[line.run.time_scale]))
             times = two.times[1:]
             left.plot(times, [study.gap(two, one, time) for time in times], color=colour)
             ratios.append(line.run.lmbda / line.run.time_scale)
@@ -300,12 +300,14 @@ def stability(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     with panels.style():
         figure = Figure(figsize=(9, 3.7))
         left, right = figure.subplots(1, 2)
-        curves = {run: records.curves(run, records.seeds_at_hand(run)[:1], "loss") for run in runs}
+        at_hand = {run: records.seeds_at_hand(run, spec.seeds if seeds is None else seeds) for run in runs}
+        curves = {run: records.curves(run, at_hand[run][:1], "loss") for run in runs}
         for run, colour in zip(runs, tints, strict=True):
             epochs, loss = curves[run]
             left.plot(epochs, loss[0], color=colour)
         left.set(xscale="log", yscale="log", xlabel="epoch", ylabel="risk", xlim=(8, None), ylim=(0.3, 1e4))
-        eigenvalue = study.largest_eigenvalue(study.states(runs[0], 0).weights[0]) + runs[0].lmbda
+        (first, *_) = records.seeds_at_hand(runs[0], spec.seeds if seeds is None else seeds)
+        eigenvalue = study.largest_eigenvalue(study.states(runs[0], first).weights[0]) + runs[0].lmbda
         growths = [study.growth(curves[run][1][0]) for run in runs]
         right.plot(list(rate_of.values()), growths, "o", color="black", markersize=4, label="measured")
         line = np.linspace(min(rate_of.values()), max(rate_of.values()), 400)

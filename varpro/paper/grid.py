@@ -290,6 +290,11 @@ class Figure:
         return self.name + self.suffix
 
 
+def _drawn(run: AnyRun, seeds: Sequence[int]) -> list[int]:
+    """Those of ``seeds`` that give results of their own."""
+    return list(seeds[:1] if run.deterministic else seeds)
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of the paper: the figures that each of its notebooks shows."""
@@ -321,15 +326,18 @@ class Section:
         return next(run for figure in self.figures for run in figure.runs).epochs
 
     def wanted(self, seeds: Iterable[int] | None = None) -> dict[AnyRun, list[int]]:
-        """The seeds of every run: ``seeds`` where some are asked for, else the section's or its figures' own."""
+        """The seeds of every run: ``seeds`` where some are asked for, else the section's or its figures' own.
+
+        Where nothing is drawn, the first of them.
+        """
         if seeds is None and self.seeds:
             seeds = parse_seeds(self.seeds)
         if seeds is not None:
-            return {run: sorted(seeds) for run in self.runs}
+            return {run: _drawn(run, sorted(seeds)) for run in self.runs}
         own = {run: {0} if run in self.more else set() for run in self.runs}
         for figure in self.figures:
             for run in figure.runs:
-                own[run] |= set(figure.seeds[:1] if run.deterministic else figure.seeds)
+                own[run] |= set(_drawn(run, figure.seeds))
         return {run: sorted(of_run) for run, of_run in own.items()}
 
 

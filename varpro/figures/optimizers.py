@@ -118,7 +118,9 @@ def arrivals_by(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
             column[1].set_xlabel(_SYMBOLS[spec.by])
         for axes, (quantity, factor) in zip(cells[:, 0], _MARKS, strict=True):
             axes.set_ylabel(f"evaluations to {quantity} x {factor:g}")
-        missed = {"not all seeds get there": {"color": "0.4", "marker": "o", "markerfacecolor": "white", "linewidth": 0}}
+        missed = {
+            "not all seeds get there": {"color": "0.4", "marker": "o", "markerfacecolor": "white", "linewidth": 0}
+        }
         _legend(figure, spec, shown, missed)
     return figure
 

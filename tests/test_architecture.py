@@ -101,6 +101,15 @@ def test_the_page_names_the_same_rooms():
     assert [room for room, _ in rows] == list(ROOMS)
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md", "README.md"])
+def test_pages_name_what_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def test_imports_go_downwards():
     graph = import_graph()
     assert sum(map(len, graph.values())) > 200  # it does see the imports

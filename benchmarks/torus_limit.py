@@ -121,6 +121,7 @@ def _rows(labels: list[str], parameter: str, sizes: Sequence[float], found: np.n
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Print the table that the options ask for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kernel", choices=RADIAL_KERNELS, default="laplace")
     parser.add_argument("--widths", type=int, nargs="*", default=[64, 256, 1024, 4096])

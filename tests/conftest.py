@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from varpro import results
 from varpro.paper import grid
+from varpro.runs.schedule import schedule
 from varpro.threads import one_torch_thread
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +54,10 @@ TINY_EPOCHS = 64
 
 @pytest.fixture(scope="session")
 def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every shallow run of the paper at 64 epochs, seed 0, made by the scripts; a folder to name in $VARPRO_RESULTS."""
+    """Every shallow run of the paper at 64 epochs, seed 0, made by the scripts; a folder to name in $VARPRO_RESULTS.
+
+    The results of the other sections have made-up numbers.
+    """
     folder = tmp_path_factory.mktemp("tiny_results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VARPRO_RESULTS", str(folder))
@@ -65,9 +69,29 @@ def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         scripts = {experiment: load_script(f"{experiment}/Experiment.py") for experiment in sorted(experiments)}
         for run in sorted(runs):
             scripts[run.experiment].main(replace(run, epochs=TINY_EPOCHS).arguments([0]))
+        pretend_mean_field()
         for run in grid.DIGITS_RUNS:
             pretend_resnet(replace(run, epochs=TINY_EPOCHS), range(3))
     return folder
+
+
+def pretend_mean_field() -> None:
+    """Results of the study of the limit at 64 epochs, seeds 0 to 5, with made-up numbers and eight neurons."""
+    section = grid.mean_field(TINY_EPOCHS)
+    for limit in ("diffusion", "projected"):
+        load_script("make_diffusion.py").main(grid.Diffusion(epochs=TINY_EPOCHS, limit=limit).arguments())
+    for run, seeds in section.wanted().items():
+        plan = schedule(run.epochs, run.option("saving_step", None))
+        snapshots, times = len(plan.snapshot_epochs), torch.from_numpy(plan.distance_epochs) * run.time_scale
+        angles = torch.linspace(0, 6, 8)[None] + torch.linspace(0, 1, snapshots)[:, None] * (1 + run.time_scale)
+        for seed in seeds:
+            weights = torch.stack([torch.cos(angles + 0.1 * seed), torch.sin(angles)], dim=-1)
+            contents = {"snapshot_epochs": torch.from_numpy(plan.snapshot_epochs), "weights": weights}
+            contents |= {"outer": torch.ones(snapshots, 8), "loss": 1 + torch.arange(run.epochs).double() / 8}
+            contents |= {"distance_epochs": torch.from_numpy(plan.distance_epochs)}
+            for name, least in (("teacher", 0.3), ("diffusion", 0.02), ("projected", 1 / run.width)):
+                contents[f"distance_{name}"] = least + run.lmbda**0.5 * (1 + times) + 0.01 * seed
+            results.save(run.path(seed), contents)
 
 
 def pretend_resnet(run: grid.ResNetRun, seeds: Iterable[int]) -> None:

@@ -28,13 +28,14 @@ CENTRES = st.sampled_from([0.0, 1.0])
 LAMBDAS = st.sampled_from([1e-1, 1e-2, 1e-3, 1e-4])
 
 
-def linear(problem, lmbda=1e-3, centre=1.0, time_scale=2**-10, outer_update="ridge"):
-    return circle.CircleSolver(problem.inputs, problem.targets, lmbda, centre, time_scale, outer_update)
+def linear(problem, lmbda=1e-3, centre=1.0, time_scale=2**-10, outer_update="ridge", outer_rate=1.0):
+    return circle.CircleSolver(problem.inputs, problem.targets, lmbda, centre, time_scale, outer_update, outer_rate)
 
 
-def dense(problem, lmbda=1e-3, centre=1.0, time_scale=2**-10, outer_update="ridge"):
+def dense(problem, lmbda=1e-3, centre=1.0, time_scale=2**-10, outer_update="ridge", outer_rate=1.0):
     inputs, targets = torch.from_numpy(problem.inputs), torch.from_numpy(problem.targets)[:, None]
-    return DenseSolver(ReLUCircle(), inputs, targets, lmbda, centre, time_scale, outer_update)
+    constants = lmbda, centre, time_scale, outer_update
+    return DenseSolver(ReLUCircle(), inputs, targets, *constants, outer_rate=outer_rate)
 
 
 def rms(values):
@@ -101,9 +102,10 @@ def test_prediction_is_the_dense_one(problem, seed):
 
 
 @settings(max_examples=40)
-@given(awkward_problems(), LAMBDAS, CENTRES, st.sampled_from(["ridge", "gradient"]))
-def test_one_epoch_is_the_dense_one(problem, lmbda, centre, outer_update):
+@given(awkward_problems(), LAMBDAS, CENTRES, st.sampled_from(["ridge", "gradient"]), st.floats(0.25, 4))
+def test_one_epoch_is_the_dense_one(problem, lmbda, centre, outer_update, outer_rate):
     options = {"lmbda": lmbda, "centre": centre, "time_scale": 1e-2 * lmbda, "outer_update": outer_update}
+    options["outer_rate"] = outer_rate
     weights, expected_weights = problem.weights.copy(), torch.from_numpy(problem.weights.copy())
     slow, fast = dense(problem, **options), linear(problem, **options)
     outer, expected_outer = fast.solve(weights), slow.solve(expected_weights)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from varpro import results
-from varpro.figures import animation, circle, optimizers, panels, publish, resnets, torus
+from varpro.figures import animation, circle, mean_field, optimizers, panels, publish, resnets, torus
 from varpro.paper import grid, records
 
 GRID = np.linspace(-math.pi, math.pi, 512, endpoint=False)
@@ -193,6 +193,7 @@ def test_missing_counts_requested_seeds(empty_results):
 MODULES = {
     "6.1": circle,
     "appendix-b": torus,
+    "mean-field": mean_field,
     "resnets": resnets,
     "resnets-cifar10": resnets,
     "optimizers": optimizers,
@@ -201,7 +202,7 @@ FIGURES = [(section, spec.name) for section in grid.SECTIONS for spec in grid.SE
 
 
 def test_every_layout_is_used_and_there():
-    for module in (circle, torus, resnets, optimizers):
+    for module in (circle, torus, mean_field, resnets, optimizers):
         named = {grid.find(name)[1].layout for section, name in FIGURES if MODULES[section] is module}
         assert module.publish._layouts.keys() == named
 

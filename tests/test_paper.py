@@ -85,7 +85,8 @@ def test_the_grid_holds_each_run_once():
     assert Counter(run.experiment for run in runs) == {
         grid.BIASED: 7,
         grid.UNBIASED: 17,
-        grid.TWO_TIMESCALE: 12,
+        grid.TWO_TIMESCALE: 12 + 20,
+        grid.MEAN_FIELD: 58,
         grid.TORUS_BIASED: 7,
         grid.TORUS_UNBIASED: 8,
         names.RESNET: 15 + 8,
@@ -140,6 +141,12 @@ def test_figures_are_found_by_name():
             epochs=5,
             options=(("teacher_width", math.inf), ("samples", math.inf), *grid.METHODS["momentum"].options),
         ),
+        grid.Run(grid.MEAN_FIELD, width=8, epochs=4, options=(("time_scale", 2**-11), ("saving_step", 2))),
+        grid.Run(grid.MEAN_FIELD, width=8, epochs=4, options=(("init", "random"), ("samples", 64), ("distances", ()))),
+        grid.Run(
+            grid.MEAN_FIELD, width=8, epochs=4, options=tuple((grid.DENSE | {"distances": ("diffusion",)}).items())
+        ),
+        grid.Run(grid.TWO_TIMESCALE, width=8, epochs=4, options=(("outer_rate", 2.5), ("init", "quantile"))),
     ],
 )
 def test_paths_are_those_that_the_scripts_write(run):
@@ -501,7 +508,7 @@ def test_batches_hold_every_run_once_and_are_even(name, seeds):
     spent = [sum(cost.seconds(run) * len(of) for run, of in batch.items()) for batch in batches]
     short = [total for total, batch in zip(spent, batches, strict=True) if total < work.BATCH_SECONDS]
     assert len(short) % 2 == 0
-    longest = max(cost.seconds(run) for run in wanted if cost.seconds(run) < work.BATCH_SECONDS)
+    longest = max((cost.seconds(run) for run in wanted if cost.seconds(run) < work.BATCH_SECONDS), default=0.0)
     assert not short or max(short) - min(short) < max(1.5, longest)  # seconds: two cores end together
 
 

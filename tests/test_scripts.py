@@ -147,7 +147,6 @@ def test_finite_samples_of_the_law_itself(tmp_path):
             ["--teacher_width", "inf"],
             "--teacher_width inf: the law of the teacher on the torus is not",
         ),
-        ("torus", ["--init", "quantile"], "--init quantile: there are no evenly spread points on the torus"),
         ("torus", ["--samples", "inf"], "takes a finite number of samples"),
         ("circle", ["--samples", "inf", "--solver", "dense"], "takes a finite number of samples; allowed here: linear"),
         ("circle", ["--samples", "0"], "'0' is not allowed: a whole number from 1 to 1000000000, or inf"),
@@ -485,6 +484,47 @@ def test_the_readme_lists_every_run_of_the_grid_that_the_user_asked_for():
     assert len(listed) == 22 + 12  # circle and torus
     runs = {run for section in grid.SECTIONS.values() for run in section.runs}
     assert {replace(run, epochs=grid.EPOCHS) for run in listed} <= runs
+
+
+MEAN_FIELD = "Mean_field_limit/Experiment.py"
+SMALL = ("--student_width", "8", "--epochs", "4")
+
+
+def test_the_limit_experiment_names_every_choice_that_is_not_its_own(tmp_path):
+    """The paper's choices are the defaults elsewhere and options here; both limits are measured."""
+    plain = (*SMALL, "--output", str(tmp_path))
+    run(MEAN_FIELD, *plain)
+    run(MEAN_FIELD, *plain, "--init", "quantile", "--distances", "diffusion", "projected")  # the same run
+    run(MEAN_FIELD, *plain, "--init", "random")
+    run(MEAN_FIELD, *plain, "--distances", "diffusion")
+    stem = "lambda=1e-06_width=8_gamma=100_epochs=4"
+    names = {path.name for path in tmp_path.glob("lambda*")}
+    assert names == {f"{stem}{more}_seed=0.pt" for more in ("", "_init=random", "_distances=diffusion")}
+    found = results.load(tmp_path / f"{stem}_seed=0.pt")
+    assert {"distance_teacher", "distance_diffusion", "distance_projected"} <= found.keys()
+    assert found["config"]["samples"] == found["config"]["teacher_width"] == math.inf
+    assert "distance_projected" not in results.load(tmp_path / f"{stem}_distances=diffusion_seed=0.pt")
+
+
+def test_features_that_see_everything_need_samples(tmp_path, capsys):
+    squared = (*SMALL, "--features", "squared_relu_circle", "--output", str(tmp_path))
+    refuse(MEAN_FIELD, *squared)
+    assert "--solver dense: takes a finite number of samples" in capsys.readouterr().err
+    run(MEAN_FIELD, *squared, "--samples", "64", "--dtype", "float64")
+    (path,) = tmp_path.glob("lambda*")
+    assert results.load(path)["config"]["features"] == "squared_relu_circle"
+    assert "_features=squared_relu_circle_" in path.name
+
+
+def test_the_outer_rate_scales_the_ratio_of_the_rates(tmp_path, capsys):
+    run(TWO_TIMESCALE, *SMALL, "--samples", "64", "--outer_rate", "2.5", "--output", str(tmp_path))
+    (path,) = tmp_path.glob("lambda*")
+    assert "_outer_rate=2.5_" in path.name
+    found = results.load(path)
+    assert found["rate_ratio"] == pytest.approx(2.5 * 1e-3 / 2**-10, rel=EXACT)
+    assert found["config"]["outer_rate"] == 2.5
+    refuse(TWO_TIMESCALE, "--outer_rate", "0")
+    assert "--outer_rate: '0' is not allowed: a finite number above 0" in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_is_no_error():

@@ -137,6 +137,13 @@ CUDA = {  # a GPU against float64 on the CPU
 
 EXTENSION = 1e-9  # relative, 40 epochs of a dense float64 run against a literal loop: round-off
 
+STUDY = {
+    "power": 1e-9,  # a fitted exponent of an exact power: round-off of logarithms
+    "eigenvalue": 1e-4,  # relative; 256 features for the circle, 4096 samples for all: both of second order
+    "growth": 1e-9,  # relative; of an exact geometric sequence: round-off of the loss that it is added to
+    "growth of a run": 3e-3,  # relative; other modes of the error have not all died out
+}
+
 # Errors that round-off does not make: of a grid, of published numbers, what a solver itself stops at, a sharp bound.
 # They are nearly the same on every machine, and need no factor 10.
 METHOD = [
@@ -156,6 +163,8 @@ METHOD = [
     "PROJECTED stationary",
     "PUBLISHED_TORUS",
     "SEQUENCE",
+    "STUDY eigenvalue",
+    "STUDY growth of a run",
     "DIFFUSION 1024 nodes",
     "DIFFUSION decay rate",
     "DIFFUSION finite volumes",

@@ -17,11 +17,20 @@ from varpro.paper import grid, records, study
 
 publish = Publisher()
 
-_SYMBOLS = {"width": "M", "lmbda": r"\lambda", "samples": "N", "time_scale": "h", "outer_rate": "R"}
+_SYMBOLS = {
+    "ratio": r"\eta_u / \eta_w",
+    "width": "M",
+    "lmbda": r"\lambda",
+    "samples": "N",
+    "time_scale": "h",
+    "outer_rate": "R",
+}
 _TO = {"diffusion": "distance to the plain diffusion", "projected": "distance to the projected diffusion"}
 _TIME = "time $t$ (epochs times $h$)"
 _MARKERS = ("o", "s", "^")
 _DISTANCE = "energy distance"
+# Where the parameter of a figure is what the distance mostly comes from: there slopes are fitted, else everywhere.
+_FITTED = {"mean_field_width": (2**8, 2**10), "mean_field_lambda": (1e-5, 1e-3)}
 
 
 def answer() -> Table:
@@ -49,7 +58,7 @@ def series(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         _times(left)
         alone = spec.by in ("samples", "time_scale")
         found = _errors_alone(lines) if alone else _distances_at(lines, "projected")
-        _against(right, spec.by, [getattr(line.run, spec.by) for line in lines], found)
+        _against(right, spec.by, [getattr(line.run, spec.by) for line in lines], found, _FITTED.get(spec.name))
         last = _label(spec.by, getattr(spec.runs[-1], spec.by))
         right.set(ylabel=f"distance to the features at {last}" if alone else _TO["projected"])
         entries = [(_label(spec.by, getattr(line.run, spec.by)), {"color": line.colour}) for line in lines]
@@ -93,10 +102,12 @@ def _errors_alone(lines: Sequence[Line]) -> list[np.ndarray]:
 
 
 def _against(
-    axes: Axes, by: str, values: Sequence[float], found: Sequence[np.ndarray], fitted: slice = slice(None)
+    axes: Axes, by: str, values: Sequence[float], found: Sequence[np.ndarray], fitted: tuple[float, float] | None = None
 ) -> None:
-    """Distances at the times of the study against the parameter, with slopes fitted to the ``fitted`` ones."""
+    """Distances at the times of the study against the parameter, with slopes; ``fitted`` are the ends of their fit."""
     x = np.array(values[: len(found)], dtype=float)
+    low, high = fitted or (0, math.inf)
+    within = (x >= low * (1 - 1e-9)) & (x <= high * (1 + 1e-9))
     tints = panels.colours("epoch", len(study.TIMES))
     for place, (time, colour, marker) in enumerate(zip(study.TIMES, tints, _MARKERS, strict=True)):
         columns = [each[:, place] for each in found]
@@ -106,13 +117,15 @@ def _against(
         spread = np.array([[m - c.min(), c.max() - m] for m, c in zip(means, columns, strict=True)]).T
         count = min(map(len, columns))
         rows = np.stack([column[:count] for column in columns], axis=1)  # (seeds, values)
-        fit = study.slope(x[fitted], rows[:, fitted]) if len(x[fitted]) > 1 else None
+        fit = study.slope(x[within], rows[:, within]) if within.sum() > 1 else None
         label = f"$t = {time:g}$" + (f", slope {fit}" if fit else "")
         bars = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "capsize": 2}
         axes.errorbar(x, means, spread, label=label, **bars)
-    axes.set(xscale="log", yscale="log", xlabel=f"${_SYMBOLS[by]}$")
+    axes.set_xscale("log", base=10 if by == "lmbda" else 2)
+    axes.set(yscale="log", xlabel=f"${_SYMBOLS[by]}$")
     if axes.lines:
-        axes.legend()
+        title = f"slopes from {_label(by, low)} to {_label(by, high)}" if fitted and high < math.inf else None
+        axes.legend(title=title)
     panels.readable_logarithm(axes)
 
 
@@ -219,9 +232,9 @@ def _of_density(density: np.ndarray, angles: np.ndarray) -> np.ndarray:
 @publish.layout
 def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     """Features that see every harmonic: distance to the plain diffusion over time, against lambda, against the width."""
-    drawn = panels.lines_of(spec, seeds)
+    every = panels.lines_of(spec, seeds)
     usual = max({run.width for run in spec.runs}, key=lambda width: sum(run.width == width for run in spec.runs))
-    lines = [line for line in drawn if line.seeds and line.run.width == usual]
+    lines = [line for line in every if line.seeds and line.run.width == usual]
     lines.sort(key=lambda line: -line.run.lmbda)
     with panels.style():
         figure = Figure(figsize=(10.5, 3.9))
@@ -230,23 +243,28 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
             _over_time(left, line, "diffusion")
         left.set(ylabel=_TO["diffusion"])
         _times(left)
-        relu = [run for run in grid.find("mean_field_lambda")[1].runs if run.path(0).exists()]
-        kinds = [("with square, plain", [line.run for line in lines], "diffusion", "o", "solid")]
-        kinds += [("ReLU, plain", relu, "diffusion", "s", "dashed"), ("ReLU, projected", relu, "projected", "^", "dotted")]
+        relu = [line for line in panels.lines_of(grid.find("mean_field_lambda")[1], seeds) if line.seeds]
+        kinds = [("with square, plain", lines, "diffusion", "o", "solid")]
+        kinds += [
+            ("ReLU, plain", relu, "diffusion", "s", "dashed"),
+            ("ReLU, projected", relu, "projected", "^", "dotted"),
+        ]
         for time, colour in zip((0.25, 1.0), panels.colours("epoch", 2), strict=True):
-            for label, runs, limit, marker, style in kinds:
-                values = [study.distances_at(run, [0], limit, [time])[0, 0] for run in runs]
+            for label, drawn, limit, marker, style in kinds:
+                values = [study.distances_at(line.run, line.seeds, limit, [time]).mean() for line in drawn]
                 look = {"marker": marker, "markersize": 4, "color": colour, "linestyle": style, "linewidth": 1}
-                middle.plot([run.lmbda for run in runs], values, label=f"{label}, $t = {time:g}$", **look)
+                middle.plot([line.run.lmbda for line in drawn], values, label=f"{label}, $t = {time:g}$", **look)
         middle.set(xscale="log", yscale="log", xlabel=r"$\lambda$", ylabel=_DISTANCE)
         middle.legend(fontsize=6)
         panels.readable_logarithm(middle)
-        widths = sorted((line for line in drawn if line.seeds and line.run.lmbda == 1e-6), key=lambda line: line.run.width)
+        widths = sorted(
+            (line for line in every if line.seeds and line.run.lmbda == 1e-6), key=lambda line: line.run.width
+        )
         if widths:
             _against(right, "width", [line.run.width for line in widths], _distances_at(widths, "diffusion"))
         right.set(title=r"$\lambda = 10^{-6}$", ylabel=_TO["diffusion"])
         entries = [(_label("lmbda", line.run.lmbda), {"color": line.colour}) for line in lines]
-        fixed = f"left and middle: $M = {usual}$ (ReLU: {relu[0].width if relu else 'none'}), $N = {spec.runs[0].samples}$"
+        fixed = f"left and middle: $M = {usual}$ (ReLU: {relu[0].run.width if relu else 'none'}), $N = {spec.runs[0].samples}$"
         panels.legend(figure, entries, f"{fixed}, equally spaced start, seed 0")
     return figure
 
@@ -258,7 +276,7 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
 def rates(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     """Two-timescale descent against VarPro of the same step: distance of the features over time, and over the ratio."""
     lines = [line for line in panels.lines_of(spec, seeds) if line.seeds]
-    partner = {line.run.time_scale: line.run for line in lines if line.run.experiment == grid.MEAN_FIELD}
+    partner = {line.run.time_scale: line for line in lines if line.run.experiment == grid.MEAN_FIELD}
     own = [line for line in lines if line.run.experiment == grid.TWO_TIMESCALE and line.run.time_scale in partner]
     own.sort(key=lambda line: -line.run.time_scale)
     tints = panels.colours("epoch", len(own))
@@ -267,7 +285,7 @@ def rates(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         figure = Figure(figsize=(9, 3.9))
         left, right = figure.subplots(1, 2)
         for line, colour in zip(own, tints, strict=True):
-            two, one = study.states(line.run, line.seeds[0]), study.states(partner[line.run.time_scale], 0)
+            two, one = (study.states(each.run, each.seeds[0]) for each in (line, partner[line.run.time_scale]))
             times = two.times[1:]
             left.plot(times, [study.gap(two, one, time) for time in times], color=colour)
             ratios.append(line.run.lmbda / line.run.time_scale)
@@ -275,9 +293,11 @@ def rates(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         left.set(ylabel="distance to the features of VarPro")
         _times(left)
         if found:
-            _against(right, "lmbda", ratios, found, slice(int(np.searchsorted(ratios, 1)), None))
+            _against(right, "ratio", ratios, found, (1, math.inf))
         right.axvline(1, **panels.TEACHER_LOOK)
-        right.set(xlabel=r"ratio of the rates $\eta_u / \eta_w = \lambda / h$", ylabel="distance to the features of VarPro")
+        right.set(
+            xlabel=r"ratio of the rates $\eta_u / \eta_w = \lambda / h$", ylabel="distance to the features of VarPro"
+        )
         entries = [(f"$\\eta_u / \\eta_w = {ratio:.2g}$", {"color": c}) for ratio, c in zip(ratios, tints, strict=True)]
         entries += [("equal rates: joint gradient descent", panels.TEACHER_LOOK)]
         fixed = f"$M = {grid.RATE_WIDTH}$, $\\lambda = {panels.power(grid.RATE_LMBDA)}$, $h$ from the ratio"
@@ -294,18 +314,22 @@ def stability(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     with panels.style():
         figure = Figure(figsize=(9, 3.7))
         left, right = figure.subplots(1, 2)
-        curves = {run: records.curves(run, records.seeds_at_hand(run)[:1], "loss") for run in runs}
+        at_hand = {run: records.seeds_at_hand(run, spec.seeds if seeds is None else seeds) for run in runs}
+        curves = {run: records.curves(run, at_hand[run][:1], "loss") for run in runs}
         for run, colour in zip(runs, tints, strict=True):
             epochs, loss = curves[run]
             left.plot(epochs, loss[0], color=colour)
         left.set(xscale="log", yscale="log", xlabel="epoch", ylabel="risk", xlim=(8, None), ylim=(0.3, 1e4))
-        eigenvalue = study.largest_eigenvalue(study.states(runs[0], 0).weights[0]) + runs[0].lmbda
+        (first, *_) = records.seeds_at_hand(runs[0], spec.seeds if seeds is None else seeds)
+        eigenvalue = study.largest_eigenvalue(study.states(runs[0], first).weights[0]) + runs[0].lmbda
         growths = [study.growth(curves[run][1][0]) for run in runs]
         right.plot(list(rate_of.values()), growths, "o", color="black", markersize=4, label="measured")
         line = np.linspace(min(rate_of.values()), max(rate_of.values()), 400)
         predicted = np.maximum(np.abs(1 - line * eigenvalue), 1)
         right.plot(line, predicted, color="0.5", linewidth=1, label=r"$\max(|1 - R (\Lambda + \lambda)|, 1)$")
-        right.axvline(2 / eigenvalue, **panels.TEACHER_LOOK, label=f"$2 / (\\Lambda + \\lambda) = {2 / eigenvalue:.3f}$")
+        right.axvline(
+            2 / eigenvalue, **panels.TEACHER_LOOK, label=f"$2 / (\\Lambda + \\lambda) = {2 / eigenvalue:.3f}$"
+        )
         right.set(xlabel="$R$", ylabel="growth of the error of $u$ in one epoch")
         right.legend()
         entries = [(_label("outer_rate", rate), {"color": c}) for rate, c in zip(rate_of.values(), tints, strict=True)]

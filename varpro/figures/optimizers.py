@@ -118,7 +118,9 @@ def arrivals_by(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
             column[1].set_xlabel(_SYMBOLS[spec.by])
         for axes, (quantity, factor) in zip(cells[:, 0], _MARKS, strict=True):
             axes.set_ylabel(f"evaluations to {quantity} x {factor:g}")
-        missed = {"not all seeds get there": {"color": "0.4", "marker": "o", "markerfacecolor": "white", "linewidth": 0}}
+        missed = {
+            "not all seeds get there": {"color": "0.4", "marker": "o", "markerfacecolor": "white", "linewidth": 0}
+        }
         _legend(figure, spec, shown, missed)
     return figure
 
@@ -142,7 +144,7 @@ def _arrival_line(axes: Axes, own: Sequence[arrivals.Trials], by: str, mark: tup
 
 @publish.layout
 def features(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
-    """Density of the last features of every method (above), and less that of the teacher (below), one gamma a column."""
+    """Density of the last features of every method (above), and less that of the teacher (below); a gamma a column."""
     shown = _at_hand(spec, seeds)
     gammas = sorted({run.gamma for run in spec.runs})
     with panels.style():

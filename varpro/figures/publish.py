@@ -78,7 +78,7 @@ def missing(section: str, spec: grid.Figure, seeds: Sequence[int] | None = None)
     """
     absent = [(f"the diffusion with gamma {d.gamma:g}", d.command()) for d in spec.diffusions if not d.path.exists()]
     for run in spec.runs:
-        wanted = spec.seeds[:1] if seeds is None else seeds
+        wanted = spec.seeds[:1] if seeds is None else seeds[:1] if run.deterministic else seeds
         lacking = [seed for seed in wanted if not run.path(seed).exists()]
         if not lacking or (seeds is None and records.seeds_at_hand(run, spec.seeds)):
             continue

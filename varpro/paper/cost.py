@@ -78,11 +78,12 @@ def memory(run: grid.AnyRun) -> int:
 def megabytes(run: grid.AnyRun) -> float:
     """About how large one result file is: float32 states and float64 losses.
 
-    A shallow run keeps about 1000 snapshots of (w, u), a ResNet its last parameters.
+    A shallow run keeps about 1000 snapshots of (w, u) unless it says otherwise, a ResNet its last parameters.
     """
     if isinstance(run, grid.ResNetRun):
         return 1.2 + run.passes * _IMAGES[run.dataset][0] / run.batch_size * 8 / 1e6
-    return ((min(run.epochs, 1000) + 1) * run.width * 3 * 4 + run.epochs * 8) / 1e6
+    snapshots = run.epochs // run.option("saving_step", max(1, run.epochs // 1000)) + 1
+    return (snapshots * run.width * 3 * 4 + run.epochs * 8) / 1e6
 
 
 # --- this machine -------------------------------------------------------------------------------------------------

@@ -109,6 +109,9 @@ METHODS = {
 }
 
 
+Option = float | str | tuple[str, ...]  # of a run
+
+
 @dataclass(frozen=True, order=True)
 class Run:
     """One configuration of one shallow experiment; with a seed it is one result file.
@@ -123,9 +126,9 @@ class Run:
     gamma: float = 100.0
     epochs: int = EPOCHS
     activation: str = ""  # of the torus, where it is not the script's default
-    options: tuple[tuple[str, float | str | tuple[str, ...]], ...] = ()
+    options: tuple[tuple[str, Option], ...] = ()
 
-    def option(self, name: str, usual: float | str) -> float | str:
+    def option(self, name: str, usual: Option) -> Option:
         """The value of one of the ``options``, ``usual`` where it is at its default."""
         return dict(self.options).get(name, usual)
 
@@ -150,7 +153,7 @@ class Run:
         drawn = (self.samples, self._law("teacher_width", math.inf, 4096), self._law("init", "quantile", "random"))
         return drawn == (math.inf, math.inf, "quantile")
 
-    def _law(self, name: str, limit: float | str, paper: float | str) -> float | str:
+    def _law(self, name: str, limit: Option, paper: Option) -> Option:
         """An option that says what is drawn, whose default is ``limit`` near the limit, elsewhere the paper's."""
         return self.option(name, limit if self.experiment == MEAN_FIELD else paper)
 
@@ -177,7 +180,7 @@ class Run:
         return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{activation}{more}"
 
     @staticmethod
-    def _words(value: float | str | tuple[str, ...]) -> tuple[str, ...]:
+    def _words(value: Option) -> tuple[str, ...]:
         return value if isinstance(value, tuple) else (_short(value),)
 
     @property
@@ -319,6 +322,11 @@ class Figure:
         return self.name + self.suffix
 
 
+def _drawn(run: AnyRun, seeds: Sequence[int]) -> list[int]:
+    """Those of ``seeds`` that give results of their own."""
+    return list(seeds[:1] if run.deterministic else seeds)
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of the paper: the figures that each of its notebooks shows."""
@@ -351,15 +359,18 @@ class Section:
         return next(run for figure in self.figures for run in figure.runs).epochs
 
     def wanted(self, seeds: Iterable[int] | None = None) -> dict[AnyRun, list[int]]:
-        """The seeds of every run: ``seeds`` where some are asked for, else the section's or its figures' own."""
+        """The seeds of every run: ``seeds`` where some are asked for, else the section's or its figures' own.
+
+        Where nothing is drawn, the first of them.
+        """
         if seeds is None and self.seeds:
             seeds = parse_seeds(self.seeds)
         if seeds is not None:
-            return {run: sorted(seeds) for run in self.runs}
+            return {run: _drawn(run, sorted(seeds)) for run in self.runs}
         own = {run: {0} if run in self.more else set() for run in self.runs}
         for figure in self.figures:
             for run in figure.runs:
-                own[run] |= set(figure.seeds[:1] if run.deterministic else figure.seeds)
+                own[run] |= set(_drawn(run, figure.seeds))
         return {run: sorted(of_run) for run, of_run in own.items()}
 
 
@@ -460,113 +471,72 @@ _CIFAR = Section(
 
 # --- beyond the paper: what Section 6.1 converges to --------------------------------------------------------------
 
-_STUDY_EPOCHS = min(EPOCHS, 4096)  # of the usual length: until t = 4, well after the shock of the projected diffusion
+_STUDY_EPOCHS = 4096  # of the usual length: until t = 4, well after the shock of the projected diffusion
 _SNAPSHOTS = 64  # at the same times for every time step
+_PAPERS = {"init": "random", "samples": 4096, "teacher_width": 4096}  # choices
+_FEW = {"samples": 4096, "teacher_width": 4096}
+DENSE = {"features": "squared_relu_circle", "samples": 2048, "solver": "dense", "dtype": "float64"}
+_DENSE_EPOCHS = 1024
+RATE_LMBDA, RATE_WIDTH = 1e-3, 256  # of the runs of two-timescale descent
+# Outer rates R and their epochs: where u diverges, few enough to end before it overflows.
+_OUTER_RATES = {1: 512, 4: 512, 8: 512, 9: 512, 9.5: 512, 9.75: 512, 10: 512, 10.25: 192, 10.5: 128, 11: 96, 12: 56}
 
 
-def study_run(
-    lmbda: float = 1e-6,
-    width: int = WIDEST,
-    *,
-    experiment: str = MEAN_FIELD,
-    epochs: int = _STUDY_EPOCHS,
-    step: float = TIME_SCALE,
-    **options: float | str,
+def _study_run(
+    lmbda: float, width: int, epochs: int, *, experiment: str = MEAN_FIELD, step: float = TIME_SCALE, **options: Option
 ) -> Run:
-    """A run of the study of the limit; ``epochs`` count the usual ``TIME_SCALE``, ``step`` is the run's own."""
+    """A run of the study; ``epochs`` count the usual ``TIME_SCALE``, and ``step`` is the run's own."""
     own = max(1, round(epochs * TIME_SCALE / step))
-    more = {"time_scale": step} if step != TIME_SCALE else {}
-    more |= {"saving_step": max(1, own // _SNAPSHOTS)} if own >= 2 * _SNAPSHOTS else {}
+    more: dict[str, Option] = {"time_scale": step} if step != TIME_SCALE else {}
+    more |= {"saving_step": own // _SNAPSHOTS} if own >= 2 * _SNAPSHOTS else {}
     if experiment == TWO_TIMESCALE:
         more |= {"samples": math.inf, "teacher_width": math.inf, "init": "quantile"}
     return Run(experiment, lmbda, width, epochs=own, options=tuple((more | options).items()))
 
 
-_PAPERS = {"init": "random", "samples": 4096, "teacher_width": 4096}  # choices
-_FEW = {"samples": 4096, "teacher_width": 4096}
-# From the paper's configuration to the limit, one choice after the other; the first ones are as long as in the paper.
-LADDER = [
-    study_run(1e-3, epochs=EPOCHS, **_PAPERS),
-    study_run(1e-3, epochs=EPOCHS, **_FEW),
-    study_run(1e-3, epochs=EPOCHS),
-    study_run(1e-4, epochs=EPOCHS, **_PAPERS),
-    study_run(1e-4, epochs=EPOCHS, **_FEW),
-    study_run(1e-4, epochs=EPOCHS),
-    study_run(1e-6, epochs=EPOCHS),
-]
-_DENSE = {"features": "squared_relu_circle", "samples": 2048, "solver": "dense", "dtype": "float64"}
-_SHORT = min(EPOCHS, 1024)
-_INJECTIVE_WIDTH = 128
-INJECTIVE = [
-    *(study_run(10.0**-k, _INJECTIVE_WIDTH, epochs=_SHORT, **_DENSE) for k in range(2, 9)),
-    *(study_run(1e-6, width, epochs=_SHORT, **_DENSE) for width in (32, 64, 256)),
-]
-RATE_LMBDA, RATE_WIDTH = 1e-3, 256
-RATES = [
-    study_run(RATE_LMBDA, RATE_WIDTH, experiment=experiment, step=2.0**-k, distances=())
-    for experiment in (TWO_TIMESCALE, MEAN_FIELD)
-    for k in (10, 7, 8, 9, 11, 12, 13, 14, 15)
-]
-_OUTER_RATES = {1: 512, 4: 512, 8: 512, 9: 512, 9.5: 512, 9.75: 512, 10: 512, 10.25: 192, 10.5: 128, 11: 96, 12: 56}
-STABILITY = [  # features that hardly move; where u diverges, epochs that end before its overflow
-    Run(
-        TWO_TIMESCALE,
-        RATE_LMBDA,
-        RATE_WIDTH,
-        epochs=min(EPOCHS, epochs),
-        options=(
-            *(("time_scale", 2.0**-20), ("samples", math.inf), ("teacher_width", math.inf), ("init", "quantile")),
-            *((("outer_rate", float(rate)),) if rate != 1 else ()),
-            ("distances", ()),
-        ),
-    )
-    for rate, epochs in _OUTER_RATES.items()
-]
-_MEAN_FIELD = Section(
-    "What Section 6.1 converges to",
-    {
-        "Results_mean_field": [
-            Figure("mean_field_ladder", "ladder", LADDER),
-            Figure(
-                "mean_field_width",
-                "series",
-                [study_run(width=2**k, step=2**-11) for k in range(5, 15)],
-                by="width",
-                seeds=SEEDS[:1],
-            ),
-            Figure(
-                "mean_field_random",
-                "series",
-                [study_run(width=2**k, step=2**-11, init="random") for k in (5, 7, 9, 11)],
-                by="width",
-            ),
-            Figure(
-                "mean_field_lambda",
-                "series",
-                [study_run(10.0**-k, 2048, step=2**-13) for k in range(1, 8)],
-                by="lmbda",
-                seeds=SEEDS[:1],
-            ),
-            Figure(
-                "mean_field_samples",
-                "series",
-                [*(study_run(samples=2**k) for k in (10, 12, 14, 16, 18)), study_run()],
-                by="samples",
-            ),
-            Figure(
-                "mean_field_step",
-                "series",
-                [study_run(1e-5, step=2.0**-k) for k in (8, 9, 10, 11, 12, 13)],
-                by="time_scale",
-                seeds=SEEDS[:1],
-            ),
-            Figure("mean_field_harmonics", "harmonics", [study_run()], seeds=SEEDS[:1]),
-            Figure("mean_field_injective", "injective", INJECTIVE, by="lmbda", seeds=SEEDS[:1]),
-            Figure("mean_field_rates", "rates", RATES, by="time_scale", seeds=SEEDS[:1]),
-            Figure("mean_field_stability", "stability", STABILITY, seeds=SEEDS[:1]),
-        ]
-    },
-)
+def mean_field(epochs: int) -> Section:
+    """The study of the limit, whose longest runs, those of the paper's configuration, have ``epochs``."""
+
+    def run(lmbda: float = 1e-6, width: int = WIDEST, *, epochs: int = min(epochs, _STUDY_EPOCHS), **more) -> Run:
+        return _study_run(lmbda, width, epochs, **more)
+
+    # from the paper's configuration to the limit, one choice after the other
+    ladder = [run(lmbda, epochs=epochs, **own) for lmbda, own in product((1e-3, 1e-4), (_PAPERS, _FEW, {}))]
+    ladder.append(run(epochs=epochs))
+    dense = {"epochs": min(epochs, _DENSE_EPOCHS), **DENSE}
+    injective = [run(10.0**-k, 128, **dense) for k in range(2, 9)] + [run(1e-6, width, **dense) for width in (32, 64)]
+    rates = [
+        run(RATE_LMBDA, RATE_WIDTH, experiment=experiment, step=2.0**-k, distances=())
+        for experiment in (TWO_TIMESCALE, MEAN_FIELD)
+        for k in (10, 7, 8, 9, 11, 12, 13, 14, 15)
+    ]
+    still = {"time_scale": 2.0**-20, "samples": math.inf, "teacher_width": math.inf, "init": "quantile"}
+    stability = []  # features that hardly move
+    for rate, own in _OUTER_RATES.items():
+        options = still | ({"outer_rate": float(rate)} if rate != 1 else {}) | {"distances": ()}
+        stability.append(
+            Run(TWO_TIMESCALE, RATE_LMBDA, RATE_WIDTH, epochs=min(epochs, own), options=tuple(options.items()))
+        )
+    one, series = SEEDS[:1], {}
+    series["width"] = [run(width=2**k, step=2**-11) for k in range(5, 15)]
+    series["random"] = [run(width=2**k, step=2**-11, init="random") for k in (5, 7, 9, 11)]
+    series["lambda"] = [run(10.0**-k, 2048, step=2**-13) for k in range(1, 8)]
+    series["samples"] = [*(run(samples=2**k) for k in (10, 12, 14, 16, 18)), run()]
+    series["step"] = [run(1e-5, step=2.0**-k) for k in (8, 9, 10, 11, 12, 13)]
+    figures = [
+        Figure("mean_field_ladder", "ladder", ladder),
+        Figure("mean_field_width", "series", series["width"], by="width", seeds=one),
+        Figure("mean_field_random", "series", series["random"], by="width", seeds=SEEDS[:4]),
+        Figure("mean_field_lambda", "series", series["lambda"], by="lmbda", seeds=one),
+        Figure("mean_field_samples", "series", series["samples"], by="samples", seeds=SEEDS[:4]),
+        Figure("mean_field_step", "series", series["step"], by="time_scale", seeds=one),
+        Figure("mean_field_harmonics", "harmonics", [run()], seeds=one),
+        Figure("mean_field_injective", "injective", injective, by="lmbda", seeds=one),
+        Figure("mean_field_rates", "rates", rates, by="time_scale", seeds=one),
+        Figure("mean_field_stability", "stability", stability, seeds=one),
+    ]
+    return Section("What Section 6.1 converges to", {"Results_mean_field": figures})
+
 
 # --- beyond the paper: optimizers on the reduced risk -------------------------------------------------------------
 
@@ -624,7 +594,7 @@ _OPTIMIZERS = Section(
 SECTIONS = {
     "6.1": _CIRCLE,
     "appendix-b": _TORUS,
-    "mean-field": _MEAN_FIELD,
+    "mean-field": mean_field(EPOCHS),
     "optimizers": _OPTIMIZERS,
     "resnets": _DIGITS,
     "resnets-cifar10": _CIFAR,

@@ -65,7 +65,7 @@ def gap(one: States, other: States, time: float) -> float:
     return measures[0].energy_distance(measures[1])
 
 
-def between_limits(times: Sequence[float], epochs: int = grid.EPOCHS) -> np.ndarray:
+def between_limits(times: Sequence[float], epochs: int) -> np.ndarray:
     """Energy distances (times,) of the projected diffusion from the plain one, as solved for ``epochs``; nan after."""
     contents = [results.load(grid.Diffusion(epochs=epochs, limit=name).path) for name in ("diffusion", "projected")]
     ends = contents[0]["snapshot_epochs"].numpy() * grid.TIME_SCALE
@@ -153,15 +153,19 @@ class Rung:
     limit: str
 
 
+def _ladder_runs() -> Sequence[grid.Run]:
+    return grid.find("mean_field_ladder")[1].runs
+
+
 def ladder(lmbda: float) -> list[Rung]:
     """From the paper's configuration at ``lmbda`` to the limit; each rung changes one thing more."""
-    paper, spread, infinite = (run for run in grid.LADDER if run.lmbda == lmbda)
+    paper, spread, infinite = (run for run in _ladder_runs() if run.lmbda == lmbda)
     return [
         Rung("as in the paper, to the plain diffusion", paper, "diffusion"),
         Rung("... to the projected diffusion", paper, "projected"),
         Rung("... from an equally spaced start", spread, "projected"),
         Rung("... with infinite data and teacher", infinite, "projected"),
-        Rung("... with lambda 1e-6", grid.LADDER[-1], "projected"),
+        Rung("... with lambda 1e-6", _ladder_runs()[-1], "projected"),
     ]
 
 
@@ -180,7 +184,7 @@ def answer(seeds: Sequence[int] | None = None) -> str:
 
     ``seeds`` are those at hand by default. "" where results are lacking.
     """
-    at_hand = {run: records.seeds_at_hand(run, grid.SEEDS if seeds is None else seeds) for run in grid.LADDER}
+    at_hand = {run: records.seeds_at_hand(run, grid.SEEDS if seeds is None else seeds) for run in _ladder_runs()}
     limits = [grid.Diffusion(epochs=grid.EPOCHS, limit=name) for name in ("diffusion", "projected")]
     if not all(at_hand.values()) or not all(limit.path.exists() for limit in limits):
         return ""
@@ -189,11 +193,9 @@ def answer(seeds: Sequence[int] | None = None) -> str:
         values = climb(lmbda, at_hand, ANSWER_TIMES)
         there = np.isfinite(values[0])
         times = [time for time, good in zip(ANSWER_TIMES, there, strict=True) if good]
-        values, apart = values[:, there], between_limits(times)
-        lines += [
-            f"Width {grid.WIDEST}, lambda {lmbda:g}, mean over seeds {grid.ranges(at_hand[ladder(lmbda)[0].run])}:",
-            "",
-        ]
+        values, apart = values[:, there], between_limits(times, grid.EPOCHS)
+        averaged = grid.ranges(at_hand[ladder(lmbda)[0].run])
+        lines += [f"Width {grid.WIDEST}, lambda {lmbda:g}, mean over seeds {averaged}:", ""]
         lines += ["| distance of the features | " + " | ".join(f"t = {time:g}" for time in times) + " |"]
         lines += ["| --- |" + " --- |" * len(times)]
         rows = [(rung.label, row) for rung, row in zip(ladder(lmbda), values, strict=True)]

@@ -12,7 +12,7 @@
 #
 # All can be repeated at once: what exists is kept. Options: SEEDS=0 (quick; default: those of the published curves)
 # EPOCHS=32000  CORES=all
-# SECTION=6.1, appendix-b, mean-field (what 6.1 converges to), resnets (digits) or resnets-cifar10
+# SECTION=6.1, appendix-b, mean-field (what 6.1 converges to), optimizers, resnets (digits) or resnets-cifar10
 PYTHON ?= python3
 SEEDS ?=
 EPOCHS ?=

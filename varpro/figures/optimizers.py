@@ -144,7 +144,7 @@ def _arrival_line(axes: Axes, own: Sequence[arrivals.Trials], by: str, mark: tup
 
 @publish.layout
 def features(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
-    """Density of the last features of every method (above), and less that of the teacher (below), one gamma a column."""
+    """Density of the last features of every method (above), and less that of the teacher (below); a gamma a column."""
     shown = _at_hand(spec, seeds)
     gammas = sorted({run.gamma for run in spec.runs})
     with panels.style():

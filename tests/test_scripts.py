@@ -16,6 +16,7 @@ from problems import random_problem
 from tolerances import EXACT
 
 from varpro import results
+from varpro.domains.torus import TORUS as TORUS_DOMAIN
 from varpro.paper import grid
 from VarPro_resnet.Experiment import parser as resnet_parser
 
@@ -109,6 +110,15 @@ def test_results_go_beside_the_script_by_default(tmp_path, monkeypatch):
     assert list((tmp_path / "results").glob("diffusion_gamma=100_epochs=6.pt"))
 
 
+def test_an_evenly_spread_start_on_the_torus(tmp_path):
+    run(TORUS, *TINY, "--init", "quantile", "--output", str(tmp_path))
+    (path,) = tmp_path.glob("lambda*_init=quantile_*.pt")
+    found = results.load(path)
+    torch.testing.assert_close(found["weights"][0], TORUS_DOMAIN.spread(8).float(), rtol=0, atol=0)
+    assert found["loss"][-1] < found["loss"][0]
+    assert torch.isfinite(found["distance_diffusion"]).all()
+
+
 # --- infinite data, limits ---------------------------------------------------------------------------------------
 
 
@@ -147,7 +157,6 @@ def test_finite_samples_of_the_law_itself(tmp_path):
             ["--teacher_width", "inf"],
             "--teacher_width inf: the law of the teacher on the torus is not",
         ),
-        ("torus", ["--init", "quantile"], "--init quantile: there are no evenly spread points on the torus"),
         ("torus", ["--samples", "inf"], "takes a finite number of samples"),
         ("circle", ["--samples", "inf", "--solver", "dense"], "takes a finite number of samples; allowed here: linear"),
         ("circle", ["--samples", "0"], "'0' is not allowed: a whole number from 1 to 1000000000, or inf"),

@@ -71,7 +71,13 @@ def _over_time(axes: Axes, line: Line, limit: str) -> None:
 
 def _times(axes: Axes) -> None:
     axes.set(xscale="log", yscale="log", xlabel=_TIME)
-    panels.readable_logarithm(axes)
+    _readable(axes)
+
+
+def _readable(axes: Axes) -> None:
+    """Plain numbers where few powers of ten are shown; nothing where no value is."""
+    if any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+        panels.readable_logarithm(axes)
 
 
 def _distances_at(lines: Sequence[Line], limit: str) -> list[np.ndarray]:
@@ -119,7 +125,7 @@ def _against(
     if axes.lines:
         title = f"slopes from {_label(by, low)} to {_label(by, high)}" if fitted and high < math.inf else None
         axes.legend(title=title)
-    panels.readable_logarithm(axes)
+    _readable(axes)
 
 
 def _label(by: str, value: float) -> str:
@@ -162,13 +168,13 @@ def ladder(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         figure.axes[0].set(ylabel=_DISTANCE)
         entries = [(rung.label, {"color": colour}) for rung, colour in zip(rungs, tints, strict=True)]
         entries += [("the two limits from each other", panels.TEACHER_LOOK)]
-        panels.legend(figure, entries, f"$M = {grid.WIDEST}$, {panels.seed_note(at_hand.values())}", columns=2)
+        panels.legend(figure, entries, f"$M = {grid.WIDEST}$, {panels.seed_note(of for run, of in at_hand.items() if not run.deterministic)}", columns=2)
     return figure
 
 
 def _limits_apart(axes: Axes, epochs: int) -> None:
     if all(grid.Diffusion(epochs=epochs, limit=name).path.exists() for name in _TO):
-        times = np.geomspace(1e-2, 1, 60) * epochs * grid.TIME_SCALE
+        times = np.geomspace(1e-3, 1, 80) * epochs * grid.TIME_SCALE
         axes.plot(times, study.between_limits(times, epochs), **panels.TEACHER_LOOK)
 
 
@@ -246,7 +252,7 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
                 middle.plot([line.run.lmbda for line in drawn], values, label=f"{label}, $t = {time:g}$", **look)
         middle.set(xscale="log", yscale="log", xlabel=r"$\lambda$", ylabel=_DISTANCE)
         middle.legend(fontsize=6)
-        panels.readable_logarithm(middle)
+        _readable(middle)
         widths = sorted((line for line in every if line.seeds and line.run.lmbda == 1e-6), key=lambda line: line.run.width)
         if widths:
             _against(right, "width", [line.run.width for line in widths], _distances_at(widths, "diffusion"))

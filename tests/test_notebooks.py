@@ -103,4 +103,7 @@ def test_notebook_without_results_names_what_is_missing(name, tmp_path, monkeypa
     notebook = execute(name, tmp_path, tmp_path / "nothing", monkeypatch)
     check_outputs(notebook)
     check_missing(notebook, [Path(file).stem for file in FIGURES[name] if Path(file).stem not in WITHOUT_RESULTS])
-    assert all(f"--epochs {TINY_EPOCHS} " in line for line in printed(notebook))
+    own = {spec.name: spec.runs[0].epochs for spec in grid.mean_field(TINY_EPOCHS).figures}  # some have finer steps
+    for line in printed(notebook):
+        figure = line.split("'")[1]
+        assert f"--epochs {own.get(figure, TINY_EPOCHS)} " in line

@@ -74,7 +74,7 @@ def test_a_reader_that_goes_away_does_not_end_a_run(tmp_path):
     ledger.count("environments")
 
 
-@pytest.mark.parametrize("seconds", ["x", "-1", "nan", "inf"])
+@pytest.mark.parametrize("seconds", ["x", "-1", "nan", "inf"] if ledger.LONG else ["nan"])
 def test_a_wrong_interval_of_checkpoints_is_refused(seconds, tmp_path):
     environment = {"VARPRO_CHECKPOINT_SECONDS": seconds}
     arguments = [*OPTIONS, "--output", str(tmp_path / "results")]

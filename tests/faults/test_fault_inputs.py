@@ -121,7 +121,7 @@ def test_any_command_line_is_understood_or_refused_in_one_line(name, data, progr
         arguments += data.draw(st.lists(TEXTS, max_size=2)) if option != "positional" else []
     line = answer(main, arguments)
     ledger.count("command lines that hypothesis made up")
-    ledger.count("of these refused", bool(line))
+    ledger.count("of these command lines, refused", bool(line))
 
 
 def _quietly(make: Callable, *arguments: object) -> torch.Tensor:
@@ -167,7 +167,7 @@ def test_any_tensors_are_understood_or_refused_in_one_line(contents, name, progr
         assert not line or "--data" in line or "--student_width" in line
         assert os.listdir(folder) == [name]
     ledger.count("files of tensors that hypothesis made up")
-    ledger.count("of these refused", bool(line))
+    ledger.count("of these files, refused", bool(line))
 
 
 class Attack:

@@ -494,7 +494,7 @@ def mean_field(epochs: int) -> Section:
     figures = [
         Figure("mean_field_ladder", "ladder", ladder),
         Figure("mean_field_width", "series", series["width"], by="width", seeds=one),
-        Figure("mean_field_random", "series", series["random"], by="width", seeds=SEEDS[:4]),
+        Figure("mean_field_random", "series", series["random"], by="width"),
         Figure("mean_field_lambda", "series", series["lambda"], by="lmbda", seeds=one),
         Figure("mean_field_samples", "series", series["samples"], by="samples", seeds=SEEDS[:4]),
         Figure("mean_field_step", "series", series["step"], by="time_scale", seeds=one),

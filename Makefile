@@ -1,34 +1,43 @@
 # make reproduce       environment, then a section of the paper (6.1): runs, notebooks, figures, our numbers beside its own
 # make plan            what that will cost from here
 # make test            environment, then style check and test suite
+# make test-faults     environment, then hundreds of kills, faults and bad inputs (half an hour); writes docs/reliability.md
 # make test-portable   environment, then the numerical tests as older and other processors run them
 # make bench           environment, then the benchmark tables
+# make playground      environment, then Playground.ipynb as a local web page
+# make types           environment, then mypy on the public modules
+# make coverage        environment, then the test suite with the lines that it reaches
+# make docs            the guides as a site in site/, every link checked
+# make wheel           the package in dist/, imported in an empty environment
 #
 # All can be repeated at once: what exists is kept. Options: SEEDS=0 (quick; default: those of the published curves)
 # EPOCHS=32000  CORES=all
-# SECTION=6.1, appendix-b, mean-field (what 6.1 converges to), resnets (digits) or resnets-cifar10
+# SECTION=6.1, appendix-b, mean-field (what 6.1 converges to), optimizers, resnets (digits) or resnets-cifar10
 PYTHON ?= python3
 SEEDS ?=
 EPOCHS ?=
 SECTION ?= 6.1
 CORES ?= all
+# Recipes read these from the environment: the shell takes no part of a value for a command.
+export SEEDS EPOCHS SECTION CORES
 BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan test test-portable bench environment
+.PHONY: help reproduce plan test test-faults test-portable bench playground types coverage docs wheel environment
 
 help:
 	@sed -n 's/^# //p' Makefile
 
 reproduce: plan
-	$(BIN)/python -m snakemake --cores $(CORES) --config section="$(SECTION)" $(if $(SEEDS),seeds="$(SEEDS)") $(if $(EPOCHS),epochs=$(EPOCHS))
-	@cat "figures/comparison_$(SECTION).md"
+	$(BIN)/python -m snakemake --cores "$$CORES" --config section="$$SECTION" $${SEEDS:+seeds="$$SEEDS"} $${EPOCHS:+epochs="$$EPOCHS"}
+	@cat "figures/comparison_$$SECTION.md"
 	@echo; echo "Figures, gif and executed notebooks are in figures/."
 
 plan: $(READY)
-	@case "$(EPOCHS)" in 0*|*[!0-9]*) echo "make: EPOCHS=$(EPOCHS) is not allowed: a whole number from 1 up"; exit 2;; esac
-	@$(if $(EPOCHS),VARPRO_EPOCHS=$(EPOCHS)) $(BIN)/python -m varpro.paper --plan --section "$(SECTION)" $(if $(SEEDS),--seeds "$(SEEDS)")
+	@case "$$EPOCHS" in 0*|*[!0-9]*) echo "make: EPOCHS=$$EPOCHS is not allowed: a whole number from 1 up"; exit 2;; esac
+	@case "$$CORES" in all) ;; ''|0*|*[!0-9]*) echo "make: CORES=$$CORES is not allowed: all, or a whole number from 1 up"; exit 2;; esac
+	@$${EPOCHS:+env VARPRO_EPOCHS="$$EPOCHS"} $(BIN)/python -m varpro.paper --plan --section="$$SECTION" $${SEEDS:+--seeds="$$SEEDS"}
 
 # Threads that wait for each other let go of their core: a sixth slower on an idle machine, far faster on a busy one.
 test: export OMP_WAIT_POLICY ?= PASSIVE
@@ -41,8 +50,39 @@ test-portable: export OMP_WAIT_POLICY ?= PASSIVE
 test-portable: $(READY)
 	$(BIN)/python tests/portable.py
 
+test-faults: export OMP_WAIT_POLICY ?= PASSIVE
+test-faults: $(READY)
+	$(BIN)/python tests/faults/run.py
+
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+playground: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-playground.txt
+	$(BIN)/voila Playground.ipynb --VoilaConfiguration.extension_allowlist=@jupyter-widgets/jupyterlab-manager
+
+types: $(READY)
+	$(BIN)/mypy
+
+# Compiled kernels count as unreached: what runs of them is no Python.
+coverage: export OMP_WAIT_POLICY ?= PASSIVE
+coverage: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+docs: .venv-docs/.ready
+	.venv-docs/bin/mkdocs build --strict
+
+.venv-docs/.ready: requirements-docs.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
+
+wheel: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
+	$(PYTHON) -m venv build/empty
+	build/empty/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dist/*.whl
+	cd build && env -u PYTHONPATH empty/bin/python -c "import time; start = time.perf_counter(); import varpro; print('varpro', varpro.__version__, 'imported in', round(time.perf_counter() - start, 3), 's')"
 
 environment: $(READY)
 

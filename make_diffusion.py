@@ -31,6 +31,7 @@ def parser():
 
 @cli.command
 def main(argv=None):
+    """The limit that the options name, into a file."""
     options = cli.parse(parser(), argv)
     limit = chosen_limit(options, LIMITS)
     kept = schedule(options.epochs, options.saving_step)

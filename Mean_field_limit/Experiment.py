@@ -59,6 +59,7 @@ def parser():
 
 @cli.command
 def main(argv=None):
+    """The runs that the options name, one after the other."""
     options = cli.parse(parser(), argv)
     choices = replace(CHOICES, features=FEATURES[options.features]())
     for run in runs(options, choices, folder=Path(__file__).resolve().parent):

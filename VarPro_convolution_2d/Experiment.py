@@ -54,6 +54,7 @@ def parser():
 
 @cli.command
 def main(argv=None):
+    """The runs that the options name, one after the other."""
     options = cli.parse(parser(), argv)
     for run in runs(options, choices(options), folder=Path(__file__).resolve().parent):
         perform(run, progress=options.progress, force=options.force)

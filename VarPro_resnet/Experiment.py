@@ -61,6 +61,7 @@ def parser(optimizer=None, dataset="digits", description=__doc__):
 
 @cli.command
 def main(argv=None, *, optimizer=None, dataset="digits", description=__doc__):
+    """The runs that the options name, one after the other."""
     options = runs.parse(parser(optimizer, dataset, description), argv, OPTIMIZERS, optimizer)
     for run in runs.runs(options):
         runs.perform(run, step(run.network, options), options)

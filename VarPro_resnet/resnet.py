@@ -25,6 +25,7 @@ class Features(nn.Module):
         self.stages = nn.Sequential(*(_stage(*channels) for channels in zip(before, _STAGES, strict=True)))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """phi(images): (N, 64), the mean of the last maps over height and width."""
         maps = self.stages(self.relu(self.bn(self.conv(images))))
         return maps.mean(dim=(2, 3))
 
@@ -43,6 +44,7 @@ class ResNet20(nn.Module):
         return self.readout.weight.T
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """f(images): (N, k)."""
         return self.readout(self.features(images)) / WIDTH
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from varpro import cli, names, results
-from varpro.runs.bookkeeping import Checkpoint, locked
+from varpro.runs.bookkeeping import Checkpoint, StopSignals, locked, tidy
 from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
@@ -247,9 +247,11 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
     for seed in options.seed:
         config = _config(options, seed, images)
         path = _directory(options) / _file_name(options, config)
+        if not options.force and _kept(config, path):
+            tidy(path)
+            continue
         results.prepare(path)
-        if options.force or not _kept(config, path):
-            wanted.append((seed, config, path))
+        wanted.append((seed, config, path))
     for seed, config, path in wanted:
         images = images or _images(options)
         plan = Plan(len(images.train), options.batch_size, options.epochs, options.final_epochs)
@@ -271,36 +273,38 @@ def perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
 def _perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
     config, label = run.config, _label(run.config)
     checkpoint = Checkpoint(
-        run.path.with_suffix(".checkpoint"),
+        results.checkpoint(run.path),
         config,
         STATE_VERSION,
         seconds=_CHECKPOINT_SECONDS,
         report=lambda line: _say(config, line),
     )
-    results.sweep(checkpoint.path)
     keep_freed_memory()
-    record = train(
-        step,
-        run.images,
-        run.plan,
-        seed=config["seed"],
-        memory_format=memory_format(config["device"], config["mixed_precision"] or config["tf32"]),
-        tf32=config["tf32"],
-        threads=options.threads,
-        checkpoint=checkpoint,
-        resume=options.resume,
-        progress=options.progress,
-        label=label,
-        report=lambda line: _say(config, line),
-    )
-    results.save(run.path, _contents(run, record))
-    checkpoint.remove()
+    with StopSignals() as signals:  # one that comes when the training is over waits for the result
+        record = train(
+            step,
+            run.images,
+            run.plan,
+            seed=config["seed"],
+            memory_format=memory_format(config["device"], config["mixed_precision"] or config["tf32"]),
+            tf32=config["tf32"],
+            threads=options.threads,
+            checkpoint=checkpoint,
+            signals=signals,
+            resume=options.resume,
+            progress=options.progress,
+            label=label,
+            report=lambda line: _say(config, line),
+        )
+        results.save_result(run.path, _contents(run, record))
+        checkpoint.remove()
     _say(
         config,
         f"{run.plan.passes} passes in {cli.duration(record.elapsed)}, loss "
         f"{record.loss[-run.plan.steps_per_pass :].mean():.5g}, test accuracy {record.accuracy[-1]:.4f}",
     )
     _say(config, f"wrote {run.path}")
+    signals.check()
 
 
 def _kept(config: dict, path: Path) -> bool:
@@ -312,7 +316,7 @@ def _kept(config: dict, path: Path) -> bool:
 
 
 def _say(config: dict, line: str) -> None:
-    print(f"{_label(config)}: {line}", flush=True)
+    cli.say(f"{_label(config)}: {line}")
 
 
 def memory_format(device: str, reduced: bool) -> torch.memory_format:

@@ -15,8 +15,11 @@ single updates by up to a hundredth, float64 ones by a millionth (the rounding o
 """
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -186,9 +189,33 @@ def _take_roots(stacks: Sequence[_Stack], mode: int, epsilon: float) -> None:
     for (_, _, inverse), members in batches.items():
         matrices = torch.cat([stack.preconditioners[mode] for stack in members])
         powers = torch.cat([matrices.new_full((len(stack.parameters), 1), stack.power) for stack in members])
-        roots = _inverses(matrices, epsilon) if inverse else _powers(matrices, powers, epsilon)
+        on_device = matrices.device.type == "cpu"
+        roots = (_roots if on_device else roots_on_host)(matrices, powers, inverse, epsilon)
         for stack, root in zip(members, roots.split([len(stack.parameters) for stack in members]), strict=True):
             stack.roots[mode] = root
+
+
+def roots_on_host(matrices: torch.Tensor, powers: torch.Tensor, inverse: bool, epsilon: float) -> torch.Tensor:
+    """What :func:`_roots` gives, decomposed on the CPU, every matrix in a thread of a pool, for ``matrices`` elsewhere.
+
+    GPU libraries decompose small symmetric matrices one after the other, a millisecond each.
+    """
+    host, host_powers = matrices.cpu(), powers.cpu()
+
+    def root(one: int) -> torch.Tensor:
+        return _roots(host[one : one + 1], host_powers[one : one + 1], inverse, epsilon)
+
+    return torch.cat(list(_pool().map(root, range(len(host))))).to(matrices.device)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count())
+
+
+def _roots(matrices: torch.Tensor, powers: torch.Tensor, inverse: bool, epsilon: float) -> torch.Tensor:
+    """P^power (B, d, d), of ``inverse`` P^-1, for symmetric ``matrices (B, d, d)`` and ``powers (B, 1)``."""
+    return _inverses(matrices, epsilon) if inverse else _powers(matrices, powers, epsilon)
 
 
 def _powers(matrices: torch.Tensor, powers: torch.Tensor, epsilon: float) -> torch.Tensor:

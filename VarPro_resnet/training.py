@@ -12,7 +12,7 @@ import copy
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -271,6 +271,7 @@ def train(
     tf32: bool = False,
     threads: int | None = None,
     checkpoint: Checkpoint | None = None,
+    signals: StopSignals | None = None,
     resume: bool = True,
     progress: bool = False,
     label: str = "training",
@@ -280,7 +281,7 @@ def train(
 
     Order and augmentation of the images come from a generator on the CPU with ``seed``, the same on every device. With
     ``checkpoint`` the state is kept there now and then, and a later call goes on from it if ``resume``, to the same
-    last bit on the CPU; the caller removes it.
+    last bit on the CPU; the caller removes it. ``signals`` are those of a caller who takes care of them already.
 
     The last bits depend on the number of ``threads`` of the CPU, since convolutions and means are summed in parts. None
     is as many as the process has, or one where a trial shows that to be faster, which beside other work it is by far;
@@ -288,7 +289,7 @@ def train(
 
     ``report`` receives lines for the user, with the cost of the run unless ``progress`` shows it. Raises
     FloatingPointError with the pass and the step where the loss stops being finite, at the end of that pass; Stopped
-    after SIGTERM or SIGINT, with the state in the checkpoint.
+    after a signal, with the state in the checkpoint.
     """
     run = _Run(step, images, plan, seed, memory_format, label)
     state = checkpoint.restore() if checkpoint is not None and resume else None
@@ -302,8 +303,9 @@ def train(
             checkpoint.write(run.state())
 
     watch = _Watch(run, None if progress else report)
+    stopping = StopSignals() if signals is None else nullcontext(signals)
     bar = tqdm(total=plan.steps, initial=run.step, desc=label, unit="step", disable=not progress)
-    with bar, arithmetic(tf32=tf32), _threads(run.share(threads, report)), StopSignals() as signals:
+    with bar, arithmetic(tf32=tf32), _threads(run.share(threads, report)), stopping as signals:
         run.begin()
         while run.step < plan.steps:
             for _ in run.steps_of_pass():

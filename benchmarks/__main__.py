@@ -19,7 +19,7 @@ def main() -> None:
     wide, wide_points = circle_epochs.wide()
     torus, gpu = torus_epochs.table(), gpu_epochs.table()
     trials, goals, study = optimizers.cost(), optimizers.goals(), optimizers.study()
-    images = resnet_images.table()
+    images, loading = resnet_images.table(), resnet_images.first_load()
     stages = start_up.stages()
     text = f"""# Benchmarks
 
@@ -60,6 +60,8 @@ turns.
 
 {images}
 
+{loading}
+
 ## Optimizers on the reduced risk
 
 `benchmarks/optimizers.py`: circle, N = 4096, unbiased, from the paper's start, one thread, times of the process. A
@@ -67,7 +69,8 @@ trial of Levenberg-Marquardt is one damped step with the exact solve and the ris
 
 {trials}
 
-Whole trainings, Levenberg-Marquardt in one compiled call ("continued": from lambda 0.1 down):
+Whole trainings from the paper's start, Levenberg-Marquardt in one compiled call ("fast decay": less damping from the
+start; "continued": from lambda 0.1 down). `python -m benchmarks.optimizers goals` makes this table alone.
 
 {goals}
 

@@ -83,6 +83,7 @@ def solver_seconds(gamma: float, repeats: int) -> tuple[float, int]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The table on the terminal."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gamma", type=float, default=100.0)
     parser.add_argument("--reference_cells", type=int, default=16384, help="a multiple of 8192")

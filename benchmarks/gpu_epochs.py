@@ -14,7 +14,8 @@ import torch
 
 from benchmarks import measure
 from benchmarks.torus_epochs import CENTRE, LMBDA, SAMPLES, TIME_SCALE, WARM_UP, WIDTHS, PlainTorusLoop
-from varpro.features import LAPLACE, RadialTorus, wrap
+from varpro.domains.torus import wrap_torus
+from varpro.features import LAPLACE, RadialTorus
 from varpro.problem import Problem, drawn_problem
 from varpro.ridge import matrix_products
 from varpro.solvers.dense import DenseSolver
@@ -75,7 +76,7 @@ def _deviations(problem: Problem) -> list[str]:
     expected, exact = _first_epochs(_dense(problem, "cpu", torch.float64), problem)
     single, _ = _first_epochs(_solver(problem, torch.float32), problem)
     losses, weights = _first_epochs(_solver(problem, torch.float64), problem)
-    differences = (single / expected - 1, losses / expected - 1, wrap(weights - exact))
+    differences = (single / expected - 1, losses / expected - 1, wrap_torus(weights - exact))
     return [f"{float(difference.abs().max()):.1e}" for difference in differences]
 
 

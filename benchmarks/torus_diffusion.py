@@ -91,6 +91,7 @@ def distances(gamma: float, size: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The table on the terminal."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gammas", type=float, nargs="+", default=[1.0, 100.0, 1000.0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 256])

@@ -62,12 +62,12 @@ def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VARPRO_RESULTS", str(folder))
         diffusion = load_script("make_diffusion.py")
-        for gamma in grid.GAMMAS:
-            diffusion.main(["--epochs", str(TINY_EPOCHS), "--gamma", f"{gamma:g}"])
-        runs = [run for name in ("6.1", "appendix-b") for run in grid.SECTIONS[name].runs]
+        for each in (*grid.SECTIONS["6.1"].diffusions, *grid.SECTIONS["appendix-b"].diffusions):
+            diffusion.main(replace(each, epochs=TINY_EPOCHS).arguments())
+        runs = {run for name in ("6.1", "appendix-b", "optimizers") for run in grid.SECTIONS[name].runs}
         experiments = {run.experiment for run in runs}
         scripts = {experiment: load_script(f"{experiment}/Experiment.py") for experiment in sorted(experiments)}
-        for run in runs:
+        for run in sorted(runs):
             scripts[run.experiment].main(replace(run, epochs=TINY_EPOCHS).arguments([0]))
         pretend_mean_field()
         for run in grid.DIGITS_RUNS:

@@ -183,14 +183,30 @@ def test_the_damping_starts_and_decays_as_asked():
     for first, decay in ((1e-2, 5.0), (1e-2, 1.5), (1.0, 5.0)):
         weights = problem.weights.copy()
         outer = linear.solve(weights)
-        done = CircleNewton(linear).advance(weights, outer, 1, first_damping=first, decay=decay)
+        done = CircleNewton(linear).advance(weights, outer, 1, first_damping=first, slow_decay=decay)
         assert done.evaluations == 1
+        assert done.risks[1] < 0.8 * done.risks[0]
         found.append((done.damping, weights))
     assert found[0][0] * 5.0 == pytest.approx(found[1][0] * 1.5)
     assert found[2][0] == pytest.approx(100 * found[0][0])
     np.testing.assert_array_equal(found[0][1], found[1][1])
     moved = [np.abs(weights - problem.weights).max() for _, weights in found]
     assert moved[2] < moved[0]
+
+
+def test_the_damping_falls_fast_where_the_risk_does_not():
+    """After a step that takes less than a fifth off the risk, and after no other."""
+    problem = random_problem(300, 60)
+    weights, damping, shares = problem.weights.copy(), 0.1, []
+    outer, newton = solver(problem).solve(weights), CircleNewton(solver(problem))
+    for _ in range(12):
+        done = newton.advance(weights, outer, 1, damping)
+        used = damping * 4.0 ** (done.evaluations - 1)  # rejected steps have raised it
+        shares.append((1 - done.risks[1] / done.risks[0], used / done.damping))
+        damping = done.damping
+    falls, decays = np.array(shares).T
+    np.testing.assert_allclose(decays, np.where(falls >= 0.2, 1.5, 5.0), rtol=EXACT)
+    assert len(set(np.round(decays, 6))) == 2
 
 
 def test_a_student_that_is_the_teacher_stays():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from varpro import results
-from varpro.figures import animation, circle, mean_field, panels, publish, resnets, torus
+from varpro.figures import animation, circle, mean_field, optimizers, panels, publish, resnets, torus
 from varpro.paper import grid, records
 
 GRID = np.linspace(-math.pi, math.pi, 512, endpoint=False)
@@ -73,6 +73,28 @@ def test_smoothing_on_the_torus_is_a_wrapped_gaussian_of_mass_one():
     density = torus.smoothed_density(points, grid, scale)
     np.testing.assert_allclose(density, expected, atol=1e-11)
     assert density.mean() * 16 == pytest.approx(1, abs=1e-12)
+
+
+def test_smoothed_cells_are_smoothed_neurons_in_their_centres():
+    rng = np.random.default_rng(0)
+    cells, places = rng.uniform(0, 3, (12, 12)), torus.centres(20)
+    x = torus.centres(12)
+    neurons = [torus.smoothed_density(np.array([[a, b]]), places, 0.2) for a in x for b in x]
+    expected = np.average(neurons, axis=0, weights=cells.ravel())
+    np.testing.assert_allclose(torus.smoothed_cells(cells, places, 0.2), expected, atol=1e-12)
+
+
+def test_densities_of_torus_runs_are_those_of_their_files(tiny_results, monkeypatch):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tiny_results))
+    (run,) = (replace(run, epochs=TINY_EPOCHS) for run in grid.find("convolution_density")[1].runs)
+    (diffusion,) = run.diffusions
+    learned, limit = torus.feature_density(run, (0,)), torus.diffusion_density(diffusion)
+    kept = results.load(run.path(0))["weights"]
+    np.testing.assert_array_equal(learned.at(40), torus.smoothed_density(kept[40].numpy(), learned.places))
+    np.testing.assert_allclose(limit.at(0), 1 / 16, rtol=1e-5)  # float32
+    assert limit.at(TINY_EPOCHS).mean() * 16 == pytest.approx(1, abs=1e-12)
+    modes = limit.at(TINY_EPOCHS)[[20, 60], [40, 60]]  # at (-1, 0) and (1, 1), up to half a cell
+    assert modes.min() == pytest.approx(limit.at(TINY_EPOCHS).max(), rel=0.05)
 
 
 def test_teacher_signal_of_one_neuron_peaks_there():
@@ -196,12 +218,13 @@ MODULES = {
     "mean-field": mean_field,
     "resnets": resnets,
     "resnets-cifar10": resnets,
+    "optimizers": optimizers,
 }
 FIGURES = [(section, spec.name) for section in grid.SECTIONS for spec in grid.SECTIONS[section].figures]
 
 
 def test_every_layout_is_used_and_there():
-    for module in (circle, torus, mean_field, resnets):
+    for module in (circle, torus, mean_field, resnets, optimizers):
         named = {grid.find(name)[1].layout for section, name in FIGURES if MODULES[section] is module}
         assert module.publish._layouts.keys() == named
 
@@ -209,6 +232,18 @@ def test_every_layout_is_used_and_there():
 def test_an_unknown_figure_is_refused():
     with pytest.raises(ValueError, match="figure 'x': there are"):
         circle.publish("x")
+
+
+def test_the_state_that_a_way_has_reached():
+    ways = [
+        records.Way(np.array([1.0, 3.0, 9.0]), np.zeros(3), np.array([4.0, 2.0, 1.0]), np.zeros(3)),
+        records.Way(np.array([2.0, 3.0, 4.0]), np.zeros(3), np.array([8.0, 6.0, 5.0]), np.zeros(3)),
+    ]
+    costs, values = optimizers.reached(ways, "risk")
+    assert (costs[0], costs[-1]) == (2.0, pytest.approx(9.0))
+    for way, row in zip(ways, values, strict=True):
+        expected = [way.risk[way.evaluations <= cost * (1 + 1e-9)][-1] for cost in costs]
+        np.testing.assert_array_equal(row, expected)
 
 
 # --- drawing ------------------------------------------------------------------------------------------------------
@@ -255,6 +290,7 @@ NOTES = {
     "distance_width": r"$\lambda = 10^{-3}$, $\gamma = 100$",
     "distance_gamma": r"unbiased, $M = 1024$, $\lambda = 10^{-4}$",
     "convolution_distance_gamma": r"unbiased, $M = 1024$, $\lambda = 10^{-2}$",
+    "convolution_diffusion_width": r"unbiased, $\lambda = 10^{-3}$, $\gamma = 100$",
     "convolution_activation": r"$M = 1024$, $\lambda = 10^{-3}$, $\gamma = 100$",
 }
 
@@ -266,7 +302,7 @@ def test_without_results_a_figure_is_skipped_with_a_sentence(
     folder = tmp_path / "figures"
     monkeypatch.setenv("VARPRO_FIGURES", str(folder))
     figure, said = MODULES[section].publish(name), capsys.readouterr().out
-    if name in ("gamma_densities", "convolution_teacher"):  # drawn without results
+    if name in ("gamma_densities", "convolution_teacher", "convolution_harmonics"):  # drawn without results
         assert figure is not None
         assert said == ""
     else:

@@ -1,8 +1,13 @@
 """The library's face: lazy names, and every block of docs/library.md at work."""
 
+import ast
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -29,6 +34,47 @@ def test_the_documented_blocks_run_in_order():
 def test_importing_is_light():
     code = "import sys, varpro; assert 'torch' not in sys.modules and 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def stated_version() -> str:
+    """The one in pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+
+
+def test_the_version_is_that_of_the_package(monkeypatch):
+    stated = stated_version()
+    assert re.fullmatch(r"\d+\.\d+\.\d+", stated)
+    assert varpro.__version__ == metadata.version("varpro")
+    assert f"## {stated}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert varpro.__version__ == "unknown"
+
+
+def test_the_stub_names_the_same_homes():
+    stub = ast.parse((ROOT / "varpro" / "__init__.pyi").read_text(encoding="utf-8"))
+    homes = {alias.name: node.module for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert homes == varpro._HOMES
+
+
+def test_the_wheel_imports_without_anything_else(tmp_path):
+    for name in ("varpro", "VarPro_resnet"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    build = "from setuptools import build_meta; build_meta.build_wheel('.')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob(f"varpro-{stated_version()}-*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    sources = [path.relative_to(ROOT) for path in (ROOT / "varpro").rglob("*.py*") if "__pycache__" not in path.parts]
+    assert {path.as_posix() for path in sources} | {"varpro/py.typed"} <= packed
+    code = f"import sys; sys.path.insert(0, {str(wheel)!r}); import varpro; print(varpro.__version__, varpro.__file__)"
+    alone = [sys.executable, "-I", "-S", "-c", code]  # no site-packages: neither numpy nor torch
+    told = subprocess.run(alone, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert told.startswith(f"{stated_version()} {wheel}")
 
 
 def test_unknown_names_are_refused():

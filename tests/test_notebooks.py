@@ -16,7 +16,7 @@ FIGURES: dict[str, list[str]] = {}  # the files that each notebook writes
 for section in grid.SECTIONS.values():
     for notebook, specs in section.notebooks.items():
         FIGURES[notebook] = [*FIGURES.get(notebook, []), *(spec.file for spec in specs)]
-WITHOUT_RESULTS = ("gamma_densities", "convolution_teacher")
+WITHOUT_RESULTS = ("gamma_densities", "convolution_teacher", "convolution_harmonics")
 NOT_AT_HAND = {"Results_resnets": ["resnet_loss_cifar10.pdf", "resnet_accuracy_cifar10.pdf"]}  # take days
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|tmp|usr|Users|mnt|opt)/")
 PICTURE = re.compile(r"base64,[A-Za-z0-9+/=]+")

@@ -14,7 +14,7 @@ from tolerances import PUBLISHED, PUBLISHED_TORUS
 
 from varpro import names, results
 from varpro.paper import __main__ as command
-from varpro.paper import cost, fidelity, grid, published, records, work
+from varpro.paper import arrivals, cost, fidelity, grid, published, records, work
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +77,11 @@ def test_the_grid_needs_no_torch():
 # --- the grid -----------------------------------------------------------------------------------------------------
 
 
+PAPER = ("6.1", "appendix-b", "resnets", "resnets-cifar10")  # the sections that are the paper's
+
+
 def test_the_grid_holds_each_run_once():
-    runs = [run for section in grid.SECTIONS.values() for run in section.runs]
+    runs = [run for name in PAPER for run in grid.SECTIONS[name].runs]
     assert Counter(run.experiment for run in runs) == {
         grid.BIASED: 7,
         grid.UNBIASED: 17,
@@ -88,7 +91,20 @@ def test_the_grid_holds_each_run_once():
         grid.TORUS_UNBIASED: 8,
         names.RESNET: 15 + 8,
     }
-    assert len({run.path(0) for run in runs}) == len(runs) == len({run.label for run in runs})
+    everywhere = {run for section in grid.SECTIONS.values() for run in section.runs}  # some serve two sections
+    assert len({run.path(0) for run in everywhere}) == len(everywhere) == len({run.label for run in everywhere})
+    assert len({f"{run.experiment}, {run.parameters}" for run in everywhere}) == len(everywhere)
+
+
+def test_every_run_of_the_optimizers_has_its_gradient_descent():
+    section = grid.SECTIONS["optimizers"]
+    wanted = section.wanted()
+    for run, seeds in wanted.items():
+        assert set(seeds) <= set(wanted[arrivals.reference(run)])
+        assert run.epochs <= grid.METHODS[run.method].iterations
+        assert bool(run.inputs) == (run.method == grid.GRADIENT_DESCENT)
+    assert section.epochs == grid.EPOCHS
+    assert {run.method for run in wanted} == grid.METHODS.keys()
 
 
 def test_each_run_wants_the_seeds_of_its_published_figures():
@@ -117,6 +133,14 @@ def test_figures_are_found_by_name():
         grid.Run(grid.UNBIASED, lmbda=1e-1, width=8, gamma=10.0, epochs=5),
         grid.Run(grid.TORUS_UNBIASED, lmbda=1e-2, width=8, gamma=math.inf, epochs=5),
         grid.Run(grid.TORUS_BIASED, width=8, epochs=5, activation="cos"),
+        grid.Run(grid.TORUS_UNBIASED, width=8, epochs=5, options=grid.METHODS["lbfgs"].options),
+        grid.Run(grid.UNBIASED, width=8, epochs=5, options=grid.METHODS["continuation"].options),
+        grid.Run(
+            grid.UNBIASED,
+            width=8,
+            epochs=5,
+            options=(("teacher_width", math.inf), ("samples", math.inf), *grid.METHODS["momentum"].options),
+        ),
         grid.Run(grid.MEAN_FIELD, width=8, epochs=4, options=(("time_scale", 2**-11), ("saving_step", 2))),
         grid.Run(grid.MEAN_FIELD, width=8, epochs=4, options=(("init", "random"), ("samples", 64), ("distances", ()))),
         grid.Run(
@@ -147,11 +171,17 @@ def test_paths_of_resnets_are_those_that_the_script_writes(run):
     assert abs(run.path(0).stat().st_size / 1e6 - cost.megabytes(run)) < 0.2
 
 
-def test_path_and_command_of_a_diffusion():
-    diffusion = grid.Diffusion(10.0, 5)
+@pytest.mark.parametrize(("domain", "more"), [("circle", ""), ("torus", " --domain torus")])
+def test_path_and_command_of_a_diffusion(domain, more):
+    diffusion = grid.Diffusion(10.0, 5, domain)
     load_script(diffusion.script).main(diffusion.arguments())
     assert diffusion.path.exists()
-    assert diffusion.command() == "python make_diffusion.py --epochs 5 --gamma 10"
+    assert diffusion.command() == f"python make_diffusion.py --epochs 5 --gamma 10{more}"
+
+
+def test_a_teacher_of_two_diracs_has_no_diffusion():
+    assert grid.SECTIONS["appendix-b"].diffusions == [grid.Diffusion(domain="torus")]
+    assert grid.Run(grid.TORUS_UNBIASED, 1e-2, gamma=math.inf).diffusions == ()
 
 
 # --- published curves ---------------------------------------------------------------------------------------------
@@ -170,7 +200,8 @@ def test_every_published_curve_belongs_to_a_run_of_the_grid():
         "density_evolution": 12,
         "gamma_densities": 4,
     }
-    wanted = {run: seeds for section in grid.SECTIONS.values() for run, seeds in section.wanted(None).items()}
+    sections = [section for section in grid.SECTIONS.values() if section.published]
+    wanted = {run: seeds for section in sections for run, seeds in section.wanted(None).items()}
     for curve in curves:
         if curve.quantity != "density_target":
             assert curve.run in wanted
@@ -328,6 +359,62 @@ def test_six_seeds_meet_the_published_curves(experiment):
         assert found.met
 
 
+# --- arrivals -----------------------------------------------------------------------------------------------------
+
+
+def pretend_way(run: grid.Run, seed: int, risks, distances, seconds, evaluations=None) -> None:
+    """A result of ``run`` with these numbers at epochs 0, 1, ...; the risk of the last one is not in the file."""
+    epochs = torch.arange(len(risks) + 1)
+    contents = {"snapshot_epochs": epochs, "distance_epochs": epochs, "loss": torch.tensor(risks)}
+    contents |= {"distance_teacher": torch.tensor([*distances, 0.0]), "seconds": torch.tensor([*seconds, 9.0])}
+    contents |= {} if evaluations is None else {"evaluations": torch.tensor([*evaluations, 99.0])}
+    results.save(run.path(seed), contents)
+
+
+@pytest.fixture
+def two_runs():
+    """Gradient descent to risk 1 and distance 2, and a method that has that risk after 4 evaluations, in one seed."""
+    descent = grid.Run(grid.UNBIASED)
+    run = replace(descent, options=grid.METHODS["lm"].options, epochs=100)
+    for seed in (0, 1):
+        pretend_way(descent, seed, [8.0, 4.0, 1.0], [8.0, 4.0, 2.0], [0.0, 1.0, 2.0])
+    pretend_way(run, 0, [8.0, 2.0, 0.5], [8.0, 5.0, 3.0], [5.0, 5.5, 6.5], [1.0, 2.0, 4.0])
+    pretend_way(run, 1, [8.0, 2.0, 1.5], [8.0, 3.0, 1.0], [5.0, 5.5, 6.5], [1.0, 2.0, 4.0])
+    return descent, run
+
+
+def test_arrivals_count_evaluations_to_a_mark(two_runs):
+    descent, run = two_runs
+    own, method = arrivals.trials(descent, range(3)), arrivals.trials(run, range(3))
+    assert own.arrivals("risk", 1.0) == [3.0, 3.0]  # after two epochs
+    assert own.arrivals("distance", 2.0) == [2.0, 2.0]
+    assert method.arrivals("risk", 1.0) == [4.0]
+    assert method.arrivals("risk", 2.0) == [2.0, 2.0]
+    assert method.arrivals("distance", 1.5) == [4.0, 2.0]
+    assert arrivals.pace(method.ways.values()) == 0.5  # of the first iteration nothing counts but what it added
+    assert arrivals.trials(run, [2]).ways == {}
+
+
+def test_the_table_of_arrivals(two_runs):
+    descent, run = two_runs
+    text = arrivals.table({run: [0, 1], descent: [0, 1]}, [("risk", 1.0), ("distance", 1.5)])
+    first, second = text.splitlines()[-2:]
+    problem = "| gamma 100, lambda 0.001, M = 1024 |"
+    assert first == f"{problem} gradient descent | 2 | 3: 3 s | 3: 3 s | 1 | 2 |"
+    assert second == f"{problem} Levenberg-Marquardt | 2 | 4, 1 of 2: 2 s | 3 (2 to 4): 1.5 s | 1 | 2 |"
+    assert arrivals.table({}) == "No results at hand."
+    text = fidelity.comparison_table("optimizers", [0, 1])
+    assert "| Levenberg-Marquardt | 2 |" in text
+
+
+def test_less_risk_and_yet_farther(two_runs):
+    descent, run = two_runs
+    text = arrivals.lower_risk_but_farther({run: [0, 1], descent: [0, 1]})
+    row = "| gamma 100, lambda 0.001, M = 1024 | Levenberg-Marquardt | 1 of 2 | 0.5 | 1.5 |"
+    assert text.splitlines()[-1] == row
+    assert "Nowhere" in arrivals.lower_risk_but_farther({descent: [0, 1]})
+
+
 # --- the check as a command ---------------------------------------------------------------------------------------
 
 
@@ -383,7 +470,15 @@ SAME = {"circle": 1.0, "torus": 1.0, "resnet": 1.0}
 
 def test_plan_counts_what_is_missing():
     text = cost.plan("appendix-b", [0, 1], SAME)
-    assert "seeds 0-1: 30 runs, 30 of them to be computed" in text
+    assert "seeds 0-1: 30 runs, 30 of them to be computed after 1 diffusion: about " in text
+    diffusion = grid.Diffusion(domain="torus")
+    lacking = cost.estimate(grid.SECTIONS["appendix-b"].wanted([0]), SAME)
+    diffusion.path.parent.mkdir(parents=True)
+    diffusion.path.touch()
+    there = cost.estimate(grid.SECTIONS["appendix-b"].wanted([0]), SAME)
+    assert "30 of them to be computed: about " in cost.plan("appendix-b", [0, 1], SAME)
+    assert lacking.seconds > there.seconds
+    assert lacking.megabytes - there.megabytes == pytest.approx(36.7)
     for run in grid.SECTIONS["appendix-b"].runs:
         pretend(run, 0, 1)
     assert "30 runs, all at hand" in cost.plan("appendix-b", [0, 1], SAME)
@@ -399,6 +494,9 @@ def test_costs_grow_with_the_factor_of_this_machine():
 
 def test_one_long_run_is_not_shared_out():
     run = grid.Run(grid.TORUS_UNBIASED)
+    (diffusion,) = run.diffusions
+    diffusion.path.parent.mkdir(parents=True)
+    diffusion.path.touch()
     assert cost.estimate({run: [0]}, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS)
     both = {run: [0], replace(run, lmbda=1e-2): [0]}
     assert cost.estimate(both, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS)
@@ -427,7 +525,8 @@ def test_batches_hold_every_run_once_and_are_even(name, seeds):
     spent = [sum(cost.seconds(run) * len(of) for run, of in batch.items()) for batch in batches]
     short = [total for total, batch in zip(spent, batches, strict=True) if total < work.BATCH_SECONDS]
     assert len(short) % 2 == 0
-    assert not short or max(short) - min(short) < 1.5  # seconds: two cores end together
+    longest = max((cost.seconds(run) for run in wanted if cost.seconds(run) < work.BATCH_SECONDS), default=0.0)
+    assert not short or max(short) - min(short) < max(1.5, longest)  # seconds: two cores end together
 
 
 def test_a_batch_goes_on_after_a_run_that_fails(capsys, monkeypatch):
@@ -444,6 +543,13 @@ def test_a_batch_goes_on_after_a_run_that_fails(capsys, monkeypatch):
     assert "argument --lambda" in said.err
     assert "ZeroDivisionError" in said.err
     assert said.err.count("failed: VarPro_ReLU_1d, lambda ") == 2
+
+
+def test_a_batch_stops_where_a_signal_stops_its_run(monkeypatch):
+    runs = [grid.Run(grid.BIASED, width=width, epochs=5) for width in (8, 9)]
+    monkeypatch.setattr(work._script(runs[0].script), "main", lambda argv: sys.exit(143))
+    with pytest.raises(SystemExit, match="143"):
+        work.perform({run: [0] for run in runs})
 
 
 def test_a_batch_adds_what_is_missing_and_leaves_the_rest_alone(capsys):

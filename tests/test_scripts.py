@@ -16,6 +16,7 @@ from problems import random_problem
 from tolerances import EXACT
 
 from varpro import results
+from varpro.domains.torus import TORUS as TORUS_DOMAIN
 from varpro.paper import grid
 from VarPro_resnet.Experiment import parser as resnet_parser
 
@@ -109,6 +110,15 @@ def test_results_go_beside_the_script_by_default(tmp_path, monkeypatch):
     assert list((tmp_path / "results").glob("diffusion_gamma=100_epochs=6.pt"))
 
 
+def test_an_evenly_spread_start_on_the_torus(tmp_path):
+    run(TORUS, *TINY, "--init", "quantile", "--output", str(tmp_path))
+    (path,) = tmp_path.glob("lambda*_init=quantile_*.pt")
+    found = results.load(path)
+    torch.testing.assert_close(found["weights"][0], TORUS_DOMAIN.spread(8).float(), rtol=0, atol=0)
+    assert found["loss"][-1] < found["loss"][0]
+    assert torch.isfinite(found["distance_diffusion"]).all()
+
+
 # --- infinite data, limits ---------------------------------------------------------------------------------------
 
 
@@ -147,7 +157,6 @@ def test_finite_samples_of_the_law_itself(tmp_path):
             ["--teacher_width", "inf"],
             "--teacher_width inf: the law of the teacher on the torus is not",
         ),
-        ("torus", ["--init", "quantile"], "--init quantile: there are no evenly spread points on the torus"),
         ("torus", ["--samples", "inf"], "takes a finite number of samples"),
         ("circle", ["--samples", "inf", "--solver", "dense"], "takes a finite number of samples; allowed here: linear"),
         ("circle", ["--samples", "0"], "'0' is not allowed: a whole number from 1 to 1000000000, or inf"),
@@ -218,6 +227,30 @@ def test_an_optimizer_ends_within_its_tolerance_and_says_so(tmp_path, capsys):
     assert len(found["weights"]) == len(found["snapshot_epochs"]) == len(found["evaluations"])
     run(UNBIASED, *arguments)
     assert "kept" in capsys.readouterr().out
+
+
+def test_continuation_begins_with_larger_lambda(tmp_path):
+    arguments = [*TINY, "--optimizer", "lm", "--epochs", "6", "--output", str(tmp_path)]
+    run(UNBIASED, *arguments)
+    run(UNBIASED, *arguments, "--continuation", "0.1")
+    continued, plain = (
+        results.load(path) for path in sorted(tmp_path.iterdir(), key=lambda path: len(path.name))[::-1]
+    )
+    assert continued["config"]["continuation"] == 0.1
+    assert continued["evaluations"][0] > plain["evaluations"][0] == 1
+    assert continued["loss"][0] < plain["loss"][0]
+    refuse(UNBIASED, *TINY, "--continuation", "0.1", "--output", str(tmp_path))
+    refuse(UNBIASED, *arguments, "--lambda", "0.1", "--continuation", "0.1")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_gradient_descent_states_its_seconds(tmp_path):
+    run(UNBIASED, *TINY, "--output", str(tmp_path))
+    found = only_result(tmp_path)
+    assert found["seconds"].shape == found["snapshot_epochs"].shape
+    assert (found["seconds"].diff() > 0).all()
+    assert 0 < found["seconds"][0] < found["seconds"][-1] < found["elapsed_time"] + found["seconds"][0]
+    assert "evaluations" not in found  # one more than epochs
 
 
 def test_optimizers_refuse_what_they_do_not_train(tmp_path, capsys):

@@ -10,7 +10,7 @@ import torch_optimizer
 from tolerances import EXACT, SHAMPOO
 
 from varpro import results
-from VarPro_resnet.shampoo import VARIANTS, Shampoo
+from VarPro_resnet.shampoo import VARIANTS, Shampoo, _roots, roots_on_host
 
 # as in a ResNet-20: convolutions (3 x 3 and 1 x 1), batch normalisation, outer weights; and a tensor of order 3
 SHAPES = [(16, 3, 3, 3), (16, 16, 3, 3), (16, 16, 3, 3), (32, 16, 1, 1), (64, 8, 3, 3), (16,), (16,), (64,), (10, 64)]
@@ -301,3 +301,13 @@ def test_bad_options_are_refused(name, value):
 def test_complex_parameters_are_refused():
     with pytest.raises(ValueError, match=r"^params: .*complex64"):
         Shampoo([torch.zeros(3, dtype=torch.complex64)], lr=0.1)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_roots_in_a_pool_of_threads_are_the_same(inverse):
+    stream = torch.Generator().manual_seed(0)
+    factors = torch.randn(7, 16, 16, dtype=torch.float64, generator=stream)
+    matrices = factors @ factors.mT + 1e-4 * torch.eye(16, dtype=torch.float64)
+    powers = torch.tensor([[-1.0 if inverse else -1 / (k + 1)] for k in range(7)], dtype=torch.float64)
+    found, expected = (take(matrices, powers, inverse, 1e-4) for take in (roots_on_host, _roots))
+    torch.testing.assert_close(found, expected, rtol=SHAMPOO["closed form"], atol=0)

@@ -212,7 +212,8 @@ def test_a_run_that_outgrows_its_file_keeps_the_last_sound_state(tmp_path):
         )
     state = checkpoint(path).restore()
     assert state["epoch"] > 0
-    for tensor in (*state["descent"].values(), *(state[name] for name in ("weights", "outer", "loss"))):
+    assert state["descent"]["seconds"] > 0
+    for tensor in (state["loss"], *(part[name] for part in (state, state["descent"]) for name in ("weights", "outer"))):
         assert torch.isfinite(tensor).all()
 
 

@@ -13,7 +13,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 
@@ -37,8 +39,8 @@ class Stopped(BaseException):
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {_printable(message)}\n")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -52,18 +54,21 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str:
         shown = action.default is not None and action.default is not argparse.SUPPRESS and action.option_strings
         if not shown or isinstance(action.default, bool) or "%(default)" in (action.help or ""):
-            return action.help
+            return action.help or ""
         default = " ".join(map(str, action.default)) if isinstance(action.default, list) else "%(default)s"
         return f"{action.help} (default: {default})"
 
 
-def command(main: Callable) -> Callable:
+def command(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap a script's ``main(argv=None, **keywords)``: expected failures become one line and an exit code (2 input, 1
     numerics)."""
 
     @functools.wraps(main)
-    def guarded(argv: Sequence[str] | None = None, **keywords) -> None:
+    def guarded(argv: Sequence[str] | None = None, **keywords: Any) -> None:
         program = Path(sys.argv[0]).name
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a letter that the terminal does not have is no reason to stop
+                stream.reconfigure(errors="backslashreplace")
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", module=r"torch\.")  # of the library about itself; not for its users
@@ -79,10 +84,11 @@ def command(main: Callable) -> Callable:
         except MemoryError:
             _stop(2, f"{program}: error: {_NO_MEMORY}")
         except BrokenPipeError:  # the reader has seen enough, as in `... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails when Python flushes
+            _mute()
             raise SystemExit(1) from None
         except OSError as error:
-            _stop(2, f"{program}: error: {error.filename or ''}: {error.strerror or error}")
+            place = f"{error.filename}: " if error.filename else ""
+            _stop(2, f"{program}: error: {place}{error.strerror or error}")
         except Stopped as stopped:
             _stop(stopped.exit_code, f"{program}: {stopped}; {_GOES_ON}")
         except KeyboardInterrupt:
@@ -92,8 +98,26 @@ def command(main: Callable) -> Callable:
 
 
 def _stop(code: int, message: str) -> None:
-    print(message, file=sys.stderr)
+    with suppress(OSError):  # nobody reads it
+        print(_printable(message), file=sys.stderr, flush=True)
     raise SystemExit(code)
+
+
+def _printable(message: str) -> str:
+    """``message`` in one line, also where it quotes a line break or what a terminal would act on."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
+
+
+def say(line: str) -> None:
+    """Print ``line`` at once. Where its reader has gone, work goes on and says nothing any more."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        _mute()
+
+
+def _mute() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails when Python flushes
 
 
 def duration(seconds: float) -> str:
@@ -138,7 +162,7 @@ def whole_or_infinite(least: int) -> Callable[[str], float]:
 
 def positive(text: str) -> float:
     """Parser of a finite number above 0."""
-    value = _number(text)
+    value = number(text)
     if not (value > 0 and math.isfinite(value)):
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a finite number above 0")
     return value
@@ -146,7 +170,7 @@ def positive(text: str) -> float:
 
 def time_scale(text: str) -> float:
     """Parser of a time scale: a number above 0, at most 1e6."""
-    value = _number(text)
+    value = number(text)
     if not 0 < value <= 1e6:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number above 0, at most 1e6")
     return value
@@ -154,13 +178,14 @@ def time_scale(text: str) -> float:
 
 def momentum(text: str) -> float:
     """Parser of a momentum: a number from 0 to below 1."""
-    value = _number(text)
+    value = number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number from 0 to below 1")
     return value
 
 
-def _number(text: str) -> float:
+def number(text: str) -> float:
+    """The number that ``text`` spells, NaN where it spells none."""
     try:
         return float(text)
     except ValueError:
@@ -176,7 +201,7 @@ def _label(text: str) -> str:
 # --- options of every script ---------------------------------------------------------------------------------------
 
 
-def add_seeds(group) -> None:
+def add_seeds(group: argparse._ArgumentGroup) -> None:
     """The seeds of the runs."""
     group.add_argument(
         "--seed",
@@ -188,7 +213,7 @@ def add_seeds(group) -> None:
     )
 
 
-def add_lambda(group, default: float) -> None:
+def add_lambda(group: argparse._ArgumentGroup, default: float) -> None:
     """The strength of the penalty, under both of its names."""
     group.add_argument(
         "--lambda",

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from varpro.domains.base import Domain
@@ -17,6 +18,7 @@ from varpro.domains.torus import TORUS, wrap_torus
 from varpro.relu import predict
 
 _ROWS = 256  # samples whose features of a whole network are held at a time
+_NODES = 48  # of a quadrature of smooth functions
 
 
 class FeatureMap(ABC):
@@ -46,13 +48,15 @@ class ReLUCircle(FeatureMap):
 
     name, domain = "relu_circle", CIRCLE
 
-    def __call__(self, weights, inputs):
+    def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         return torch.relu(inputs @ weights.T)
 
-    def pull_back(self, weights, inputs, features, cotangent):
+    def pull_back(
+        self, weights: torch.Tensor, inputs: torch.Tensor, features: torch.Tensor, cotangent: torch.Tensor
+    ) -> torch.Tensor:
         return (cotangent * (features > 0)).T @ inputs
 
-    def predict(self, weights, inputs, outer=None):
+    def predict(self, weights: torch.Tensor, inputs: torch.Tensor, outer: torch.Tensor | None = None) -> torch.Tensor:
         """In O((N + M) log (N + M)), float64 on the CPU."""
         outer = weights.new_ones(len(weights)) if outer is None else outer
         return torch.from_numpy(predict(weights.numpy(), outer.numpy(), inputs.numpy()))
@@ -67,11 +71,13 @@ class SquaredReLUCircle(FeatureMap):
 
     name, domain = "squared_relu_circle", CIRCLE
 
-    def __call__(self, weights, inputs):
+    def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         linear = torch.relu(inputs @ weights.T)
         return linear + linear * linear
 
-    def pull_back(self, weights, inputs, features, cotangent):
+    def pull_back(
+        self, weights: torch.Tensor, inputs: torch.Tensor, features: torch.Tensor, cotangent: torch.Tensor
+    ) -> torch.Tensor:
         product = inputs @ weights.T
         return (cotangent * (product > 0) * (1 + 2 * product)).T @ inputs
 
@@ -100,6 +106,28 @@ RAISED_COSINE = RadialKernel(
 RADIAL_KERNELS = {kernel.name: kernel for kernel in (LAPLACE, RAISED_COSINE)}
 
 
+def harmonics(kernel: RadialKernel, last: int) -> np.ndarray:
+    """c_k = (1/16) int g(|z|) cos(pi k_1 z_1 / 2) cos(pi k_2 z_2 / 2) dz over [-2, 2)^2: (last + 1, last + 1), k >= 0.
+
+    With f = sum_k f_k exp(i pi k . w / 2) the density of a measure of neurons, its signal int g(|w - x|) f(w) dw / 16
+    has the harmonics c_k f_k: what has c_k = 0 is not seen. Gauss quadrature in polar coordinates of the eighth of the
+    square where z_1 > z_2 > 0, on either side of r = 2, where the raised cosine ends.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(_NODES + 2 * last)  # two or more to a half-wave
+    nodes, weights = (nodes + 1) / 2, weights / 2
+    angle = np.pi / 4 * nodes[:, None]
+    pieces = [2 * nodes + 0 * angle, 2 + (2 / np.cos(angle) - 2) * nodes]  # radii; z_1 = 2 is where r = 2 / cos
+    lengths = [2 + 0 * angle, 2 / np.cos(angle) - 2]
+    found = np.zeros((last + 1, last + 1))
+    for radius, length in zip(pieces, lengths, strict=True):
+        measure = np.pi / 4 * weights[:, None] * weights * length * radius
+        values = (measure * kernel.value(torch.from_numpy(radius)).numpy()).ravel()
+        orders = np.pi / 2 * np.arange(last + 1)
+        first, second = (np.cos(np.outer(orders, radius * turn)) for turn in (np.cos(angle), np.sin(angle)))
+        found += (first * values) @ second.T
+    return (found + found.T) / 4  # four quarters of two eighths, over the area 16
+
+
 class RadialTorus(FeatureMap):
     """phi(w, x) = g(|wrap(w - x)|) on the torus R^2 / (4 Z)^2 (paper, Appendix B)."""
 
@@ -109,10 +137,12 @@ class RadialTorus(FeatureMap):
         self.kernel = kernel
         self.name = f"torus_{kernel.name}"
 
-    def __call__(self, weights, inputs):
+    def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         return self.kernel.value(_offsets(weights, inputs).norm(dim=2))
 
-    def pull_back(self, weights, inputs, features, cotangent):
+    def pull_back(
+        self, weights: torch.Tensor, inputs: torch.Tensor, features: torch.Tensor, cotangent: torch.Tensor
+    ) -> torch.Tensor:
         offsets = _offsets(weights, inputs)  # d phi / d w = g'(r) offset / r
         return torch.einsum("nm,nmd->md", cotangent * self.kernel.slope(offsets.norm(dim=2)), offsets)
 

@@ -10,6 +10,7 @@ The network ends in its features; it has no last linear layer. ``criterion.predi
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +71,10 @@ class VarProLoss(nn.Module):
     """
 
     outer: torch.Tensor | None
+    second_moment: torch.Tensor | None
+    cross_moment: torch.Tensor | None
+    remembered: torch.Tensor
+    _failed: torch.Tensor
 
     def __init__(
         self,
@@ -117,7 +122,7 @@ class VarProLoss(nn.Module):
         memory stays as it is. The host waits for a GPU. Raises FloatingPointError where features are not finite, and
         ValueError as a call does.
         """
-        second = cross = features = None
+        second = cross = None
         count = 0
         for features, targets in batches:
             _check_features(features)
@@ -129,8 +134,11 @@ class VarProLoss(nn.Module):
                 new = ridge.moments(features.to(dtype), columns.to(dtype), self.centre)
             count += len(features)
             share = len(features) / count
-            second, cross = new if second is None else (second.lerp(new[0], share), cross.lerp(new[1], share))
-        if second is None:
+            if second is None or cross is None:
+                second, cross = new
+            else:
+                second, cross = second.lerp(new[0], share), cross.lerp(new[1], share)
+        if second is None or cross is None:
             raise ValueError("batches: there are none")
         with _full_precision(features), _few_threads(features):
             solution = ridge.solve_moments(second, cross, self.lmbda, self.centre)
@@ -210,7 +218,7 @@ class VarProLoss(nn.Module):
         """
         second, cross = ridge.moments(features, targets, self.centre)
         count = self.remembered.to(features.device) + 1
-        if self.second_moment is not None:
+        if self.second_moment is not None and self.cross_moment is not None:
             share = (1 - self.memory) / (1 - self.memory ** count.to(second.dtype))
             second = self.second_moment.to(second.dtype).lerp(second, share)
             cross = self.cross_moment.to(cross.dtype).lerp(cross, share)
@@ -285,7 +293,7 @@ class VarProLoss(nn.Module):
                 f"but it is {tuple(self.outer.shape)}"
             )
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
         """As in the base class, except that what has no shape yet takes that of the state."""
         for name in ("outer", *(("second_moment", "cross_moment") if self.memory > 0 else ())):
             saved = state_dict.get(prefix + name)

@@ -28,6 +28,13 @@ class Problem:
     law: Law | None = None
 
     @property
+    def data(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``inputs (N, d)`` and ``targets (N, k)``. Raises ValueError where there are infinitely many."""
+        if self.inputs is None or self.targets is None:
+            raise ValueError("there are infinitely many samples, which are not at hand one by one")
+        return self.inputs, self.targets
+
+    @property
     def samples(self) -> float:
         """N, or infinity."""
         return math.inf if self.inputs is None else len(self.inputs)
@@ -66,15 +73,14 @@ def drawn_problem(
     domain = features.domain
     finite = [_FINITE if math.isinf(count) else int(count) for count in (samples, teacher_width)]
     draws = domain.draws(seed, finite[0], student_width, finite[1], gamma)
-    law, student = None, draws.student
+    law: Law | None = None
     if math.isinf(teacher_width):
         law = domain.law(gamma)
         if law is None:
             raise ValueError(f"--teacher_width inf: the law of the teacher on the {domain.name} is not at hand")
-    if spread:
-        student = domain.spread(student_width)
-        if student is None:
-            raise ValueError(f"--init quantile: there are no evenly spread points on the {domain.name}")
+    student = domain.spread(student_width) if spread else draws.student
+    if student is None:
+        raise ValueError(f"--init quantile: there are no evenly spread points on the {domain.name}")
     teacher = None if law is not None else draws.teacher
     if math.isinf(samples):
         return Problem(None, None, student, teacher, law)

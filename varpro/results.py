@@ -11,12 +11,12 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
+from varpro import installed_version
 from varpro.names import ROOT
 
 _UNFINISHED = ".tmp"  # suffix of a file that is being written
@@ -27,23 +27,48 @@ class ResultError(Exception):
     """A result file is missing, unreadable, or belongs to another run; the message is one line for the user."""
 
 
+def save_result(path: Path, contents: Mapping[str, Any]) -> None:
+    """As :func:`save`, for what others will rely on. Raises FloatingPointError naming the entry that is not finite."""
+    bad = _not_finite(contents)
+    if bad:
+        raise FloatingPointError(f"{bad!r} is not finite, {path} is not written; try a smaller --time_scale")
+    save(path, contents)
+
+
+def _not_finite(value: Any, name: str = "") -> str:
+    """The name of the first tensor in ``value`` that holds NaN or infinity, or ``""``."""
+    if isinstance(value, torch.Tensor):
+        return "" if torch.isfinite(value).all() else name
+    if isinstance(value, Mapping):
+        return next(filter(None, (_not_finite(item, str(key)) for key, item in value.items())), "")
+    return ""
+
+
 def save(path: Path, contents: Mapping[str, Any]) -> None:
-    """Write ``contents`` to ``path`` in one step: readers see the old file or the whole new one."""
-    path = Path(path)
+    """Write ``contents`` to ``path`` in one step: readers see the old file or the whole new one.
+
+    Raises ResultError where it cannot be written; what was there is still there then.
+    """
+    try:
+        _save(Path(path), contents)
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be written: {error.strerror}; what was there is kept") from None
+
+
+def _save(path: Path, contents: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             stream = _Stream(file)
             try:
-                torch.save(_compact(contents), stream)
+                torch.save(_compact(contents), cast("IO[bytes]", stream))
                 file.flush()
                 os.fsync(file.fileno())
-            except (OSError, RuntimeError) as error:  # torch's writer hides what went wrong below it
-                cause = stream.error or (error if isinstance(error, OSError) else None)
-                if cause is None:
+            except RuntimeError:  # torch's writer hides what went wrong below it
+                if stream.error is None:
                     raise
-                raise ResultError(f"{path}: cannot be written: {cause.strerror}; what was there is kept") from None
+                raise stream.error from None
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -76,16 +101,28 @@ def prepare(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        longest = path.with_suffix(".checkpoint").name  # of the files that a run writes there
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{longest}.", suffix=_UNFINISHED):
-            pass
+        longest = checkpoint(path).name  # of the files that a run writes there
+        handle, trial = tempfile.mkstemp(dir=path.parent, prefix=f".{longest}.", suffix=_UNFINISHED)
+        os.close(handle)
+        Path(trial).unlink(missing_ok=True)  # who holds the lock may have swept it
     except OSError as error:
         raise ResultError(f"{path}: cannot be written there: {error.strerror}; see --output and --name") from None
 
 
+def checkpoint(path: Path) -> Path:
+    """The file from which the stopped run of the result ``path`` goes on."""
+    return path.with_suffix(".checkpoint")
+
+
+def unfinished(path: Path) -> list[Path]:
+    """What killed processes left of saves of ``path`` and of its checkpoint."""
+    named = (path, checkpoint(path))
+    return [left for name in named for left in path.parent.glob(f".{glob.escape(name.name)}.*{_UNFINISHED}")]
+
+
 def sweep(path: Path) -> None:
-    """Remove what a killed process left of an unfinished save of ``path``. To be called by who holds its lock."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_UNFINISHED}"):
+    """Remove what is :func:`unfinished`. To be called by who holds the lock of ``path``."""
+    for left in unfinished(path):
         left.unlink(missing_ok=True)
 
 
@@ -125,7 +162,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def complete(path: Path, config: Mapping[str, Any]) -> bool:
     """Whether ``path`` holds the result of ``config``. Raises ResultError where it holds another run's."""
-    if not Path(path).exists():
+    if not os.path.exists(path):  # also where the name is too long for any file
         return False
     found = load(path).get("config", {})
     differing = [key for key in config if found.get(key) != config[key]]
@@ -141,20 +178,12 @@ def complete(path: Path, config: Mapping[str, Any]) -> bool:
 def provenance(device: str) -> dict[str, str]:
     """What made a result: versions, git revision, device, platform."""
     return {
-        **{package: _version(package) for package in (*_PACKAGES, "varpro")},
+        **{package: installed_version(package) for package in (*_PACKAGES, "varpro")},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor() or "cpu",
         "git_revision": _git_revision(),
     }
-
-
-def _version(package: str) -> str:
-    """The version of an installed package; ``unknown`` for one that is only on the path."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _git_revision() -> str:

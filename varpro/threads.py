@@ -37,7 +37,7 @@ class Sharing:
         for choice in (1, threads):
             if choice not in self._cost:
                 return choice, min(units, _TRIAL)
-        best, other = sorted((1, threads), key=self._cost.get)
+        best, other = sorted((1, threads), key=self._cost.__getitem__)
         if self._since > _TRIAL * self._cost[other] / _TRIAL_SHARE:
             return other, min(units, _TRIAL)
         return best, units
@@ -47,7 +47,7 @@ class Sharing:
         if not self._warm:
             self._warm = True
             return
-        trial = threads not in self._cost or threads != min(self._cost, key=self._cost.get)
+        trial = threads not in self._cost or threads != min(self._cost, key=self._cost.__getitem__)
         self._since = 0.0 if trial else self._since + seconds
         self._cost[threads] = seconds / units
 

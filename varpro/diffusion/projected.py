@@ -116,13 +116,13 @@ def solve_projected(
     Raises ValueError when an argument is out of range, RuntimeError when no step is short enough: at a density too
     sharp for the grid two nodes can meet (gamma = 1000 takes a grid_size of 512 or more).
     """
-    gamma = float(teacher) if np.isscalar(teacher) else 0.0
+    gamma = float(teacher) if isinstance(teacher, int | float | np.number) else 0.0
     check_numbers(gamma, MAX_GAMMA, time_scale, rtol)
     check_grid_size(grid_size, 16)
     if grid_size % 2:
         raise ValueError(f"grid_size must be even, not {grid_size}")
     epochs = checked_epochs(snapshot_epochs)
-    law = _gamma_law(gamma) if np.isscalar(teacher) else _own_law(teacher, "teacher", grid_size)
+    law = _gamma_law(gamma) if isinstance(teacher, int | float | np.number) else _own_law(teacher, "teacher", grid_size)
     edges = np.linspace(-math.pi, math.pi, grid_size + 1)
     x, share = _first_state(start, grid_size)
     state = _evaluate(x, share, law)
@@ -170,12 +170,11 @@ def _gamma_law(gamma: float) -> _Law:
     """nu_gamma (docs/definitions.md, 2): two Poisson kernels, whose first harmonic is the radius r of the kernel."""
     root = math.sqrt(1 + gamma)
     radius = (root - 1) / (root + 1)
-    first = sum(
-        m * radius * np.array([math.cos(a), math.sin(a)]) for m, a in zip(BUMP_MASSES, (0, SECOND_BUMP), strict=True)
-    )
+    bumps = zip(BUMP_MASSES, (0, SECOND_BUMP), strict=True)
+    first = sum((m * radius * np.array([math.cos(a), math.sin(a)]) for m, a in bumps), np.zeros(2))
 
     def slope(x: np.ndarray) -> np.ndarray:
-        total = 0.0
+        total = np.zeros_like(x)
         for mass, centre in zip(BUMP_MASSES, (0.0, SECOND_BUMP), strict=True):
             below = 1 + gamma / 2 * (1 - np.cos(x - centre))
             total = total - mass * root * gamma / (4 * math.pi) * np.sin(x - centre) / (below * below)
@@ -210,7 +209,7 @@ def _own_law(density: Density | np.ndarray, name: str, cells: int) -> _Law:
         first_derivative, slope = bend.derivative(), bend.derivative(2)
         pdf = lambda x: first_derivative(x) + mean  # noqa: E731
 
-    def wrapped(function: Callable, turn: float) -> Density:
+    def wrapped(function: Density, turn: float) -> Density:
         def at(x: np.ndarray) -> np.ndarray:
             turns = np.floor((x + math.pi) / (2 * math.pi))
             return function(x - 2 * math.pi * turns) / total + turn * turns
@@ -239,7 +238,7 @@ def _first_state(start: Density | np.ndarray | None, grid_size: int) -> tuple[np
     law = _own_law(start, "start", grid_size)
 
     def folded(x: np.ndarray) -> np.ndarray:
-        return law.cdf(x) + law.cdf(x + math.pi) - law.cdf(np.float64(0.0))
+        return law.cdf(x) + law.cdf(x + math.pi) - law.cdf(np.zeros(()))
 
     low, high = np.full(m, -math.pi), np.zeros(m)
     for _ in range(55):  # bisection to round-off

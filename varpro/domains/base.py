@@ -4,10 +4,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+
+from varpro.cli import number
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Draws:
 class Measure(Protocol):
     """A weighted point set that knows its energy distance to another one of its kind."""
 
-    def energy_distance(self, other: "Measure") -> float:
+    def energy_distance(self, other: Any) -> float:
         """D = sqrt(2 E|X - Y| - E|X - X'| - E|Y - Y'|) >= 0."""
 
 
@@ -87,14 +89,6 @@ def bounded_number(text: str, most: float) -> float:
     if not (0 <= value <= most and math.isfinite(value)):
         raise ValueError("a number from 0 up" if math.isinf(most) else f"a number from 0 to {most:g}")
     return value
-
-
-def number(text: str) -> float:
-    """The number that ``text`` spells, NaN where it spells none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def discard_network_initialisation(width: int, stream: torch.Generator) -> None:

@@ -31,19 +31,21 @@ def circle_density(angles: np.ndarray, gamma: float) -> np.ndarray:
     nu(x) = sqrt(1 + gamma) / (3 pi) [1 / (1 + gamma sin^2(x/2)) + (1/2) / (1 + gamma sin^2((x - 0.4 pi)/2))]
     """
     angles = np.asarray(angles, dtype=np.float64)
-    return sum(
+    bumps = (
         mass * math.sqrt(1 + gamma) / (2 * math.pi) / (1 + gamma * np.sin((angles - centre) / 2) ** 2)
         for mass, centre in zip(BUMP_MASSES, (0.0, SECOND_BUMP), strict=True)
     )
+    return sum(bumps, np.zeros_like(angles))
 
 
 def circle_cdf(angles: np.ndarray, gamma: float) -> np.ndarray:
     """Cumulative mass of nu_gamma from -pi to ``angles``; any real angle: N(x + 2 pi) = N(x) + 1, N(-pi) = 0."""
     angles = np.asarray(angles, dtype=np.float64)
-    return sum(
-        mass * (bump_cdf(angles - centre, gamma) - bump_cdf(np.float64(-math.pi - centre), gamma))
+    bumps = (
+        mass * (bump_cdf(angles - centre, gamma) - bump_cdf(np.asarray(-math.pi - centre), gamma))
         for mass, centre in zip(BUMP_MASSES, (0.0, SECOND_BUMP), strict=True)
     )
+    return sum(bumps, np.zeros_like(angles))
 
 
 def bump_cdf(angles: np.ndarray, gamma: float) -> np.ndarray:
@@ -87,29 +89,29 @@ class Circle(Domain):
     name, dimension = "circle", 2
     shape_parameter = "shape of the teacher law: 0 is uniform, inf would be two Diracs"
 
-    def project(self, points):
+    def project(self, points: torch.Tensor) -> torch.Tensor:
         scaled = points / points.abs().amax(dim=1, keepdim=True)  # squares of these cannot overflow
         return scaled / scaled.norm(dim=1, keepdim=True)
 
-    def tangent(self, weights, vectors):
+    def tangent(self, weights: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         return vectors - (vectors * weights).sum(dim=1, keepdim=True) / weights.square().sum(1, keepdim=True) * weights
 
-    def measure(self, points, masses=None):
+    def measure(self, points: np.ndarray, masses: np.ndarray | None = None) -> CircleMeasure:
         return CircleMeasure(points, masses)
 
-    def law(self, gamma):
+    def law(self, gamma: float) -> Law:
         edges = np.linspace(-math.pi, math.pi, _LAW_CELLS + 1)
         masses = np.diff(circle_cdf(edges, gamma))
         centres = directions((edges[1:] + edges[:-1]) / 2)
         return Law(lambda angles: circle_density(angles, gamma), centres, torch.from_numpy(masses / masses.sum()))
 
-    def spread(self, count):
+    def spread(self, count: int) -> torch.Tensor:
         return quantile_directions(count)
 
-    def gamma(self, text):
+    def gamma(self, text: str) -> float:
         return bounded_number(text, MAX_GAMMA)
 
-    def draws(self, seed, samples, student_width, teacher_width, gamma):
+    def draws(self, seed: int, samples: int, student_width: int, teacher_width: int, gamma: float) -> Draws:
         """The draws of the paper's circle runs: seed s here is seed s there.
 
         Two private generators stand in for the global ones of ``torch.manual_seed(seed)`` and

@@ -7,12 +7,12 @@ from dataclasses import replace
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from varpro.domains.circle import circle_density
 from varpro.figures import panels
 from varpro.figures.animation import Film, film, frame_epochs
 from varpro.figures.panels import PUBLISHED_LOOK, TEACHER_LOOK
 from varpro.figures.publish import Publisher
 from varpro.paper import grid, published, records
-from varpro.domains.circle import circle_density
 
 publish = Publisher()
 

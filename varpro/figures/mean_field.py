@@ -17,7 +17,14 @@ from varpro.paper import grid, records, study
 
 publish = Publisher()
 
-_SYMBOLS = {"ratio": r"\eta_u / \eta_w", "width": "M", "lmbda": r"\lambda", "samples": "N", "time_scale": "h", "outer_rate": "R"}
+_SYMBOLS = {
+    "ratio": r"\eta_u / \eta_w",
+    "width": "M",
+    "lmbda": r"\lambda",
+    "samples": "N",
+    "time_scale": "h",
+    "outer_rate": "R",
+}
 _TO = {"diffusion": "distance to the plain diffusion", "projected": "distance to the projected diffusion"}
 _TIME = "time $t$ (epochs times $h$)"
 _MARKERS = ("o", "s", "^")
@@ -168,7 +175,12 @@ def ladder(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         figure.axes[0].set(ylabel=_DISTANCE)
         entries = [(rung.label, {"color": colour}) for rung, colour in zip(rungs, tints, strict=True)]
         entries += [("the two limits from each other", panels.TEACHER_LOOK)]
-        panels.legend(figure, entries, f"$M = {grid.WIDEST}$, {panels.seed_note(of for run, of in at_hand.items() if not run.deterministic)}", columns=2)
+        panels.legend(
+            figure,
+            entries,
+            f"$M = {grid.WIDEST}$, {panels.seed_note(of for run, of in at_hand.items() if not run.deterministic)}",
+            columns=2,
+        )
     return figure
 
 
@@ -230,7 +242,7 @@ def _of_density(density: np.ndarray, angles: np.ndarray) -> np.ndarray:
 
 @publish.layout
 def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
-    """Features that see every harmonic: distance to the plain diffusion over time, against lambda, against the width."""
+    """Features that see every harmonic: distance to the plain diffusion over time, against lambda, against width."""
     every = panels.lines_of(spec, seeds)
     usual = max({run.width for run in spec.runs}, key=lambda width: sum(run.width == width for run in spec.runs))
     lines = [line for line in every if line.seeds and line.run.width == usual]
@@ -245,7 +257,10 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         _times(left)
         relu = [line for line in panels.lines_of(grid.find("mean_field_lambda")[1], seeds) if line.seeds]
         kinds = [("with square, plain", lines, "diffusion", "o", "solid")]
-        kinds += [("ReLU, plain", relu, "diffusion", "s", "dashed"), ("ReLU, projected", relu, "projected", "^", "dotted")]
+        kinds += [
+            ("ReLU, plain", relu, "diffusion", "s", "dashed"),
+            ("ReLU, projected", relu, "projected", "^", "dotted"),
+        ]
         for time, colour in zip((0.25, 1.0), panels.colours("epoch", 2), strict=True):
             for label, drawn, limit, marker, style in kinds:
                 values = [study.distances_at(line.run, line.seeds, limit, [time]).mean() for line in drawn]
@@ -257,12 +272,15 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         if middle.lines:
             middle.legend(fontsize=6)
         _readable(middle)
-        widths = sorted((line for line in every if line.seeds and line.run.lmbda == several), key=lambda line: line.run.width)
+        widths = sorted(
+            (line for line in every if line.seeds and line.run.lmbda == several), key=lambda line: line.run.width
+        )
         if widths:
             _against(right, "width", [line.run.width for line in widths], _distances_at(widths, "diffusion"))
         right.set(title=f"$\\lambda = {panels.power(several)}$", ylabel=_TO["diffusion"])
         entries = [(_label("lmbda", line.run.lmbda), {"color": line.colour}) for line in lines]
-        fixed = f"left and middle: $M = {usual}$ (ReLU: {relu[0].run.width if relu else 'none'}), $N = {spec.runs[0].samples}$"
+        beside = relu[0].run.width if relu else "none"
+        fixed = f"left and middle: $M = {usual}$ (ReLU: {beside}), $N = {spec.runs[0].samples}$"
         panels.legend(figure, entries, f"{fixed}, equally spaced start, seed 0")
     return figure
 
@@ -293,7 +311,9 @@ def rates(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         if found:
             _against(right, "ratio", ratios, found, (1, math.inf))
         right.axvline(1, **panels.TEACHER_LOOK)
-        right.set(xlabel=r"ratio of the rates $\eta_u / \eta_w = \lambda / h$", ylabel="distance to the features of VarPro")
+        right.set(
+            xlabel=r"ratio of the rates $\eta_u / \eta_w = \lambda / h$", ylabel="distance to the features of VarPro"
+        )
         entries = [(f"$\\eta_u / \\eta_w = {ratio:.2g}$", {"color": c}) for ratio, c in zip(ratios, tints, strict=True)]
         entries += [("equal rates: joint gradient descent", panels.TEACHER_LOOK)]
         fixed = f"$M = {grid.RATE_WIDTH}$, $\\lambda = {panels.power(grid.RATE_LMBDA)}$, $h$ from the ratio"
@@ -323,7 +343,9 @@ def stability(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         line = np.linspace(min(rate_of.values()), max(rate_of.values()), 400)
         predicted = np.maximum(np.abs(1 - line * eigenvalue), 1)
         right.plot(line, predicted, color="0.5", linewidth=1, label=r"$\max(|1 - R (\Lambda + \lambda)|, 1)$")
-        right.axvline(2 / eigenvalue, **panels.TEACHER_LOOK, label=f"$2 / (\\Lambda + \\lambda) = {2 / eigenvalue:.3f}$")
+        right.axvline(
+            2 / eigenvalue, **panels.TEACHER_LOOK, label=f"$2 / (\\Lambda + \\lambda) = {2 / eigenvalue:.3f}$"
+        )
         right.set(xlabel="$R$", ylabel="growth of the error of $u$ in one epoch")
         right.legend()
         entries = [(_label("outer_rate", rate), {"color": c}) for rate, c in zip(rate_of.values(), tints, strict=True)]

@@ -129,12 +129,17 @@ def published_entry(lines: Sequence[Line], quantities: Sequence[str]) -> list[tu
 
 def note_of(spec: grid.Figure, lines: Sequence[Line]) -> str:
     """What is fixed in a figure, and what was averaged."""
+    return f"{fixed_note(spec)}; {seed_note(line.seeds for line in lines)}"
+
+
+def fixed_note(spec: grid.Figure) -> str:
+    """What is the same in all runs of a figure."""
     runs = spec.runs
     parts = ["biased" if runs[0].biased else "unbiased"] if len({run.biased for run in runs}) == 1 else []
     for name in _SYMBOLS:
         if name != spec.by and len({getattr(run, name) for run in runs}) == 1:
             parts.append(_label(name, getattr(runs[0], name)))
-    return f"{', '.join(parts)}; {seed_note(line.seeds for line in lines)}"
+    return ", ".join(parts)
 
 
 def _label(name: str, value: float | str) -> str:
@@ -159,15 +164,15 @@ def seeds_for_people(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {grid.ranges(seeds)}"
 
 
-def seed_note(seeds: Iterable[Sequence[int]], *, band: bool = True) -> str:
-    """What a line is a mean over, for the legend."""
+def seed_note(seeds: Iterable[Sequence[int]], *, band: bool = True, statistic: str = "mean") -> str:
+    """What a line is a ``statistic`` over, for the legend."""
     sets = sorted({tuple(each) for each in seeds if each})
     if not sets:
         return "no results"
     if sets == [sets[0][:1]]:
         return f"seed {sets[0][0]}"
     listed = ", or ".join(map(grid.ranges, sets))
-    note = f"mean over seeds {listed}" if len(sets) == 1 else f"mean over the seeds at hand ({listed})"
+    note = f"{statistic} over " + (f"seeds {listed}" if len(sets) == 1 else f"the seeds at hand ({listed})")
     return f"{note}, band from smallest to largest" if band else note
 
 

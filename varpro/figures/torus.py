@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from varpro import results
-from varpro.features import LAPLACE, RadialTorus
+from varpro.diffusion.snapshots import density_at
+from varpro.diffusion.torus import TorusTeacher
+from varpro.features import LAPLACE, RADIAL_KERNELS, RadialTorus, harmonics
 from varpro.figures import panels
 from varpro.figures.animation import Film, film, frame_epochs
 from varpro.figures.publish import Publisher
@@ -27,6 +29,9 @@ _SIGNAL_CELLS = 64
 _DENSITY_MAP = "viridis"
 _HALF = 2.0  # the torus is [-2, 2)^2
 _FRAMES = 75
+DENSITY_EPOCHS = (0, 100, 1000, 5000, 10000)
+_HARMONICS = 24  # along each axis
+_LAW_CELLS = 256
 
 
 def smoothed_density(points: np.ndarray, places: np.ndarray, scale: float = SMOOTHING) -> np.ndarray:
@@ -35,13 +40,28 @@ def smoothed_density(points: np.ndarray, places: np.ndarray, scale: float = SMOO
     Every neuron is a periodic Gaussian of standard deviation ``scale`` in both coordinates, summed as a product of
     Fourier series sum_n exp(-(pi n scale / 2)^2 / 2) exp(i pi n (x - w) / 2) / 4, whose mass is exactly 1.
     """
-    frequency = math.pi / 2  # of period 4
+    first, second = (np.exp(-1j * np.outer(_orders(scale), points[:, k])) for k in (0, 1))
+    return _damped((first @ second.T) / len(points), places, scale)
+
+
+def smoothed_cells(density: np.ndarray, places: np.ndarray, scale: float = SMOOTHING) -> np.ndarray:
+    """The same (G, G) of a law with averages ``density (n, n)`` over cells, in place of neurons."""
+    waves = np.exp(-1j * np.outer(_orders(scale), centres(len(density))))
+    return _damped(waves @ (density / density.sum()) @ waves.T, places, scale)
+
+
+def _orders(scale: float) -> np.ndarray:
+    """The frequencies (K,), of period 4, that smoothing by ``scale`` leaves."""
+    frequency = math.pi / 2
     last = math.ceil(8.5 / (frequency * scale))  # exp(-8.5^2 / 2) = 2e-16
-    orders = frequency * np.arange(-last, last + 1)
-    first, second = (np.exp(-1j * np.outer(orders, points[:, k])) for k in (0, 1))
+    return frequency * np.arange(-last, last + 1)
+
+
+def _damped(moments: np.ndarray, places: np.ndarray, scale: float) -> np.ndarray:
+    """The Fourier series (G, G) with ``moments (K, K)``, smoothed."""
+    orders = _orders(scale)
     damping = np.exp(-((orders * scale) ** 2) / 2)
-    moments = np.outer(damping, damping) * (first @ second.T) / len(points)
-    waves = np.exp(1j * np.outer(places, orders))
+    waves = damping * np.exp(1j * np.outer(places, orders))
     return (waves @ moments @ waves.T).real / (2 * _HALF) ** 2
 
 
@@ -126,27 +146,118 @@ def distance_and_risk(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
 
 
 @publish.layout
-def animation(spec: grid.Figure, seeds: Sequence[int] | None) -> Film:
-    """The density of the learned features (left) beside the teacher's (right), same colours."""
-    (run,) = spec.runs
-    at_hand = records.seeds_at_hand(run, spec.seeds if seeds is None else seeds)
-    contents = [results.load(run.path(seed)) for seed in at_hand]
+def diffusion_distance(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
+    """Distance to the diffusion, logarithmic epochs."""
+    return panels.row(spec, seeds, ["distance_diffusion"], linear=[])
+
+
+@publish.layout
+def seen_harmonics(spec: grid.Figure, seeds: Sequence[int] | None = None) -> Figure:
+    """What each kernel makes of a harmonic of the neurons' density, and what three lambda let through; no results."""
+    orders = np.arange(_HARMONICS + 1)
+    radii = np.hypot(*np.meshgrid(orders, orders)).ravel()
+    shown = (radii > 0) & (radii <= _HARMONICS)
+    with panels.style():
+        figure = Figure(figsize=(6, 4))
+        axes = figure.subplots()
+        entries = []
+        for kernel, label, colour in zip(
+            RADIAL_KERNELS.values(), ("Laplace", "raised cosine"), panels.colours("activation", 2), strict=True
+        ):
+            sizes = np.abs(harmonics(kernel, _HARMONICS)).ravel()
+            look = {"color": colour, "marker": ".", "markersize": 3, "linestyle": "none"}
+            axes.plot(radii[shown], sizes[shown], **look)
+            entries.append((label, look | {"markersize": 8}))
+        look = {"color": "0.4", "linewidth": 0.9, "linestyle": "dashed"}
+        for lmbda in (1e-1, 1e-3, 1e-5):
+            axes.axhline(math.sqrt(lmbda), **look)
+            at = (_HARMONICS, math.sqrt(lmbda))
+            axes.annotate(f"$\\lambda = {panels.power(lmbda)}$", at, (0, 2), textcoords="offset points", ha="right")
+        entries.append(("$\\sqrt{\\lambda}$", look))
+        axes.set(xscale="log", yscale="log", xlabel="frequency $|k|$ of a harmonic", ylabel="its weight $|c_k|$")
+        axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+        panels.legend(figure, entries, "above a dashed line: seen at that $\\lambda$")
+    return figure
+
+
+def diffusion_density(diffusion: grid.Diffusion) -> records.Densities:
+    """The diffusion, smoothed as the neurons are, (G, G). Raises ResultError where it is not at hand."""
+    contents = results.load(diffusion.path)
+    epochs, density = contents["snapshot_epochs"].numpy(), contents["density"].numpy()
+    places = centres(_CELLS)
+    return records.Densities(places, lambda epoch: smoothed_cells(density_at(density, epochs, epoch), places), epochs)
+
+
+def feature_density(run: grid.Run, seeds: Sequence[int]) -> records.Densities:
+    """The density of a run's learned features, averaged over ``seeds``, of which there must be one: (G, G)."""
+    contents = [results.load(run.path(seed)) for seed in seeds]
     epochs, places = contents[0]["snapshot_epochs"].numpy(), centres(_CELLS)
     weights = np.stack([content["weights"].numpy() for content in contents], axis=1)  # (S, seeds, M, 2)
-    target = np.mean([smoothed_density(content["teacher_weights"].numpy(), places) for content in contents], axis=0)
+
+    def at(epoch: float) -> np.ndarray:
+        state = weights[np.abs(epochs - epoch).argmin()]  # the nearest: neurons cross the seam of the square
+        return smoothed_density(state.reshape(-1, 2), places)
+
+    return records.Densities(places, at, epochs)
+
+
+def teacher_density(gamma: float) -> np.ndarray:
+    """The teacher's law, smoothed as the neurons are: (G, G)."""
+    return smoothed_cells(TorusTeacher.of_law(gamma, _LAW_CELLS).cells, centres(_CELLS))
+
+
+@publish.layout
+def density_evolution(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
+    """Density of the diffusion (above) and of the learned features (below) at the same epochs."""
+    (run,), (diffusion,) = spec.runs, spec.diffusions
+    at_hand = records.seeds_at_hand(run, spec.seeds if seeds is None else seeds)
+    limit = diffusion_density(diffusion) if diffusion.path.exists() else None
+    learned = feature_density(run, at_hand) if at_hand else None
+    most = teacher_density(run.gamma).max()
     with panels.style():
-        figure = Figure(figsize=(6.4, 3.5), dpi=90)
-        left, right = figure.subplots(1, 2, sharey=True)
-        image = density_image(left, smoothed_density(weights[0].reshape(-1, 2), places), target.max())
-        figure.colorbar(density_image(right, target, target.max()), ax=[left, right], label="density", shrink=0.85)
-        left.set_title(f"learned features, $M = {run.width}$")
-        right.set(title="teacher", ylabel="")
+        figure = Figure(figsize=(10.5, 4.6))
+        cells = figure.subplots(2, len(DENSITY_EPOCHS), sharex=True, sharey=True)
+        for axes, title in zip(cells[0], DENSITY_EPOCHS, strict=True):
+            axes.set_title(f"epoch {title}, $t$ = {title * grid.TIME_SCALE:.1f}")
+        for line, densities in zip(cells, (limit, learned), strict=True):
+            for axes, epoch in zip(line, DENSITY_EPOCHS, strict=True):
+                there = densities is not None and epoch <= densities.epochs[-1]
+                density = densities.at(epoch) if there else np.full((2, 2), np.nan)
+                image = density_image(axes, density, most)
+                axes.set(xlabel="", ylabel="")
+        cells[0, 0].set_ylabel("ultra-fast diffusion")
+        cells[1, 0].set_ylabel("learned features")
+        figure.colorbar(image, ax=cells, label="density", shrink=0.8)
+        fixed = f"unbiased, $M = {run.width}$, $\\lambda = {panels.power(run.lmbda)}$, $\\gamma = {run.gamma:g}$"
+        panels.legend(figure, [], f"{fixed}, {panels.seed_note([at_hand], band=False)}", columns=1)
+    return figure
+
+
+@publish.layout
+def animation(spec: grid.Figure, seeds: Sequence[int] | None) -> Film:
+    """The diffusion (left), the learned features (middle) and the teacher (right), same colours."""
+    (run,), (diffusion,) = spec.runs, spec.diffusions
+    at_hand = records.seeds_at_hand(run, spec.seeds if seeds is None else seeds)
+    moving, target = [diffusion_density(diffusion), feature_density(run, at_hand)], teacher_density(run.gamma)
+    with panels.style():
+        figure = Figure(figsize=(8.4, 3.2), dpi=85)
+        places = figure.subplots(1, 3, sharey=True)
+        images = [
+            density_image(axes, density, target.max())
+            for axes, density in zip(places, [*(each.at(0) for each in moving), target], strict=True)
+        ]
+        figure.colorbar(images[-1], ax=places, label="density", shrink=0.85)
+        fixed = f"$M = {run.width}$, $\\lambda = {panels.power(run.lmbda)}$"
+        for axes, title in zip(places, ("ultra-fast diffusion", f"learned, {fixed}", "teacher"), strict=True):
+            axes.set_title(title)
+        for axes in places[1:]:
+            axes.set_ylabel("")
 
         def show(epoch: int) -> None:
-            state = weights[np.searchsorted(epochs, epoch)]
-            image.set_data(smoothed_density(state.reshape(-1, 2), places).T)
+            for image, densities in zip(images, moving, strict=False):
+                image.set_data(densities.at(epoch).T)
 
-        return film(figure, frame_epochs(epochs, _FRAMES), show, _palette())
+        return film(figure, frame_epochs(moving[1].epochs, _FRAMES), show, _palette())
 
 
 def _palette() -> Image.Image:

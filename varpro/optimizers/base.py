@@ -8,7 +8,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 
@@ -48,7 +48,7 @@ class Optimizer(ABC):
 
     def __init__(
         self,
-        solver: Solver,
+        solver: Solver[Any],
         objective: Objective,
         problem: Problem,
         *,
@@ -70,7 +70,7 @@ class Optimizer(ABC):
         self._check(risk)
 
     @classmethod
-    def obstacle(cls, solver: type[Solver], objective: Objective, problem: Problem) -> str:
+    def obstacle(cls, solver: type[Solver[Any]], objective: Objective, problem: Problem) -> str:
         """ "" where this optimizer can train with ``solver``; else what keeps it, for the user."""
         if objective.outer_update != "ridge":
             return "works on the reduced risk, not on two-timescale descent"
@@ -117,14 +117,14 @@ class Optimizer(ABC):
         gradient = torch.as_tensor(reduced.gradient).to(coordinates).contiguous()
         return weights, reduced.outer, float(reduced.risk), self.chart.pull(coordinates, gradient)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """All that :meth:`load_state_dict` needs, tensors and numbers only; copies."""
         state = self.state._asdict()
         for name in ("weights", "outer"):
             state[name] = torch.as_tensor(state[name]).clone()
         return {"state": state, "quiet": self._quiet, "ending": self.ending, "own": self._memory()}
 
-    def load_state_dict(self, saved: Mapping) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a state of the same problem that :meth:`state_dict` gave."""
         state = dict(saved["state"])
         for name in ("weights", "outer"):
@@ -145,9 +145,9 @@ class Optimizer(ABC):
         return {}
 
     @abstractmethod
-    def _memory(self) -> dict:
+    def _memory(self) -> dict[str, Any]:
         """What an optimizer remembers beside its state: tensors and numbers."""
 
     @abstractmethod
-    def _recall(self, memory: Mapping) -> None:
+    def _recall(self, memory: Mapping[str, Any]) -> None:
         """Take up what :meth:`_memory` gave; ``self.state`` is set already."""

@@ -61,7 +61,7 @@ class Projected:
 
     def pull(self, coordinates: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """The derivative of the projection, transposed, times ``gradient``."""
-        _, pull_back = torch.func.vjp(self.project, coordinates)
+        pull_back = torch.func.vjp(self.project, coordinates)[1]
         return pull_back(gradient.to(coordinates))[0]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -12,7 +13,7 @@ from varpro.solvers.base import Objective, Solver
 
 def continued(
     kind: type[Optimizer],
-    build: Callable[[Objective], Solver],
+    build: Callable[[Objective], Solver[Any]],
     objective: Objective,
     problem: Problem,
     *,

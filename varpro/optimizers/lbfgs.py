@@ -6,6 +6,7 @@ steps is out of reach. torch's is in a state dict.
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -76,11 +77,11 @@ class LBFGS(Optimizer):
                 return None
             self._new_memory()
 
-    def _memory(self) -> dict:
+    def _memory(self) -> dict[str, Any]:
         library = copy.deepcopy(self._library.state_dict()["state"].get(0, {}))  # it changes its lists in place
         return {"point": self._point, "scale": self._scale, "fresh": self._fresh, "library": library}
 
-    def _recall(self, memory: Mapping) -> None:
+    def _recall(self, memory: Mapping[str, Any]) -> None:
         self._point, self._scale = memory["point"], memory["scale"]
         evaluations = self._evaluations
         self._known = [(self._point, self._reduced(self._point))]

@@ -5,6 +5,7 @@ gradient: O'Donoghue and Candes, Adaptive restart for accelerated gradient schem
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -38,9 +39,9 @@ class Momentum(Optimizer):
         weights, outer, risk, self._gradient = self._reduced(self._point)
         return weights, outer, risk
 
-    def _memory(self) -> dict:
+    def _memory(self) -> dict[str, Any]:
         return {"point": self._point, "last": self._last, "gradient": self._gradient, "steps": self._steps}
 
-    def _recall(self, memory: Mapping) -> None:
+    def _recall(self, memory: Mapping[str, Any]) -> None:
         self._point, self._last, self._gradient = memory["point"], memory["last"], memory["gradient"]
         self._steps = memory["steps"]

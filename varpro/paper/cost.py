@@ -22,9 +22,14 @@ _IMAGES = {"cifar10": (50000, 10000), "digits": (1500, 297)}
 _TEST_COST = 0.3  # of a training image, for a test image
 
 # Milliseconds an epoch by width on one core of the reference machine, distances and snapshots included.
-_CIRCLE_MS = {32: 0.0092, 128: 0.0125, 512: 0.026, 1024: 0.043}
+_CIRCLE_MS = {32: 0.0092, 128: 0.0125, 512: 0.026, 1024: 0.043, 8192: 0.36}
 _TWO_TIMESCALE_MS = {32: 0.0075, 128: 0.0090, 512: 0.0155, 1024: 0.024}
-_TORUS_MS = {32: 0.105, 128: 0.36, 512: 1.45, 1024: 3.3}
+_TORUS_MS = {32: 0.14, 128: 0.39, 512: 1.5, 1024: 3.3}
+# Of an iteration of an optimizer: what it takes anyway, and what is added per neuron, on the torus more.
+_ITERATION_MS = {"momentum": (0.1, 1.5e-4), "lbfgs": (0.3, 3e-4), "lm": (0.2, 3e-4), "continuation": (0.25, 4e-4)}
+_TORUS_ITERATION_MS = 0.02
+_DIFFUSION_SECONDS = {"circle": 0.4, "torus": 5.0}  # of one solution, whatever its length
+_DIFFUSION_MB = {"circle": 16.4, "torus": 36.7}  # of its file
 _INFINITE_DATA = 1.5  # times as much
 _MEASUREMENT_MS = 1.0  # of the distance to one limit, where epochs are few
 _DENSE_NS, _DENSE_NS_A_NEURON = 30.0, 0.1  # of a sample, a neuron and an epoch
@@ -50,6 +55,10 @@ def seconds(run: grid.AnyRun) -> float:
     table = _TWO_TIMESCALE_MS if run.experiment == grid.TWO_TIMESCALE else _CIRCLE_MS
     slow = _SLOW_TEACHER if math.isinf(run.gamma) else 1.0
     slow *= _INFINITE_DATA if math.isinf(run.samples) else 1.0
+    if run.method != grid.GRADIENT_DESCENT:
+        fixed, per_neuron = _ITERATION_MS[run.method]
+        per_neuron += _TORUS_ITERATION_MS if run.on_torus else 0.0
+        return run.epochs * slow * (fixed + per_neuron * run.width) / 1e3
     measured = _MEASUREMENT_MS * len(run.diffusions) * min(run.epochs, 1000) if run.options else 0.0
     return (run.epochs * slow * _milliseconds(_TORUS_MS if run.on_torus else table, run.width) + measured) / 1e3
 
@@ -140,10 +149,11 @@ _REFERENCE = {"circle": 0.0114, "torus": 0.0080, "resnet": 0.0099}  # seconds on
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is left to do of a section: runs (a seed each), seconds on two cores, megabytes."""
+    """What is left to do of a section: runs (a seed each) and diffusions, seconds on two cores, megabytes."""
 
     runs: int
     lacking: int
+    diffusions: int
     seconds: float
     megabytes: float
 
@@ -154,11 +164,15 @@ def estimate(wanted: Mapping[grid.AnyRun, Sequence[int]], factors: Mapping[str, 
     count = {run: len(seeds) for run, seeds in lacking.items() if seeds}
     busy = sum(seconds(run) * factors[kind(run)] * seeds for run, seeds in count.items())
     longest = max((seconds(run) * factors[kind(run)] * seeds for run, seeds in count.items()), default=0.0)
+    before = {diffusion for run in count for diffusion in run.diffusions if not diffusion.path.exists()}
+    first = sum(_DIFFUSION_SECONDS[each.domain] * factors[each.domain] for each in before)
     return Estimate(
         runs=sum(map(len, wanted.values())),
         lacking=sum(count.values()),
-        seconds=max(busy / _CORES, longest) + START_SECONDS * bool(count),
-        megabytes=sum(megabytes(run) * seeds for run, seeds in count.items()),
+        diffusions=len(before),
+        seconds=first + max(busy / _CORES, longest) + START_SECONDS * bool(count),
+        megabytes=sum(_DIFFUSION_MB[each.domain] for each in before)
+        + sum(megabytes(run) * seeds for run, seeds in count.items()),
     )
 
 
@@ -178,7 +192,9 @@ def plan(name: str, seeds: Sequence[int] | None = None, factors: Mapping[str, fl
     head = f"{section.title}, {listed}: {left.runs} runs"
     if not left.lacking:
         return f"{head}, all at hand; notebooks take a minute."
+    count = left.diffusions
+    first = f" after {count} diffusion{'s' * (count > 1)}" if count else ""
     return (
-        f"{head}, {left.lacking} of them to be computed: about {duration(left.seconds)} on two cores of this machine "
-        f"(not measured on a GPU), {left.megabytes / 1e3:.2g} GB of results; then about a minute for notebooks."
+        f"{head}, {left.lacking} of them to be computed{first}: about {duration(left.seconds)} on two cores of this "
+        f"machine (not measured on a GPU), {left.megabytes / 1e3:.2g} GB of results; then about a minute for notebooks."
     )

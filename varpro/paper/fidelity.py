@@ -11,7 +11,7 @@ import numpy as np
 
 from varpro import results
 from varpro.domains.circle import circle_density
-from varpro.paper import grid, published, records
+from varpro.paper import arrivals, grid, published, records
 from varpro.paper.published import RunCurve
 
 ALLOWED = {"loss": 0.03, "distance": 0.01, "density": 0.01}  # the median deviation, by the first word of the quantity
@@ -92,6 +92,8 @@ def _title(curve: RunCurve) -> str:
 
 def comparisons(section: grid.Section, seeds: Sequence[int] | None = None) -> list[Comparison]:
     """Every published curve of a section beside ours: means over ``seeds``, or over those of each published curve."""
+    if not section.published:
+        return []
     experiments = {run.experiment for run in section.runs}
     curves = [curve for curve in published.run_curves() if curve.run in section.runs or _of_teacher(curve, experiments)]
     return [compare(curve, curve.seeds if seeds is None or not curve.seeds else tuple(seeds)) for curve in curves]
@@ -163,6 +165,8 @@ def comparison_table(name: str, seeds: Sequence[int] | None = None) -> str:
     section = grid.SECTIONS[name]
     if all(isinstance(run, grid.ResNetRun) for run in section.runs):
         return accuracy_table(section.wanted(seeds))
+    if not section.published:
+        return arrivals.table(section.wanted(seeds))
     if seeds is None and section.seeds:
         seeds = grid.parse_seeds(section.seeds)
     rows = comparisons(section, seeds)

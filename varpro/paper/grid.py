@@ -9,7 +9,7 @@ more. Nothing here needs PyTorch.
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -48,10 +48,11 @@ MEAN_FIELD = "Mean_field_limit"
 
 @dataclass(frozen=True, order=True)
 class Diffusion:
-    """One solution of a limit of the dynamics on the circle: the ultra-fast diffusion, or the projected one."""
+    """One solution of a limit of the dynamics on ``domain``: the ultra-fast diffusion, or the projected one."""
 
     gamma: float = 100.0
     epochs: int = EPOCHS
+    domain: str = "circle"
     limit: str = "diffusion"
     time_scale: float = TIME_SCALE
 
@@ -59,19 +60,24 @@ class Diffusion:
     def path(self) -> Path:
         """The file of this solution, whether it exists or not."""
         changed = {"time_scale": self.time_scale} if self.time_scale != TIME_SCALE else {}
-        return names.directory() / names.limit(self.limit, {"gamma": self.gamma, "epochs": self.epochs}, changed)
+        return names.directory() / names.limit(self._prefix, {"gamma": self.gamma, "epochs": self.epochs}, changed)
 
     @property
     def label(self) -> str:
         """A name for jobs and log files."""
         step = f"_time_scale={self.time_scale:g}" if self.time_scale != TIME_SCALE else ""
-        return f"{self.limit}_gamma={self.gamma:g}{step}"
+        return f"{self._prefix}_gamma={self.gamma:g}{step}"
+
+    @property
+    def _prefix(self) -> str:
+        return f"torus_{self.limit}" if self.domain == "torus" else self.limit
 
     script = "make_diffusion.py"
 
     def arguments(self) -> list[str]:
         """The options that make this solution, for ``make_diffusion.py``."""
         arguments = ["--epochs", str(self.epochs), "--gamma", f"{self.gamma:g}"]
+        arguments += ["--domain", self.domain] if self.domain != "circle" else []
         arguments += ["--limit", self.limit] if self.limit != "diffusion" else []
         return arguments + (["--time_scale", _short(self.time_scale)] if self.time_scale != TIME_SCALE else [])
 
@@ -82,6 +88,25 @@ class Diffusion:
 
 def _short(value: float | str) -> str:
     return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of training: its name for people, its iterations at most, and the options that choose it."""
+
+    label: str
+    iterations: int
+    options: tuple[tuple[str, float | str], ...] = ()
+
+
+GRADIENT_DESCENT = ""  # the paper's own method
+METHODS = {
+    GRADIENT_DESCENT: Method("gradient descent", FULL_EPOCHS),
+    "momentum": Method("momentum", 3000, (("optimizer", "momentum"),)),
+    "lbfgs": Method("L-BFGS", 500, (("optimizer", "lbfgs"),)),
+    "lm": Method("Levenberg-Marquardt", 100, (("optimizer", "lm"),)),
+    "continuation": Method("Levenberg-Marquardt from lambda 0.1", 100, (("optimizer", "lm"), ("continuation", 0.1))),
+}
 
 
 Option = float | str | tuple[str, ...]  # of a run
@@ -116,6 +141,11 @@ class Run:
     def samples(self) -> float:
         """N."""
         return self._law("samples", math.inf, 4096)
+
+    @property
+    def method(self) -> str:
+        """The way of training, a name of :data:`METHODS`."""
+        return "continuation" if self.option("continuation", 0.0) else self.option("optimizer", GRADIENT_DESCENT)
 
     @property
     def deterministic(self) -> bool:
@@ -170,10 +200,12 @@ class Run:
 
     @property
     def diffusions(self) -> tuple[Diffusion, ...]:
-        """The limits that this run is compared with, on the circle."""
+        """The limits that this run is compared with: at the time of gradient descent, if the teacher has a density."""
+        if math.isinf(self.gamma) or self.method != GRADIENT_DESCENT:
+            return ()
         usual = ("diffusion", "projected") if self.experiment == MEAN_FIELD else ("diffusion",)
-        limits = () if self.on_torus else self.option("distances", usual)
-        return tuple(Diffusion(self.gamma, self.epochs, limit, self.time_scale) for limit in limits)
+        domain, limits = "torus" if self.on_torus else "circle", self.option("distances", usual)
+        return tuple(Diffusion(self.gamma, self.epochs, domain, limit, self.time_scale) for limit in limits)
 
     @property
     def inputs(self) -> list[Path]:
@@ -304,6 +336,7 @@ class Section:
     more: Sequence[AnyRun] = ()  # runs that no figure shows, made with seed 0
     seeds: str = ""  # where none are asked for; "" for those of each figure
     full_epochs: int = FULL_EPOCHS
+    published: bool = True  # whether the paper may have curves of it
 
     @property
     def figures(self) -> list[Figure]:
@@ -376,8 +409,16 @@ _CIRCLE = Section(
 
 # --- Appendix B --------------------------------------------------------------------------------------------------
 
+
+def _unbiased(runs: Iterable[Run]) -> list[Run]:
+    """Those whose limit the diffusion is."""
+    return [run for run in runs if not run.biased]
+
+
 _BOTH = (TORUS_BIASED, TORUS_UNBIASED)
 _TORUS_WIDTHS = [Run(experiment, width=width) for experiment, width in product(_BOTH, WIDTHS)]
+_TORUS_LAMBDAS = [Run(experiment, lmbda) for experiment, lmbda in product(_BOTH, (1e-1, 1e-2, 1e-3))]
+_TORUS_DENSITY = {"runs": [Run(TORUS_UNBIASED)], "diffusions": [Diffusion(domain="torus")]}
 _TORUS = Section(
     "Appendix B, RBF networks on the torus",
     {
@@ -385,12 +426,7 @@ _TORUS = Section(
             Figure("convolution_teacher", "teacher"),
             Figure("convolution_risk_width", "risks", _TORUS_WIDTHS, by="width"),
             Figure("convolution_distance_width", "distance", _TORUS_WIDTHS, by="width"),
-            Figure(
-                "convolution_distance_lambda",
-                "distance_and_risk",
-                [Run(experiment, lmbda) for experiment, lmbda in product(_BOTH, (1e-1, 1e-2, 1e-3))],
-                by="lmbda",
-            ),
+            Figure("convolution_distance_lambda", "distance_and_risk", _TORUS_LAMBDAS, by="lmbda"),
             Figure(
                 "convolution_distance_gamma",
                 "distance_and_risk",
@@ -403,7 +439,11 @@ _TORUS = Section(
                 [Run(experiment, activation=kernel) for experiment, kernel in product(_BOTH, ("", "cos"))],
                 by="activation",
             ),
-            Figure("convolution_animation", "animation", [Run(TORUS_UNBIASED)], needs="all", suffix=".gif"),
+            Figure("convolution_harmonics", "seen_harmonics"),
+            Figure("convolution_density", "density_evolution", **_TORUS_DENSITY),
+            Figure("convolution_diffusion_width", "diffusion_distance", _unbiased(_TORUS_WIDTHS), by="width"),
+            Figure("convolution_diffusion_lambda", "diffusion_distance", _unbiased(_TORUS_LAMBDAS), by="lmbda"),
+            Figure("convolution_animation", "animation", **_TORUS_DENSITY, needs="all", suffix=".gif"),
         ],
     },
     seeds="0",  # all six take an hour
@@ -506,10 +546,64 @@ def mean_field(epochs: int) -> Section:
     return Section("What Section 6.1 converges to", {"Results_mean_field": figures})
 
 
+# --- beyond the paper: optimizers on the reduced risk -------------------------------------------------------------
+
+
+def _by(method: str, problem: Run) -> Run:
+    """``problem`` trained by a method."""
+    how = METHODS[method]
+    return replace(problem, epochs=min(EPOCHS, how.iterations), options=problem.options + how.options)
+
+
+def _methods(problem: Run, methods: Iterable[str] = METHODS) -> list[Run]:
+    return [_by(method, problem) for method in methods]
+
+
+def _all_methods(problems: Iterable[Run]) -> list[Run]:
+    return [_by(method, problem) for problem in problems for method in METHODS]
+
+
+RACES = {gamma: Run(UNBIASED, lmbda, gamma=gamma) for gamma, lmbda in zip(GAMMAS, (1e-3, 1e-3, 1e-4), strict=True)}
+_INFINITE = Run(UNBIASED, options=(("teacher_width", math.inf), ("samples", math.inf)))
+_OPTIMIZERS = Section(
+    "Optimizers on the reduced risk",
+    {
+        "Results_optimizers": [
+            *(Figure(f"optimizers_gamma_{g:g}", "race", _methods(run), by="method") for g, run in RACES.items()),
+            Figure(
+                "optimizers_width",
+                "arrivals_by",
+                _all_methods(Run(UNBIASED, width=width, gamma=gamma) for gamma, width in product(GAMMAS, WIDTHS)),
+                by="width",
+                seeds=SEEDS[:3],
+            ),
+            Figure(
+                "optimizers_lambda",
+                "arrivals_by",
+                _all_methods(Run(UNBIASED, lmbda, gamma=g) for g, lmbda in product(GAMMAS, (1e-2, 1e-3, 1e-4))),
+                by="lmbda",
+                seeds=SEEDS[:3],
+            ),
+            Figure("optimizers_features", "features", _all_methods(RACES.values()), by="method"),
+            Figure("optimizers_infinite_data", "race", _methods(_INFINITE), by="method", seeds=SEEDS[:3]),
+            Figure(
+                "optimizers_torus",
+                "race",
+                _methods(Run(TORUS_UNBIASED, width=128), (GRADIENT_DESCENT, "momentum", "lbfgs")),
+                by="method",
+                seeds=SEEDS[:1],
+            ),
+        ],
+    },
+    more=_methods(Run(UNBIASED, width=8192)),  # in the table
+    published=False,
+)
+
 SECTIONS = {
     "6.1": _CIRCLE,
     "appendix-b": _TORUS,
     "mean-field": mean_field(EPOCHS),
+    "optimizers": _OPTIMIZERS,
     "resnets": _DIGITS,
     "resnets-cifar10": _CIFAR,
 }

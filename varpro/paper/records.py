@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from varpro import results
 from varpro.paper import grid
 
 QUANTITIES = ("loss", "distance_teacher", "distance_diffusion", "distance_projected")
+_OF_STATES = ("distance_epochs", "snapshot_epochs", "evaluations", "seconds")
 SMOOTHING = 0.04  # scale, in radians, of the Gaussian in the published density figure
 CIRCLE = np.linspace(-math.pi, math.pi, 1025)
 
@@ -44,7 +46,31 @@ def mean_curve(run: grid.Run, seeds: Sequence[int], quantity: str) -> tuple[np.n
 def _record(path: Path, changed: float) -> dict[str, np.ndarray]:
     """The curves of a result file, without its snapshots; ``changed`` is its time, so that a new file is read anew."""
     contents = results.load(path)
-    return {name: contents[name].numpy() for name in (*QUANTITIES, "distance_epochs") if name in contents}
+    return {name: contents[name].numpy() for name in (*QUANTITIES, *_OF_STATES) if name in contents}
+
+
+class Way(NamedTuple):
+    """The states of a training on its way, by what they took: all (S,).
+
+    ``evaluations`` are inner solves and ``seconds`` the time of the training, without distances and compiling.
+    """
+
+    evaluations: np.ndarray
+    seconds: np.ndarray
+    risk: np.ndarray
+    distance: np.ndarray
+
+
+def way(run: grid.Run, seed: int) -> Way:
+    """Those states of a run at hand that were kept and measured, and whose risk is known."""
+    path = run.path(seed)
+    record = _record(path, path.stat().st_mtime)
+    epochs = np.intersect1d(record["snapshot_epochs"], record["distance_epochs"])
+    epochs = epochs[epochs < len(record["loss"])]
+    kept = np.searchsorted(record["snapshot_epochs"], epochs)
+    measured = np.searchsorted(record["distance_epochs"], epochs)
+    evaluations = record["evaluations"][kept] if "evaluations" in record else epochs + 1.0
+    return Way(evaluations, record["seconds"][kept], record["loss"][epochs], record["distance_teacher"][measured])
 
 
 # --- densities ----------------------------------------------------------------------------------------------------
@@ -76,7 +102,7 @@ def state_at(epoch: float, epochs: np.ndarray, states: np.ndarray) -> np.ndarray
 
 @dataclass(frozen=True)
 class Densities:
-    """A density on the circle over time: ``at(epoch)`` is its values (G,) at the angles ``places (G,)``.
+    """A density over time: ``at(epoch)`` is its values (G,) at the angles ``places (G,)``, on the torus (G, G).
 
     Between the snapshots, at ``epochs (S,)``, it is interpolated.
     """
@@ -91,6 +117,17 @@ def diffusion_densities(diffusion: grid.Diffusion) -> Densities:
     contents = results.load(diffusion.path)
     epochs, density = contents["snapshot_epochs"].numpy(), contents["density"].numpy()
     return Densities(contents["grid"].numpy(), lambda epoch: state_at(epoch, epochs, density), epochs)
+
+
+def last_densities(run: grid.Run, seeds: Sequence[int], places: np.ndarray = CIRCLE) -> tuple[np.ndarray, np.ndarray]:
+    """(learned, teacher): smoothed densities (G,) of the last features and the teacher's, averaged over ``seeds``."""
+    contents = [results.load(run.path(seed)) for seed in seeds]
+    last = np.stack([content["weights"][-1].numpy() for content in contents])
+    teachers = np.stack([content["teacher_weights"].numpy() for content in contents])
+    learned, teacher = (
+        smoothed_density(np.arctan2(weights[..., 1], weights[..., 0]), places) for weights in (last, teachers)
+    )
+    return learned, teacher
 
 
 def feature_densities(run: grid.Run, seeds: Sequence[int], places: np.ndarray = CIRCLE) -> Densities:

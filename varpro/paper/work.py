@@ -55,7 +55,7 @@ def _perform(jobs: Iterator[tuple[grid.AnyRun | grid.Diffusion, str, list[str]]]
         try:
             _script(job.script).main(arguments)
         except SystemExit as stop:  # the script has said why
-            if stop.code == _INTERRUPTED:
+            if isinstance(stop.code, int) and stop.code > _SIGNALS:
                 raise
             failed += [label] if stop.code else []
         except Exception:
@@ -66,7 +66,7 @@ def _perform(jobs: Iterator[tuple[grid.AnyRun | grid.Diffusion, str, list[str]]]
     return len(failed)
 
 
-_INTERRUPTED = 130  # exit code of a script on Ctrl-C
+_SIGNALS = 128  # exit codes above say that a signal stopped the script
 _scripts: dict[str, ModuleType] = {}
 
 

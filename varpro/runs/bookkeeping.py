@@ -1,30 +1,33 @@
 """What every long run needs beside its training: checkpoints, a lock, stop signals, an estimate of its cost."""
 
 import fcntl
+import math
 import os
 import platform
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from varpro import results
-from varpro.cli import Stopped
+from varpro.cli import Stopped, UsageError
 
 Report = Callable[[str], None]
 _POLL_SECONDS = 0.2  # between two tries to take a lock
 _TIMED_SECONDS = 1.0  # of training, before its cost is estimated; what is shorter needs no estimate
+_SECONDS_VARIABLE = "VARPRO_CHECKPOINT_SECONDS"  # environment: between two checkpoints, for any run
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # of schedulers, of Ctrl-C, of a terminal that closes
 
 
 class Checkpoint:
     """The file from which a stopped run goes on. It is written now and then, and goes when the result is there.
 
     A file of another ``config`` or another ``version`` of what is in it is not gone on from. ``seconds`` pass between
-    two writings, and more where writing would take more than ``share`` of the time. ``report`` receives lines for the
-    user.
+    two writings (``$VARPRO_CHECKPOINT_SECONDS`` where that is set), and more where writing would take more than
+    ``share`` of the time. ``report`` receives lines for the user. Raises UsageError where the variable is no number.
     """
 
     def __init__(
@@ -38,8 +41,8 @@ class Checkpoint:
         report: Report | None = None,
     ) -> None:
         self.path, self.config, self.version = path, dict(config), version
-        self._seconds, self._share, self._report = seconds, share, report
-        self._due = time.perf_counter() + seconds
+        self._seconds, self._share, self._report = _seconds(seconds), share, report
+        self._due = time.perf_counter() + self._seconds
 
     def restore(self) -> dict[str, Any] | None:
         """The state that was kept for this run, or None."""
@@ -79,10 +82,22 @@ class Checkpoint:
             self._report(f"starts anew: {reason}")
 
 
-class StopSignals:
-    """Within this context SIGTERM and SIGINT only set ``number``; a second one acts as usual.
+def _seconds(usual: float) -> float:
+    text = os.environ.get(_SECONDS_VARIABLE, "")
+    try:
+        seconds = float(text) if text else usual
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"${_SECONDS_VARIABLE} is {text!r}: allowed is a finite number from 0 up")
+    return seconds
 
-    A loop asks between two steps whether it should stop, so that it never stops in the midst of one.
+
+class StopSignals:
+    """Within this context SIGTERM, SIGINT and SIGHUP only set ``number``; a second one acts as usual.
+
+    A loop asks between two steps whether it should stop, so that it never stops in the midst of one. A signal that the
+    process was started to ignore (``nohup``) is ignored.
     """
 
     def __init__(self) -> None:
@@ -91,17 +106,19 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._usual[number] = signal.signal(number, self._note)
+            for number in _STOPPING:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._usual[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._restore()
 
-    def check(self, keep: Callable[[], None]) -> None:
+    def check(self, keep: Callable[[], None] | None = None) -> None:
         """Where a signal has come, call ``keep`` and raise Stopped."""
         if self.number:
-            keep()
+            if keep is not None:
+                keep()
             raise Stopped(self.number)
 
     def _note(self, number: int, frame: object) -> None:
@@ -128,8 +145,33 @@ def locked(path: Path, report: Report) -> Iterator[None]:
         yield
     finally:
         if handle is not None:
-            name.unlink(missing_ok=True)  # first, so that who waits for this file sees that it is gone
+            _release(handle, name)
+
+
+def tidy(path: Path) -> None:
+    """Remove what processes that were killed left beside the finished result ``path``, unless one works on it."""
+    kept, lock = results.checkpoint(path), path.with_suffix(".lock")
+    if not (kept.exists() or lock.exists() or results.unfinished(path)):
+        return
+    with suppress(OSError):  # of others, or on a disk that cannot be written: it does no harm
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
             os.close(handle)
+            return
+        try:
+            if _is(handle, lock):
+                results.sweep(path)
+                kept.unlink(missing_ok=True)
+        finally:
+            _release(handle, lock)
+
+
+def _release(handle: int, name: Path) -> None:
+    if _is(handle, name):
+        name.unlink(missing_ok=True)  # first, so that who waits for this file sees that it is gone
+    os.close(handle)
 
 
 def _take(name: Path, report: Report) -> int | None:
@@ -146,12 +188,14 @@ def _take(name: Path, report: Report) -> int | None:
                 told = True
             time.sleep(_POLL_SECONDS)
             continue
-        except OSError:
+        except OSError:  # no locks on this file system
             os.close(handle)
+            name.unlink(missing_ok=True)
             return None
         if _is(handle, name):
-            os.truncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
+            with suppress(OSError):  # a full disk; the lock is held all the same
+                os.truncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {platform.node()}\n".encode())
             return handle
         os.close(handle)  # its last holder has removed it
 

@@ -1,5 +1,6 @@
 """The ways down that the training loop knows: gradient descent by the solver itself, and an optimizer's iterations."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from itertools import islice
@@ -43,7 +44,7 @@ class Descent(ABC):
         """How exact inner solves and steps were (names ``worst_...``), and what they took (counts)."""
 
     def cost(self) -> dict[str, float]:
-        """What the state at hand took so far, where that is not simply its epoch: evaluations and seconds."""
+        """What the state at hand took so far: seconds, and evaluations where these are not its epoch and one more."""
         return {}
 
 
@@ -52,8 +53,10 @@ class GradientDescent(Descent):
 
     def __init__(self, solver: Solver, weights: torch.Tensor) -> None:
         self._solver = solver
+        begin = time.perf_counter()
         self._weights = solver.own(weights)
         self._outer = solver.solve(self._weights)
+        self._seconds = time.perf_counter() - begin
 
     @property
     def weights(self) -> Array:
@@ -64,16 +67,24 @@ class GradientDescent(Descent):
         return self._outer
 
     def advance(self, epochs: int) -> torch.Tensor:
-        return torch.as_tensor(self._solver.advance(self._weights, self._outer, epochs))
+        begin = time.perf_counter()
+        losses = torch.as_tensor(self._solver.advance(self._weights, self._outer, epochs))
+        self._seconds += time.perf_counter() - begin
+        return losses
 
     def state(self) -> dict[str, Any]:
-        return {"weights": torch.as_tensor(self._weights).clone(), "outer": torch.as_tensor(self._outer).clone()}
+        weights, outer = (torch.as_tensor(value).clone() for value in (self._weights, self._outer))
+        return {"weights": weights, "outer": outer, "seconds": self._seconds}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._weights, self._outer = self._solver.own(state["weights"]), self._solver.own(state["outer"])
+        self._seconds = state["seconds"]
 
     def report(self) -> dict[str, float]:
         return self._solver.report()
+
+    def cost(self) -> dict[str, float]:
+        return {"seconds": self._seconds}
 
 
 class Iterations(Descent):

@@ -12,8 +12,9 @@ import numpy as np
 
 from varpro import cli, names, results
 from varpro.features import FeatureMap
+from varpro.optimizers.continuation import continued
 from varpro.problem import Problem, drawn_problem, problem_from_tensors
-from varpro.runs.bookkeeping import Checkpoint, locked
+from varpro.runs.bookkeeping import Checkpoint, StopSignals, locked, tidy
 from varpro.runs.descent import Descent, GradientDescent, Iterations
 from varpro.runs.limits import Limit
 from varpro.runs.options import GRADIENT_DESCENT, INITS, OPTIMIZERS
@@ -33,6 +34,7 @@ _NAMED = (
     "tolerance",
     "features",
     "outer_rate",
+    "continuation",
     "init",
     "distances",
 )  # in the file name where they are not the default
@@ -75,8 +77,13 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
     """
     tensors, data_label = _read_data(options)
     cli.resolve_device(options)
-    if options.optimizer == GRADIENT_DESCENT and "tolerance" in options.given:
-        raise cli.UsageError("--tolerance: has no effect here; it goes with --optimizer momentum, lbfgs or lm")
+    for name in ("tolerance", "continuation"):
+        if options.optimizer == GRADIENT_DESCENT and name in options.given:
+            raise cli.UsageError(f"--{name}: has no effect here; it goes with --optimizer {', '.join(OPTIMIZERS)}")
+    if options.continuation is not None and options.continuation <= options.lmbda:
+        raise cli.UsageError(
+            f"--continuation {options.continuation:g}: has no effect here; allowed: above --lambda {options.lmbda:g}"
+        )
     if options.optimizer != GRADIENT_DESCENT and "epochs" not in options.given:
         options.epochs = OPTIMIZERS[options.optimizer].usual_iterations
     outer_rate = options.outer_rate if "outer_rate" in options else 1.0
@@ -116,14 +123,17 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
             config["tf32"] = True
         if options.optimizer != GRADIENT_DESCENT:
             config |= {"optimizer": options.optimizer, "tolerance": options.tolerance}
+        if options.continuation is not None:
+            config["continuation"] = options.continuation
         limits = _limits(options, choices, tensors)
         if limits not in ((), choices.limits[:1]) or _is_changed(options, "distances"):
             config["distances"] = "+".join(limit.name for limit in limits) or "none"
         path = (options.output or names.directory(folder.name)) / _file_name(options, config, usual=choice.usual)
-        results.prepare(path)
         run = Run(config, path, problem, objective, choice, plan, limits, options.output)
         if not options.force and _kept(run):
+            tidy(path)
             continue
+        results.prepare(path)
         _warn_of_precision(config)
         config["device"] = choice.device
         yield run
@@ -141,46 +151,66 @@ def perform(run: Run, *, progress: bool, force: bool = False) -> None:
 
 
 def _perform(run: Run, progress: bool) -> None:
-    checkpoint = Checkpoint(run.path.with_suffix(".checkpoint"), run.config, STATE_VERSION)
-    results.sweep(checkpoint.path)
+    checkpoint = Checkpoint(results.checkpoint(run.path), run.config, STATE_VERSION)
     measure = _measurement(run)  # before the training: it may have to be made
     kind, _, dtype, _ = run.choice
     seconds = kind.compilation(run.objective, run.problem, dtype)
     if seconds:
-        print(f"compiling the {kind.name} solver, once per machine: about {seconds} s", flush=True)
-    solver = kind.build(
-        run.objective, run.problem, device=run.choice.device, dtype=dtype, tf32=run.config.get("tf32", False)
-    )
-    training = train(
-        _descent(run, solver),
-        run.plan,
-        measure,
-        checkpoint=checkpoint,
-        progress=progress,
-        label=run.label,
-        report=None if progress else lambda line: _say(run, line),
-    )
-    if solver.caution():
-        print(f"warning: {solver.caution()}", file=sys.stderr, flush=True)
-    results.save(run.path, _contents(run, training))
-    checkpoint.remove()
+        cli.say(f"compiling the {kind.name} solver, once per machine: about {seconds} s")
+    solver = _solver(run, run.objective)
+    descent = _descent(run, solver)
+    with StopSignals() as signals:  # one that comes when the training is over waits for the result
+        training = train(
+            descent,
+            run.plan,
+            measure,
+            checkpoint=checkpoint,
+            signals=signals,
+            progress=progress,
+            label=run.label,
+            report=None if progress else lambda line: _say(run, line),
+        )
+        if solver.caution():
+            print(f"warning: {solver.caution()}", file=sys.stderr, flush=True)
+        results.save_result(run.path, _contents(run, training))
+        checkpoint.remove()
     distances = "".join(f", {name.replace('_', ' to ')} {values[-1]:.5f}" for name, values in training.measured.items())
     last = f", loss {training.loss[-1]:.5g}" if len(training.loss) else ""
     _say(run, f"{len(training.loss)} epochs in {training.elapsed:.2f} s{last}{distances}")
     if training.ending:
         _say(run, f"ended before its {run.plan.epochs} epochs: {training.ending}")
     _say(run, f"wrote {run.path}")
+    signals.check()
 
 
 def _descent(run: Run, solver: Solver) -> Descent:
     kind = OPTIMIZERS.get(run.config.get("optimizer", GRADIENT_DESCENT))
-    if kind is None:
-        return GradientDescent(solver, run.problem.student)
-    return Iterations(kind(solver, run.objective, run.problem, tolerance=run.config.get("tolerance", 0.0)))
+    tolerance, first = run.config.get("tolerance", 0.0), run.config.get("continuation")
+    try:
+        if kind is None:
+            return GradientDescent(solver, run.problem.student)
+        if first is None:
+            return Iterations(kind(solver, run.objective, run.problem, tolerance=tolerance))
+        optimizer = continued(
+            kind,
+            lambda stage: solver if stage == run.objective else _solver(run, stage),
+            run.objective,
+            run.problem,
+            first=first,
+            tolerance=tolerance,
+        )
+        return Iterations(optimizer)
+    except FloatingPointError as error:  # of the first inner solve, with a hint
+        raise FloatingPointError(f"epoch 0: {error}") from None
+
+
+def _solver(run: Run, objective: Objective) -> Solver:
+    kind, device, dtype, _ = run.choice
+    return kind.build(objective, run.problem, device=device, dtype=dtype, tf32=run.config.get("tf32", False))
 
 
 def _say(run: Run, line: str) -> None:
-    print(f"{run.label}: {line}", flush=True)
+    cli.say(f"{run.label}: {line}")
 
 
 def _kept(run: Run) -> bool:

@@ -17,7 +17,7 @@ from varpro.distances import TorusDensity
 from varpro.domains.base import Domain, Measure
 from varpro.domains.circle import CIRCLE
 from varpro.domains.torus import TORUS
-from varpro.runs.bookkeeping import locked
+from varpro.runs.bookkeeping import locked, tidy
 from varpro.runs.schedule import TIME_SCALE, schedule
 
 Progress = Callable[[float], None]
@@ -66,12 +66,14 @@ class Limit:
         path = folder / names.limit(self.prefix, {"gamma": gamma, "epochs": epochs}, changed, name)
         numbers = {"gamma": gamma, "epochs": epochs, "time_scale": time_scale, "grid_size": grid_size}
         config = numbers | {"saving_step": step}
+        if not force and results.complete(path, config):
+            tidy(path)
+            return self._kept(path)
         results.prepare(path)
-        with locked(path, lambda line: print(f"{self.name}: {line}", flush=True)):
+        with locked(path, self._say):
             results.sweep(path)
             if not force and results.complete(path, config):
-                print(f"{self.name}: kept {path}", flush=True)
-                return results.load(path)
+                return self._kept(path)
             keywords = {"time_scale": time_scale, "grid_size": grid_size, "progress": progress}
             contents = {
                 "config": config,
@@ -80,9 +82,16 @@ class Limit:
                 **self._solution(gamma, snapshot_epochs, **keywords),
                 "provenance": results.provenance("cpu"),
             }
-            results.save(path, contents)
-            print(f"{self.name}: wrote {path}", flush=True)
+            results.save_result(path, contents)
+            self._say(f"wrote {path}")
         return contents
+
+    def _kept(self, path: Path) -> dict[str, Any]:
+        self._say(f"kept {path}")
+        return results.load(path)
+
+    def _say(self, line: str) -> None:
+        cli.say(f"{self.name}: {line}")
 
     def _solution(self, gamma: float, snapshot_epochs: np.ndarray, **keywords: Any) -> dict[str, Any]:
         try:

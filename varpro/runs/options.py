@@ -79,7 +79,7 @@ def add_problem(
         "--init",
         choices=INITS,
         default=init,
-        help="student at the start: random, as in the paper, or quantile, evenly spread (circle)",
+        help="student at the start: random, as in the paper, or quantile, evenly spread",
     )
     d = domain.dimension
     group.add_argument(
@@ -151,6 +151,13 @@ def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float)
         default=0.0,
         metavar="R",
         help="end before the last epoch where the risk changes by less than this share of itself (not with gd)",
+    )
+    group.add_argument(
+        "--continuation",
+        type=cli.positive,
+        metavar="L",
+        help="begin with lambda L, as 0.1, and divide by 10 down to --lambda, each from where the last one left off "
+        "(not with gd)",
     )
     fewer = ", ".join(f"{kind.usual_iterations} with {name}" for name, kind in OPTIMIZERS.items())
     group.add_argument(

@@ -7,6 +7,7 @@ weights, and loss[e] is the risk of state e.
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +21,9 @@ from varpro.runs.descent import Descent
 from varpro.runs.schedule import Schedule
 from varpro.solvers.base import merged
 
-STATE_VERSION = 3  # of what a checkpoint holds; to be counted up where that changes
+STATE_VERSION = 4  # of what a checkpoint holds; to be counted up where that changes
 _STRETCH_SECONDS = 0.5  # of epochs between two looks at signals and clock, about
+_HINT = "try a smaller --time_scale"
 _LARGEST = float(np.finfo(np.float32).max)  # of what a result can hold
 
 Measurement = Callable[[int, np.ndarray], Mapping[str, float]]
@@ -40,7 +42,7 @@ class Training:
     outer: torch.Tensor
     loss: torch.Tensor
     measured: dict[str, torch.Tensor] = field(default_factory=dict)
-    cost: dict[str, torch.Tensor] = field(default_factory=dict)  # (S,) evaluations and seconds, of an optimizer
+    cost: dict[str, torch.Tensor] = field(default_factory=dict)  # (S,) seconds, and evaluations with an optimizer
     report: dict[str, float] = field(default_factory=dict)  # Descent.report, over all sittings
     ending: str = ""
     elapsed: float = 0.0  # seconds of training, measurements included, over all sittings
@@ -52,6 +54,7 @@ def train(
     measure: Measurement | None = None,
     *,
     checkpoint: Checkpoint | None = None,
+    signals: StopSignals | None = None,
     progress: bool = False,
     label: str = "",
     report: Report | None = None,
@@ -60,10 +63,11 @@ def train(
 
     ``measure`` is called at the distance epochs with their number among the distinct ones and the weights (M, d) in
     float64, and returns named values. With ``checkpoint`` the state is kept there now and then, and a later call goes
-    on from it; the caller removes it. ``report`` receives one line with the estimated cost.
+    on from it; the caller removes it. ``signals`` are those of a caller who takes care of them already. ``report``
+    receives one line with the estimated cost.
 
     Raises FloatingPointError with the epoch where the loss stops being finite or the state too large to be kept; the
-    last sound state is in the checkpoint then. Raises Stopped after SIGTERM or SIGINT, with the state likewise.
+    last sound state is in the checkpoint then. Raises Stopped after a signal, with the state likewise.
     """
     run = _Run(descent, plan, measure)
     state = checkpoint.restore() if checkpoint is not None else None
@@ -77,7 +81,7 @@ def train(
             checkpoint.write(run.state())
 
     bar = tqdm(total=plan.epochs, initial=run.epoch, desc=label, unit="epoch", disable=not progress)
-    with bar, StopSignals() as signals:
+    with bar, StopSignals() if signals is None else nullcontext(signals) as signals:
         if run.epoch == 0:
             run.record()
         while run.epoch < plan.epochs and not descent.ending:
@@ -134,7 +138,7 @@ class _Run:
     def advance(self, event: int) -> None:
         """Train to epoch ``event``, or for about half a second where that comes first, or to the end.
 
-        Raises FloatingPointError, with the state as it was before, where the new one is not sound.
+        Raises FloatingPointError with the epoch whose new state is not sound; the state is the one before it then.
         """
         begin = time.perf_counter()
         stretch = math.ceil(_STRETCH_SECONDS / self.pace) if self.pace else 1
@@ -143,11 +147,15 @@ class _Run:
         try:
             losses = self.descent.advance(epochs)
             fault = self._fault(losses)
-            if fault:
-                raise FloatingPointError(f"{fault}; try a smaller --time_scale")
-        except FloatingPointError:
+        except FloatingPointError as error:  # of the solver, with a hint
+            fault = f"epoch {self.epoch + 1}: {error}"
+        if fault:
             self.descent.restore(before)
-            raise
+            if epochs == 1:
+                raise FloatingPointError(fault)
+            for _ in range(epochs):  # the state that was sound last is within this stretch
+                self.advance(self.epoch + 1)
+            return
         self.loss[self.epoch : self.epoch + len(losses)] = losses
         self.epoch += len(losses)
         if self.epoch == event or self.descent.ending:
@@ -159,11 +167,11 @@ class _Run:
     def _fault(self, losses: torch.Tensor) -> str:
         bad = torch.nonzero(~torch.isfinite(losses))
         if len(bad):
-            return f"the loss is not finite at epoch {self.epoch + int(bad[0])}"
+            return f"the loss is not finite at epoch {self.epoch + int(bad[0])}; {_HINT}"
         for name, value in (("weights", self.descent.weights), ("outer weights", self.descent.outer)):
             if not torch.as_tensor(value).abs().max() <= _LARGEST:
                 grown = f", with a loss of {losses[-1]:.1e}" if len(losses) else ""
-                return f"the {name} have left the range of float32 by epoch {self.epoch + len(losses)}{grown}"
+                return f"the {name} have left the range of float32 by epoch {self.epoch + len(losses)}{grown}; {_HINT}"
         return ""
 
     def restore(self, state: Mapping[str, Any]) -> None:

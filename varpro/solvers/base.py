@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from varpro.features import FeatureMap
 from varpro.problem import Problem
 
 Array = np.ndarray | torch.Tensor
+Own = TypeVar("Own", bound=Array)  # of the two, the form that a solver takes
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Reduced(NamedTuple):
     outer: Array
 
 
-class Solver(ABC):
+class Solver(ABC, Generic[Own]):
     """The inner problem of one data set, and the training epochs that go with it.
 
     Weights and outer weights come in a solver's own form, arrays or tensors, which :meth:`own` makes.
@@ -74,23 +75,23 @@ class Solver(ABC):
 
     @classmethod
     @abstractmethod
-    def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "Solver":
+    def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "Solver[Any]":
         """The solver of ``problem``, ready to train, on ``device`` in the precision ``dtype``."""
 
     @abstractmethod
-    def own(self, tensor: torch.Tensor) -> Array:
+    def own(self, tensor: torch.Tensor) -> Own:
         """A copy of ``tensor`` in the form that the other methods take."""
 
     @abstractmethod
-    def solve(self, weights: Array) -> Array:
+    def solve(self, weights: Own) -> Own:
         """argmin_u L at ``weights (M, d)``: (M,) or (M, k). Raises FloatingPointError where it cannot be had."""
 
     @abstractmethod
-    def reduced(self, weights: Array) -> Reduced:
+    def reduced(self, weights: Own) -> Reduced:
         """The reduced risk at ``weights (M, d)`` with its gradient. Raises FloatingPointError as :meth:`solve` does."""
 
     @abstractmethod
-    def advance(self, weights: Array, outer: Array, epochs: int) -> Array:
+    def advance(self, weights: Own, outer: Own, epochs: int) -> Own:
         """Train ``weights (M, d)`` and ``outer`` in place by gradient descent; returns the losses (epochs,), float64.
 
         For VarPro the state must have optimal outer weights, and has them afterwards. Losses are NaN from the first
@@ -111,7 +112,7 @@ _WIDE = 8  # neurons per sample beyond which the dual form of the dense solver i
 
 def wide_student(problem: Problem) -> str:
     """The drawback of solvers whose preconditioner is an M x M matrix; "" where it is none."""
-    wide = len(problem.student) > _WIDE * len(problem.inputs)
+    wide = len(problem.student) > _WIDE * problem.samples
     return "its preconditioner is larger than the dual system" if wide else ""
 
 

@@ -5,7 +5,7 @@ Everything known about a solver stands in its class; here is only the order of p
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,7 +16,8 @@ from varpro.solvers.dense import DenseSolver
 from varpro.solvers.graphs import GraphSolver
 from varpro.solvers.torus import TorusSolver
 
-SOLVERS: tuple[type[Solver], ...] = (CircleSolver, TorusSolver, GraphSolver, DenseSolver)  # the preferred one first
+# The preferred one first.
+SOLVERS: tuple[type[Solver[Any]], ...] = (CircleSolver, TorusSolver, GraphSolver, DenseSolver)
 NAMES = tuple(dict.fromkeys(solver.name for solver in SOLVERS))
 
 
@@ -27,7 +28,7 @@ class Refusal(Exception):
 class Choice(NamedTuple):
     """A solver class with the device and the precision it will have; ``usual`` where they are those of ``auto``."""
 
-    solver: type[Solver]
+    solver: type[Solver[Any]]
     device: str
     dtype: str
     usual: bool
@@ -55,7 +56,7 @@ def choose(
 
 def _choices(
     objective: Objective, problem: Problem, name: str, device: str, dtype: str | None, refused: dict[str, str]
-) -> Iterator[tuple[type[Solver], str, str]]:
+) -> Iterator[tuple[type[Solver[Any]], str, str]]:
     """Solvers that can be had, those with a drawback last; what keeps the others goes to ``refused`` by name."""
     available = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     able = []

@@ -1016,7 +1016,7 @@ def _two_timescale_epochs(tables, ws, weights, outer, lmbda, centre, time_scale,
 # --- for callers -------------------------------------------------------------------------------------------------
 
 
-class CircleSolver(Solver):
+class CircleSolver(Solver[np.ndarray]):
     """The ``linear`` solver: ReLU features on the circle in linear time, float64 on the CPU.
 
     ``inputs (N, 2)`` and ``targets (N,)`` are float64 arrays; ``lmbda > 0``; ``centre`` is the penalty centre c;

@@ -40,8 +40,11 @@ _STEP_TOLERANCE = 1e-8  # bound on the relative error of a step in the energy no
 _STEP_ROUNDING = 1e-17  # ... or this over lam mu, if larger: five times what rounding leaves of the bound
 _REFINEMENTS = 100  # conjugate-gradient steps at most
 _PATIENCE = 10  # steps without a better bound that end the refinement
-FIRST_DAMPING = 1e-2  # in units of the rms gradient per radian
-DECAY, GROWTH = 5.0, 4.0  # of the damping after a step that was accepted, and after one that was not
+FIRST_DAMPING = 1.0  # in units of the rms gradient per radian
+SLOW_DECAY = 1.5  # of the damping after a step that lowered the risk by GOOD_FALL of itself or more ...
+DECAY = 5.0  # ... and after one that lowered it by less
+GOOD_FALL = 0.2
+GROWTH = 4.0  # of the damping after a step that was not accepted
 _LEAST_DAMPING = 5e-12  # times lam it is the least ridge of a turning row, in units of mean u^2 mean |x|^2
 _LONGEST_TURN = 1.0  # radians
 TRIALS = 40  # dampings tried in one iteration
@@ -372,14 +375,19 @@ def _try_step(tables, ws, trial, ns, lmbda, centre, damping, effort):
 
 
 @compiled()
-def _iterations(
-    tables, ws, trial, ns, weights, outer, lmbda, centre, damping, first_damping, decay, tolerance, risks, effort
-):
+def damping_after(damping, before, after, slow_decay, decay):
+    """The next damping after a step with ``damping`` that lowered the risk from ``before`` to ``after`` (S10)."""
+    return damping / (slow_decay if before - after >= GOOD_FALL * before else decay)
+
+
+@compiled()
+def _iterations(tables, ws, trial, ns, weights, outer, lmbda, centre, damping, rule, tolerance, risks, effort):
     """Levenberg-Marquardt iterations from a state whose u is optimal; (accepted, damping, how it ended) (S10).
 
-    ``risks[i]`` is the reduced risk after i accepted iterations. A damping of 0 is replaced by ``first_damping`` times
-    the rms gradient.
+    ``risks[i]`` is the reduced risk after i accepted iterations. ``rule`` holds first damping, slow decay and decay. A
+    damping of 0 is replaced by the first one times the rms gradient.
     """
+    first_damping, slow_decay, decay = rule
     _gather(ws, weights, outer)
     _sort(ws)
     _moments(tables, ws, 0, ws.key.shape[0])
@@ -403,7 +411,7 @@ def _iterations(
             if expected <= LEAST_FALL * risk:
                 break
         if ending != STATIONARY:
-            damping /= decay
+            damping = damping_after(damping, risk, new, slow_decay, decay)
             accepted += 1
             risks[accepted] = new
             ws, trial = trial, ws
@@ -454,13 +462,15 @@ class CircleNewton:
         damping: float = 0.0,
         tolerance: float = 0.0,
         first_damping: float = FIRST_DAMPING,
+        slow_decay: float = SLOW_DECAY,
         decay: float = DECAY,
     ) -> Training:
         """At most ``iterations`` accepted iterations on ``weights (M, 2)`` and ``outer (M,)``, in place.
 
         The outer weights must be optimal, and are afterwards. ``damping`` is that of the first step, 0 for
-        ``first_damping`` times the rms gradient; an accepted step divides it by ``decay``. Go on with the one returned.
-        The call ends early (CONVERGED) where an iteration lowers the risk by less than ``tolerance`` times the risk.
+        ``first_damping`` times the rms gradient. A step that lowers the risk by a fifth or more divides it by
+        ``slow_decay``, another accepted one by ``decay``. Go on with the one returned. The call ends early (CONVERGED)
+        where an iteration lowers the risk by less than ``tolerance`` times the risk.
         """
         width = len(weights)
         if self._spaces is None or len(self._spaces[0].u) != width:
@@ -475,8 +485,7 @@ class CircleNewton:
             solver.lmbda,
             solver.centre,
             damping,
-            first_damping,
-            decay,
+            (first_damping, slow_decay, decay),
             tolerance,
             risks,
             self._effort,

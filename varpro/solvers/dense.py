@@ -8,7 +8,7 @@ from varpro.ridge import loss, matrix_products, not_definite, predict, solve, so
 from varpro.solvers.base import Objective, Reduced, Solver
 
 
-class DenseSolver(Solver):
+class DenseSolver(Solver[torch.Tensor]):
     """Training by dense matrices, any feature map, any number k of outputs: the ``dense`` solver.
 
     ``inputs (N, d)`` and ``targets (N, k)`` fix dtype and device. The other arguments are those of
@@ -42,9 +42,9 @@ class DenseSolver(Solver):
     @classmethod
     def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "DenseSolver":
         place = {"dtype": getattr(torch, dtype), "device": device}
-        data = problem.inputs.to(**place), problem.targets.to(**place)
+        inputs, targets = (tensor.to(**place) for tensor in problem.data)
         constants = *objective.constants, objective.outer_update
-        return cls(objective.features, *data, *constants, outer_rate=objective.outer_rate, tf32=tf32)
+        return cls(objective.features, inputs, targets, *constants, outer_rate=objective.outer_rate, tf32=tf32)
 
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy in the dtype and on the device of the data."""
@@ -89,12 +89,14 @@ class DenseSolver(Solver):
             raise not_definite(features, self.lmbda)
         return losses.cpu()
 
-    def _weight_gradient(self, weights, outer, features, residual):
+    def _weight_gradient(
+        self, weights: torch.Tensor, outer: torch.Tensor, features: torch.Tensor, residual: torch.Tensor
+    ) -> torch.Tensor:
         """M dL/dw at fixed u: the gradient of the reduced risk where u is optimal (envelope theorem)."""
         cotangent = (residual @ outer.T) / (self.lmbda * residual.numel())
         return self.feature_map.pull_back(weights, self.inputs, features, cotangent)
 
-    def _outer_gradient(self, outer, features, residual):
+    def _outer_gradient(self, outer: torch.Tensor, features: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """lam M dL/du = (phi^T r / N + lam (u - c)) / k: the two-timescale step of the outer weights."""
         outputs = residual.shape[1]
         return (features.T @ residual / len(residual) + self.lmbda * (outer - self.centre)) / outputs

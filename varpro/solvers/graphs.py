@@ -146,7 +146,7 @@ def _columns(inputs: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _passes(feature_map: FeatureMap, inputs: torch.Tensor, width: int) -> _Passes:
-    in_place = isinstance(feature_map, RadialTorus) and feature_map.kernel in _PROFILES
+    in_place = type(feature_map) is RadialTorus and feature_map.kernel in _PROFILES
     return (_RadialPasses if in_place else _Passes)(feature_map, inputs, width)
 
 
@@ -309,7 +309,7 @@ def _captured(action: Callable[[], None], device: torch.device) -> Callable[[], 
 # --- for callers -------------------------------------------------------------------------------------------------
 
 
-class GraphSolver(Solver):
+class GraphSolver(Solver[torch.Tensor]):
     """The ``cg`` solver on CUDA: VarPro for any feature map and any number k of outputs.
 
     ``inputs (N, d)`` fix the device and the precision of the features; ``targets (N, k)``; ``lmbda > 0``; ``centre`` is

@@ -589,7 +589,7 @@ def warm_up(dtype: str) -> None:
     solver.advance(weights, solver.solve(weights), 2)
 
 
-class TorusSolver(Solver):
+class TorusSolver(Solver[np.ndarray]):
     """The ``cg`` solver on the CPU: VarPro for radial kernels on the torus, targets with one output.
 
     ``kernel`` is ``"laplace"`` or ``"cos"``; ``inputs (N, 2)`` and ``targets (N,)`` are arrays; ``lmbda > 0``;

@@ -1,0 +1,142 @@
+"""Processes that are killed at random moments: nothing damaged, nothing left over, and the next start finishes."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import ledger
+import pytest
+from processes import CIRCLE, KILLS, SCRIPTS, Experiment, Running, difference, finish
+from tolerances import CARRIED_ON_TORUS
+
+from varpro import results
+
+_QUICK = {"VARPRO_CHECKPOINT_SECONDS": "0.05"}
+
+EXPERIMENTS = {
+    "circle": Experiment("circle", (*CIRCLE, "--epochs", "3000")),
+    "two-timescale": Experiment("two-timescale", (*CIRCLE, "--epochs", "3000")),
+    "momentum": Experiment("circle", (*CIRCLE, "--optimizer", "momentum", "--epochs", "600")),
+    "lbfgs": Experiment("circle", (*CIRCLE, "--optimizer", "lbfgs", "--epochs", "300")),
+    "lm": Experiment("circle", (*CIRCLE, "--optimizer", "lm", "--epochs", "60")),
+    "dense": Experiment("biased", (*CIRCLE, "--solver", "dense", "--dtype", "float64", "--epochs", "400")),
+    "torus": Experiment(
+        "torus",
+        (*CIRCLE, "--epochs", "150", "--gamma", "inf"),
+        CARRIED_ON_TORUS,
+    ),
+    "resnet": Experiment("resnet", ("--threads", "1", "--epochs", "1", "--final_epochs", "0", "--batch_size", "500")),
+    "circle limit": Experiment("diffusion", ("--epochs", "2000", "--grid_size", "512")),
+    "projected limit": Experiment("diffusion", ("--epochs", "300", "--limit", "projected", "--grid_size", "128")),
+    "torus limit": Experiment("diffusion", ("--epochs", "300", "--domain", "torus", "--grid_size", "32")),
+}
+SHORT = {"circle": 4, "two-timescale": 2, "circle limit": 2}  # kills in the usual suite
+LONG = {  # and in the long run
+    "circle": 60,
+    "two-timescale": 40,
+    "circle limit": 24,
+    "momentum": 18,
+    "dense": 18,
+    "lbfgs": 12,
+    "torus": 12,
+    "resnet": 8,
+    "torus limit": 8,
+    "projected limit": 8,
+    "lm": 6,
+}
+
+
+class Attempts:
+    """One command line that is started again and again in one folder."""
+
+    def __init__(self, experiment: Experiment, folder: Path, environment: dict[str, str]) -> None:
+        self.script = SCRIPTS[experiment.script]
+        self.folder, self.environment = folder, environment
+        self.arguments = [*experiment.options, "--output", str(folder)]
+        self.log = folder.with_suffix(".log")
+        folder.mkdir(exist_ok=True)
+
+    def start(self) -> Running:
+        return Running(self.script, self.arguments, self.log, self.environment)
+
+    def finish(self) -> str:
+        code, output = finish(self.script, self.arguments, self.log, environment=self.environment)
+        assert code == 0, output
+        return output
+
+    def sound(self) -> dict[Path, bytes]:
+        """The result files, each of which can be read whole."""
+        found = sorted(self.folder.glob("*.pt"))
+        for path in found:
+            results.load(path)
+        return {path: path.read_bytes() for path in found}
+
+
+def _kills(name: str) -> int:
+    return ledger.size(SHORT.get(name, 0), LONG[name])
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if _kills(name)])
+def test_kills_at_random_moments(name, tmp_path):
+    experiment, draw = EXPERIMENTS[name], random.Random(name)
+    undisturbed = Attempts(experiment, tmp_path / "undisturbed", {})
+    undisturbed.finish()  # compiles, perhaps
+    for path in undisturbed.sound():
+        path.unlink()
+    begin = time.monotonic()
+    undisturbed.finish()
+    length = time.monotonic() - begin
+    expected = {path.name: results.load(path) for path in undisturbed.sound()}
+    done = number = 0
+    while done < _kills(name):
+        number += 1
+        assert number <= 20 * _kills(name), "the process always ends before its kill"
+        run = Attempts(experiment, tmp_path / f"killed {number}", _QUICK)
+        before: dict[Path, bytes] = {}
+        for _ in range(draw.randint(1, 3)):
+            process, how = run.start(), draw.choice(KILLS)
+            time.sleep(draw.uniform(0.0, length))
+            process.send(how)
+            code = process.wait()
+            # Ctrl-C outside of a training is Python's own, which numba and LLVM do not always survive in good order
+            assert code in (0, -how, 128 + how) or how == signal.SIGINT, process.output()
+            ledger.count("of these, ended with another exit code than 130", code not in (0, -how, 128 + how))
+            done += code != 0
+            ledger.count(f"kills by {how.name}", code != 0)
+            now = run.sound()
+            assert all(now[path] == content for path, content in before.items())
+            before = now
+        run.finish()
+        ledger.count("starts after kills, each of which finished")
+        after = run.sound()
+        assert all(after[path] == content for path, content in before.items())
+        assert sorted(path.name for path in run.folder.iterdir()) == sorted(expected)
+        for path in after:
+            apart, where = difference(results.load(path), expected[path.name])
+            assert apart <= experiment.tolerance, f"{where}: {apart}"
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("name", ["circle", "resnet"] if ledger.LONG else ["circle"])
+def test_a_signal_keeps_what_was_done(name, how, tmp_path):
+    """Without any checkpoint before: what is there afterwards, the signal has made."""
+    longer = {"circle": ("--epochs", "10000000"), "resnet": ("--epochs", "500")}[name]
+    experiment = EXPERIMENTS[name]
+    options = [option for option in experiment.options if option not in ("--epochs", "1", "3000")]
+    if name == "resnet":
+        options = ["--threads", "1", "--final_epochs", "0", "--batch_size", "500"]
+    run = Attempts(Experiment(experiment.script, (*options, *longer)), tmp_path / "run", {})
+    process = run.start()
+    process.wait_for("to go;")
+    begin = time.process_time(), time.monotonic()
+    process.send(how)
+    assert process.wait() == 128 + how
+    ledger.count(f"kills by {how.name}")
+    ledger.slowest("seconds from a signal to the end", time.monotonic() - begin[1])
+    last = process.output().splitlines()[-1]
+    assert f"stopped by {how.name}; the same command goes on from the last checkpoint" in last
+    (kept,) = run.folder.glob("*.checkpoint")
+    state = results.load(kept)["state"]
+    assert state["epoch" if name == "circle" else "step"] > 0
+    assert not [path for path in run.folder.iterdir() if path.suffix in (".tmp", ".lock")]

@@ -1,0 +1,182 @@
+"""The rooms of the house: imports go downwards only, never in a circle, and every public name says what it is."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from graphlib import TopologicalSorter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import ROOT
+
+import varpro
+
+# From the ground up: a module may import from its own room and from those that come before it here, at any place in its
+# text. A new module gets a place here and in docs/architecture.md first.
+ROOMS = {
+    "ground": ["varpro", "names", "compiled", "simd", "threads"],
+    "tools": ["relu", "ridge", "distances", "results", "cli"],
+    "domains": ["domains"],
+    "features": ["features"],
+    "problem": ["problem"],
+    "loss": ["loss"],
+    "solvers": ["solvers"],
+    "optimizers": ["optimizers"],
+    "diffusion": ["diffusion"],
+    "runs": ["runs"],
+    "paper": ["paper"],
+    "figures": ["figures"],
+    "scripts": ["VarPro_resnet", "make_diffusion", "benchmarks", "Experiment"],
+}
+LEVEL = {name: level for level, names in enumerate(ROOMS.values()) for name in names}
+
+PACKAGES = ("varpro", "VarPro_resnet", "benchmarks")
+SCRIPTS = ("make_diffusion.py", "*/Experiment.py")
+SOURCES = sorted({path for top in PACKAGES for path in (ROOT / top).rglob("*.py")}.union(*map(ROOT.glob, SCRIPTS)))
+
+
+def name_of(path: Path) -> str:
+    """The dotted name of a source."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """The key of ``LEVEL`` for a dotted name."""
+    parts = module.split(".")
+    if parts[0] == "varpro":
+        return parts[1] if len(parts) > 1 else parts[0]
+    return "Experiment" if parts[-1] == "Experiment" else parts[0]
+
+
+def imports_of(text: str, module: str, package: bool, known: set[str]) -> set[str]:
+    """The modules among ``known`` that ``text``, the source of ``module``, names in an import anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            named = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            home = module.split(".")
+            above = home[: len(home) - node.level + package] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            inside = {f"{base}.{alias.name}" for alias in node.names}
+            named = [name if name in known else base for name in inside]
+        else:
+            continue
+        found.update(name for name in named if name in known)
+    return found - {module}
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Every module of the repository, and those that it imports."""
+    known = {name_of(path) for path in SOURCES}
+    return {
+        name_of(path): imports_of(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py", known)
+        for path in SOURCES
+    }
+
+
+def upward(graph: dict[str, set[str]]) -> list[str]:
+    """The imports that go up, one line each."""
+    return [
+        f"{module} imports {other}"
+        for module, others in sorted(graph.items())
+        for other in sorted(others)
+        if LEVEL[room_of(other)] > LEVEL[room_of(module)]
+    ]
+
+
+def test_every_module_has_a_room():
+    rooms = {room_of(name_of(path)) for path in SOURCES}
+    assert rooms == set(LEVEL), "a new module gets its place in ROOMS, and a line in docs/architecture.md"
+
+
+def test_the_page_names_the_same_rooms():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+) \| (`.*?) \|", text, flags=re.MULTILINE)
+    assert {room: re.findall(r"`(\w+)`", names) for room, names in rows} == ROOMS
+    assert [room for room, _ in rows] == list(ROOMS)
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md", "README.md"])
+def test_pages_name_what_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_imports_go_downwards():
+    graph = import_graph()
+    assert sum(map(len, graph.values())) > 200  # it does see the imports
+    assert upward(graph) == []
+
+
+def test_imports_make_no_circle():
+    order = list(TopologicalSorter(import_graph()).static_order())  # raises CycleError with the circle
+    assert len(order) == len(SOURCES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import varpro.paper.grid",
+        "from varpro.paper import grid",
+        "from varpro.paper.grid import RUNS",
+        "from ..paper import grid",
+        "def late():\n    from varpro.paper import grid\n    return grid",
+    ],
+)
+def test_an_upward_import_is_seen(text):
+    known = {"varpro", "varpro.paper", "varpro.paper.grid", "varpro.solvers.dense"}
+    graph = {"varpro.solvers.dense": imports_of(text, "varpro.solvers.dense", False, known)}
+    assert upward(graph) == ["varpro.solvers.dense imports varpro.paper.grid"]
+
+
+def modules() -> list[ModuleType]:
+    """All modules of the packages: importing them does nothing else."""
+    places = [str(ROOT / package) for package in PACKAGES]
+    return [
+        importlib.import_module(found.name)
+        for place, package in zip(places, PACKAGES, strict=True)
+        for found in pkgutil.walk_packages([place], f"{package}.")
+    ]
+
+
+def public_members(module: ModuleType) -> list[tuple[str, object]]:
+    """Names and objects that ``module`` defines for others: functions, classes, and their methods and properties."""
+    found = []
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if inspect.isclass(value):
+            found += [
+                (f"{name}.{method}", getattr(value, method))
+                for method, member in vars(value).items()
+                if not method.startswith("_")
+                and (isinstance(member, property | classmethod | staticmethod) or inspect.isfunction(member))
+            ]
+        if inspect.isclass(value) or inspect.isroutine(value):
+            found.append((name, value))
+    return found
+
+
+def test_every_public_name_says_what_it_is():
+    silent = [
+        f"{module.__name__}.{name}"
+        for module in modules()
+        if not module.__name__.startswith("benchmarks.")  # scripts
+        for name, value in public_members(module)
+        if not (inspect.getdoc(value) or "").strip()  # a method that replaces another may keep its words
+    ]
+    assert silent == []
+    assert all(module.__doc__ for module in modules())
+
+
+def test_the_face_states_shapes():
+    for name in varpro.__all__:
+        assert re.search(r"\([A-Za-z](, ?[\w ]+|,)\)", inspect.getdoc(getattr(varpro, name))), name

@@ -1,0 +1,142 @@
+"""What runs on a GPU gives what the CPU gives, and waits for nothing; skipped where there is no CUDA device.
+
+``VARPRO_TEST_DEVICE=cpu`` runs the comparisons on the CPU, to try the tests themselves.
+"""
+
+import copy
+import os
+
+import numpy as np
+import pytest
+import torch
+from test_resnet import chosen_step, network
+from tolerances import CUDA
+
+from varpro.domains.torus import wrap_torus
+from varpro.features import LAPLACE, RAISED_COSINE, RadialKernel, RadialTorus, ReLUCircle
+from varpro.problem import Problem, drawn_problem
+from varpro.runs.bookkeeping import Checkpoint
+from varpro.runs.descent import GradientDescent
+from varpro.runs.schedule import schedule
+from varpro.runs.training import STATE_VERSION, train
+from varpro.solvers.base import Objective
+from varpro.solvers.dense import DenseSolver
+from varpro.solvers.graphs import GraphSolver
+
+DEVICE = os.environ.get("VARPRO_TEST_DEVICE", "cuda")
+pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device")
+
+BUMP = RadialKernel("bump", lambda r: (1 - r.clamp_max(2.0) ** 2 / 4) ** 2, lambda r: -(1 - r.clamp_max(2.0) ** 2 / 4))
+MAPS = [RadialTorus(LAPLACE), RadialTorus(RAISED_COSINE), RadialTorus(BUMP), ReLUCircle()]
+
+
+def problem_of(features, outputs: int = 1) -> Problem:
+    """300 samples; further outputs are smooth functions of the first."""
+    drawn = drawn_problem(features, 0, 300, 24, 64, 10.0)
+    targets = torch.cat([torch.cos(k * drawn.targets) if k else drawn.targets for k in range(outputs)], dim=1)
+    return Problem(drawn.inputs, targets, drawn.student, drawn.teacher)
+
+
+def run(kind, features, problem, device, dtype="float64", outer_update="ridge", epochs=30):
+    objective = Objective(features, 1e-2, 1.0, 2**-12, outer_update)
+    solver = kind.build(objective, problem, device=device, dtype=dtype, tf32=False)
+    weights = solver.own(problem.student)
+    outer = solver.solve(weights)
+    losses = solver.advance(weights, outer, epochs)
+    return losses.cpu(), weights.cpu().double(), outer.cpu().double()
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("features", MAPS, ids=lambda features: features.name)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_graphs_follow_dense_float64_on_the_cpu(features, outputs, dtype):
+    problem = problem_of(features, outputs)
+    losses, weights, _ = run(GraphSolver, features, problem, DEVICE, dtype)
+    expected, dense_weights, _ = run(DenseSolver, features, problem, "cpu")
+    np.testing.assert_allclose(losses, expected, rtol=CUDA[dtype])
+    moved = weights - dense_weights
+    assert (wrap_torus(moved) if features.domain.name == "torus" else moved).abs().max() < CUDA[dtype]
+
+
+@pytest.mark.parametrize("outer_update", ["ridge", "gradient"])
+@pytest.mark.parametrize("features", MAPS, ids=lambda features: features.name)
+def test_dense_is_that_of_the_cpu(features, outer_update):
+    problem = problem_of(features, 2)
+    for found, expected in zip(
+        run(DenseSolver, features, problem, DEVICE, outer_update=outer_update),
+        run(DenseSolver, features, problem, "cpu", outer_update=outer_update),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found, expected, rtol=CUDA["float64"], atol=CUDA["float64"])
+
+
+@pytest.mark.parametrize("kind", [GraphSolver, DenseSolver])
+def test_the_reduced_risk_is_that_of_the_cpu(kind):
+    features = RadialTorus(LAPLACE)
+    problem, goal = problem_of(features), Objective(features, 1e-2, 1.0, 2**-12, "ridge")
+    solver, reference = (
+        one.build(goal, problem, device=device, dtype="float64", tf32=False)
+        for one, device in ((kind, DEVICE), (DenseSolver, "cpu"))
+    )
+    for shift in (0.0, 1e-2):
+        found = solver.reduced(solver.own(problem.student + shift))
+        expected = reference.reduced(reference.own(problem.student + shift))
+        assert found.risk == pytest.approx(expected.risk, rel=CUDA["float64"])
+        np.testing.assert_allclose(found.gradient.cpu(), expected.gradient, rtol=0, atol=CUDA["float64"])
+
+
+def test_a_run_resumes(tmp_path):
+    features = RadialTorus(LAPLACE)
+    problem, plan = problem_of(features), schedule(24, 6)
+
+    def descent():
+        goal = Objective(features, 1e-2, 1.0, 2**-12, "ridge")
+        solver = GraphSolver.build(goal, problem, device=DEVICE, dtype="float64", tf32=False)
+        return GradientDescent(solver, problem.student)
+
+    class Interrupted(Exception):
+        pass
+
+    def stop(place, _):
+        if place == 13:
+            raise Interrupted
+        return {}
+
+    whole = train(descent(), plan)
+    checkpoint = Checkpoint(tmp_path / "state", {}, STATE_VERSION, seconds=0.0, share=1e9)
+    with pytest.raises(Interrupted):
+        train(descent(), plan, stop, checkpoint=checkpoint)
+    resumed = train(descent(), plan, checkpoint=checkpoint)
+    np.testing.assert_allclose(resumed.loss, whole.loss, rtol=CUDA["float64"])
+
+
+OPTIMIZERS = ["varprom", "varpro-running", "sgdm", "shampoo"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_of_the_resnet_is_that_of_the_cpu(optimizer):
+    images = torch.rand(16, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = torch.nn.functional.one_hot(torch.arange(16) % 3, 3).double()
+    here = network()
+    there = copy.deepcopy(here).to(DEVICE)
+    losses = []
+    for one, device in ((here, "cpu"), (there, DEVICE)):
+        step = chosen_step(one.train(), optimizer)
+        losses.append([step(images.to(device), targets.to(device)).item() for _ in range(3)])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=CUDA["resnet"])
+    for found, expected in zip(there.state_dict().values(), here.state_dict().values(), strict=True):
+        np.testing.assert_allclose(found.cpu(), expected, rtol=0, atol=CUDA["resnet"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("optimizer", ["varprom", "varpro-running", "sgdm"])
+def test_a_step_waits_for_nothing(optimizer):
+    one = network(dtype=torch.float32).to("cuda").train()
+    step = chosen_step(one, optimizer)
+    images, targets = torch.rand(16, 3, 32, 32, device="cuda"), torch.eye(16, 3, device="cuda")
+    step(images, targets)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(images, targets)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,86 @@
+"""The playground: its trainings, and its widgets without a browser."""
+
+import math
+
+import nbformat
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from varpro.figures import playground
+from varpro.figures.playground import Playground, Setting, kept_epochs, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = {"width": 8, "samples": 64}
+
+
+@pytest.mark.parametrize("optimizer", ["gd", *playground.OPTIMIZERS])
+def test_every_optimizer_trains(optimizer):
+    course = train(Setting(**SMALL, optimizer=optimizer))
+    count = len(course.epochs)
+    assert course.epochs[0] == 0
+    assert (np.diff(course.epochs) > 0).all()
+    assert course.weights.shape == (count, 8, 2)
+    assert course.outer.shape == (count, 8)
+    assert course.risks.shape == course.distances.shape == (count,)
+    assert course.risks[-1] < 0.5 * course.risks[0]
+    np.testing.assert_allclose(np.linalg.norm(course.weights, axis=2), 1.0)
+
+
+def test_optimizers_find_a_lower_risk_than_descent():
+    assert set(playground.ITERATIONS) == set(playground.OPTIMIZERS)
+    assert train(Setting()).risks[-1] < train(Setting(optimizer="gd")).risks[-1]
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match=r"optimizer 'adam' is not allowed: gd, momentum, lbfgs, lm"):
+        train(Setting(optimizer="adam"))
+
+
+@pytest.mark.parametrize("last", [3, 100, playground.EPOCHS])
+def test_kept_epochs(last):
+    kept = kept_epochs(last)
+    assert kept[0] == 0
+    assert kept[-1] == last
+    assert (np.diff(kept) > 0).all()
+
+
+def test_a_slider_moves_and_the_picture_changes():
+    play = Playground()
+    assert play.setting == Setting()
+    seen = [bytes(play.image.value)]
+    assert seen[0].startswith(b"\x89PNG")
+    moves = {"width": 8, "samples": 256.0, "lmbda": 1e-2, "gamma": 10.0, "seed": 3, "centre": 0.0, "optimizer": "gd"}
+    for name, value in moves.items():
+        play.controls[name].value = value
+        assert getattr(play.setting, name) == value
+        assert play.message.value == ""
+        seen.append(bytes(play.image.value))
+    assert play.epoch.value == play.epoch.max == len(kept_epochs(playground.EPOCHS)) - 1
+    play.epoch.value = 3
+    seen.append(bytes(play.image.value))
+    assert len(set(seen)) == len(seen)
+    assert math.inf in dict(play.controls["samples"].options).values()
+
+
+def test_a_training_that_breaks_down_says_so(monkeypatch):
+    play = Playground()
+    before = bytes(play.image.value)
+
+    def broken(setting: Setting) -> None:
+        raise FloatingPointError("the risk is not finite")
+
+    monkeypatch.setattr(playground, "train", broken)
+    play.controls["seed"].value = 5
+    assert play.message.value == "This training breaks down: the risk is not finite."
+    assert bytes(play.image.value) == before
+
+
+def test_committed_notebook():
+    notebook = nbformat.read(ROOT / "Playground.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    (cell,) = (cell for cell in notebook.cells if cell.cell_type == "code")
+    (output,) = cell.outputs
+    assert "image/png" in output.data  # what is seen where there are no widgets
+    assert "widgets" not in notebook.metadata  # no state of an old kernel

@@ -247,6 +247,7 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     usual = max({run.width for run in spec.runs}, key=lambda width: sum(run.width == width for run in spec.runs))
     lines = [line for line in every if line.seeds and line.run.width == usual]
     lines.sort(key=lambda line: -line.run.lmbda)
+    several = next(run.lmbda for run in spec.runs if run.width != usual)
     with panels.style():
         figure = Figure(figsize=(10.5, 3.9))
         left, middle, right = figure.subplots(1, 3)
@@ -263,17 +264,20 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         for time, colour in zip((0.25, 1.0), panels.colours("epoch", 2), strict=True):
             for label, drawn, limit, marker, style in kinds:
                 values = [study.distances_at(line.run, line.seeds, limit, [time]).mean() for line in drawn]
+                if not np.isfinite(values).any():
+                    continue
                 look = {"marker": marker, "markersize": 4, "color": colour, "linestyle": style, "linewidth": 1}
                 middle.plot([line.run.lmbda for line in drawn], values, label=f"{label}, $t = {time:g}$", **look)
         middle.set(xscale="log", yscale="log", xlabel=r"$\lambda$", ylabel=_DISTANCE)
-        middle.legend(fontsize=6)
+        if middle.lines:
+            middle.legend(fontsize=6)
         _readable(middle)
         widths = sorted(
-            (line for line in every if line.seeds and line.run.lmbda == 1e-6), key=lambda line: line.run.width
+            (line for line in every if line.seeds and line.run.lmbda == several), key=lambda line: line.run.width
         )
         if widths:
             _against(right, "width", [line.run.width for line in widths], _distances_at(widths, "diffusion"))
-        right.set(title=r"$\lambda = 10^{-6}$", ylabel=_TO["diffusion"])
+        right.set(title=f"$\\lambda = {panels.power(several)}$", ylabel=_TO["diffusion"])
         entries = [(_label("lmbda", line.run.lmbda), {"color": line.colour}) for line in lines]
         beside = relu[0].run.width if relu else "none"
         fixed = f"left and middle: $M = {usual}$ (ReLU: {beside}), $N = {spec.runs[0].samples}$"

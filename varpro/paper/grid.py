@@ -482,7 +482,7 @@ _SNAPSHOTS = 64  # at the same times for every time step
 _PAPERS = {"init": "random", "samples": 4096, "teacher_width": 4096}  # choices
 _FEW = {"samples": 4096, "teacher_width": 4096}
 DENSE = {"features": "squared_relu_circle", "samples": 2048, "solver": "dense", "dtype": "float64"}
-_DENSE_EPOCHS = 1024
+_DENSE_EPOCHS, _DENSE_LMBDA = 1024, 1e-5
 RATE_LMBDA, RATE_WIDTH = 1e-3, 256  # of the runs of two-timescale descent
 # Outer rates R and their epochs: where u diverges, few enough to end before it overflows.
 _OUTER_RATES = {1: 512, 4: 512, 8: 512, 9: 512, 9.5: 512, 9.75: 512, 10: 512, 10.25: 192, 10.5: 128, 11: 96, 12: 56}
@@ -510,7 +510,9 @@ def mean_field(epochs: int) -> Section:
     ladder = [run(lmbda, epochs=epochs, **own) for lmbda, own in product((1e-3, 1e-4), (_PAPERS, _FEW, {}))]
     ladder.append(run(epochs=epochs))
     dense = {"epochs": min(epochs, _DENSE_EPOCHS), **DENSE}
-    injective = [run(10.0**-k, 128, **dense) for k in range(2, 9)] + [run(1e-6, width, **dense) for width in (32, 64)]
+    injective = [run(10.0**-k, 128, **dense) for k in range(2, 7)] + [
+        run(_DENSE_LMBDA, width, **dense) for width in (32, 64)
+    ]
     rates = [
         run(RATE_LMBDA, RATE_WIDTH, experiment=experiment, step=2.0**-k, distances=())
         for experiment in (TWO_TIMESCALE, MEAN_FIELD)
@@ -532,7 +534,7 @@ def mean_field(epochs: int) -> Section:
     figures = [
         Figure("mean_field_ladder", "ladder", ladder),
         Figure("mean_field_width", "series", series["width"], by="width", seeds=one),
-        Figure("mean_field_random", "series", series["random"], by="width", seeds=SEEDS[:4]),
+        Figure("mean_field_random", "series", series["random"], by="width"),
         Figure("mean_field_lambda", "series", series["lambda"], by="lmbda", seeds=one),
         Figure("mean_field_samples", "series", series["samples"], by="samples", seeds=SEEDS[:4]),
         Figure("mean_field_step", "series", series["step"], by="time_scale", seeds=one),

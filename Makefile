@@ -59,7 +59,7 @@ bench: $(READY)
 
 playground: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-playground.txt
-	$(BIN)/voila Playground.ipynb
+	$(BIN)/voila Playground.ipynb --VoilaConfiguration.extension_allowlist=@jupyter-widgets/jupyterlab-manager
 
 types: $(READY)
 	$(BIN)/mypy

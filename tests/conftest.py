@@ -62,8 +62,8 @@ def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VARPRO_RESULTS", str(folder))
         diffusion = load_script("make_diffusion.py")
-        for gamma in grid.GAMMAS:
-            diffusion.main(["--epochs", str(TINY_EPOCHS), "--gamma", f"{gamma:g}"])
+        for each in (*grid.SECTIONS["6.1"].diffusions, *grid.SECTIONS["appendix-b"].diffusions):
+            diffusion.main(replace(each, epochs=TINY_EPOCHS).arguments())
         runs = {run for name in ("6.1", "appendix-b", "optimizers") for run in grid.SECTIONS[name].runs}
         experiments = {run.experiment for run in runs}
         scripts = {experiment: load_script(f"{experiment}/Experiment.py") for experiment in sorted(experiments)}
@@ -84,8 +84,9 @@ def pretend_mean_field() -> None:
         plan = schedule(run.epochs, run.option("saving_step", None))
         snapshots, times = len(plan.snapshot_epochs), torch.from_numpy(plan.distance_epochs) * run.time_scale
         angles = torch.linspace(0, 6, 8)[None] + torch.linspace(0, 1, snapshots)[:, None] * (1 + run.time_scale)
+        angles = angles + 0.5 * (run.experiment == grid.TWO_TIMESCALE)
         for seed in seeds:
-            weights = torch.stack([torch.cos(angles + 0.1 * seed), torch.sin(angles)], dim=-1)
+            weights = torch.stack([torch.cos(angles + 0.1 * seed), torch.sin(angles + 0.1 * seed)], dim=-1)
             contents = {"snapshot_epochs": torch.from_numpy(plan.snapshot_epochs), "weights": weights}
             contents |= {"outer": torch.ones(snapshots, 8), "loss": 1 + torch.arange(run.epochs).double() / 8}
             contents |= {"distance_epochs": torch.from_numpy(plan.distance_epochs)}

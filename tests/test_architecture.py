@@ -34,11 +34,8 @@ ROOMS = {
 LEVEL = {name: level for level, names in enumerate(ROOMS.values()) for name in names}
 
 PACKAGES = ("varpro", "VarPro_resnet", "benchmarks")
-SCRIPTS = ("make_diffusion.py", "*_*d*/Experiment.py")
-SOURCES = [
-    *sorted(path for top in PACKAGES for path in (ROOT / top).rglob("*.py")),
-    *sorted(path for pattern in SCRIPTS for path in ROOT.glob(pattern)),
-]
+SCRIPTS = ("make_diffusion.py", "*/Experiment.py")
+SOURCES = sorted({path for top in PACKAGES for path in (ROOT / top).rglob("*.py")}.union(*map(ROOT.glob, SCRIPTS)))
 
 
 def name_of(path: Path) -> str:
@@ -104,6 +101,15 @@ def test_the_page_names_the_same_rooms():
     assert [room for room, _ in rows] == list(ROOMS)
 
 
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md", "README.md"])
+def test_pages_name_what_exists(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
 def test_imports_go_downwards():
     graph = import_graph()
     assert sum(map(len, graph.values())) > 200  # it does see the imports
@@ -163,6 +169,7 @@ def test_every_public_name_says_what_it_is():
     silent = [
         f"{module.__name__}.{name}"
         for module in modules()
+        if not module.__name__.startswith("benchmarks.")  # scripts
         for name, value in public_members(module)
         if not (inspect.getdoc(value) or "").strip()  # a method that replaces another may keep its words
     ]

@@ -1,13 +1,14 @@
-"""Feature maps on the circle: derivatives, and the harmonics that they see."""
+"""Feature maps: derivatives on the circle, and the harmonics that they see there and on the torus."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from scipy.special import j0
 from tolerances import EXACT, GRADIENT, KERNEL
 
-from varpro.features import ReLUCircle, SquaredReLUCircle
+from varpro.features import LAPLACE, RADIAL_KERNELS, RAISED_COSINE, ReLUCircle, SquaredReLUCircle, harmonics
 
 
 @pytest.mark.parametrize("feature_map", [ReLUCircle(), SquaredReLUCircle()], ids=lambda each: each.name)
@@ -51,3 +52,37 @@ def test_the_square_makes_every_harmonic_visible():
     k = np.arange(3, 21, 2)
     np.testing.assert_allclose(coefficients[k], 8 * (2 / (math.pi * k * (k**2 - 4))) ** 2, rtol=10 * KERNEL)
     assert coefficients.min() > 1e-8
+
+
+def frequencies(last: int) -> np.ndarray:
+    """|k| for k in [0, last]^2."""
+    return np.hypot(*np.meshgrid(np.arange(last + 1), np.arange(last + 1)))
+
+
+def test_harmonics_of_the_raised_cosine_are_a_hankel_transform():
+    """It ends before the square does: (2 pi / 16) int_0^2 g(r) J_0(pi |k| r / 2) r dr."""
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    radii = nodes + 1
+    values = weights * radii * RAISED_COSINE.value(torch.from_numpy(radii)).numpy()
+    expected = np.pi / 8 * j0(np.pi / 2 * frequencies(24)[..., None] * radii) @ values
+    np.testing.assert_allclose(harmonics(RAISED_COSINE, 24), expected, atol=EXACT)
+
+
+@pytest.mark.parametrize("kernel", RADIAL_KERNELS.values(), ids=lambda kernel: kernel.name)
+def test_harmonics_are_those_of_the_kernel_on_a_fine_grid(kernel):
+    """The midpoint rule, whose error is that of the cone of the Laplace kernel at 0: 6 h^3 of the area 16."""
+    cells = 512
+    places = (np.arange(cells) + 0.5) * (4 / cells) - 2
+    values = kernel.value(torch.from_numpy(np.hypot(places[:, None], places))).numpy()
+    waves = np.cos(np.pi / 2 * np.outer(np.arange(9), places))
+    np.testing.assert_allclose(harmonics(kernel, 8), waves @ values @ waves.T / cells**2, atol=1e-5)
+
+
+def test_no_low_harmonic_is_invisible_on_the_torus():
+    """The Laplace kernel is positive on all of them; the raised cosine changes its sign and falls faster."""
+    laplace, cosine = (harmonics(kernel, 24) for kernel in (LAPLACE, RAISED_COSINE))
+    assert laplace.min() > 1e-5
+    assert np.abs(cosine).min() > 1e-9
+    assert (cosine < 0).any()
+    outer = frequencies(24) >= 12
+    assert (np.abs(cosine) / laplace)[outer].max() < 0.05

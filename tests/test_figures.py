@@ -75,6 +75,28 @@ def test_smoothing_on_the_torus_is_a_wrapped_gaussian_of_mass_one():
     assert density.mean() * 16 == pytest.approx(1, abs=1e-12)
 
 
+def test_smoothed_cells_are_smoothed_neurons_in_their_centres():
+    rng = np.random.default_rng(0)
+    cells, places = rng.uniform(0, 3, (12, 12)), torus.centres(20)
+    x = torus.centres(12)
+    neurons = [torus.smoothed_density(np.array([[a, b]]), places, 0.2) for a in x for b in x]
+    expected = np.average(neurons, axis=0, weights=cells.ravel())
+    np.testing.assert_allclose(torus.smoothed_cells(cells, places, 0.2), expected, atol=1e-12)
+
+
+def test_densities_of_torus_runs_are_those_of_their_files(tiny_results, monkeypatch):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tiny_results))
+    (run,) = (replace(run, epochs=TINY_EPOCHS) for run in grid.find("convolution_density")[1].runs)
+    (diffusion,) = run.diffusions
+    learned, limit = torus.feature_density(run, (0,)), torus.diffusion_density(diffusion)
+    kept = results.load(run.path(0))["weights"]
+    np.testing.assert_array_equal(learned.at(40), torus.smoothed_density(kept[40].numpy(), learned.places))
+    np.testing.assert_allclose(limit.at(0), 1 / 16, rtol=1e-5)  # float32
+    assert limit.at(TINY_EPOCHS).mean() * 16 == pytest.approx(1, abs=1e-12)
+    modes = limit.at(TINY_EPOCHS)[[20, 60], [40, 60]]  # at (-1, 0) and (1, 1), up to half a cell
+    assert modes.min() == pytest.approx(limit.at(TINY_EPOCHS).max(), rel=0.05)
+
+
 def test_teacher_signal_of_one_neuron_peaks_there():
     grid = np.linspace(-2, 2, 33)
     signal = torus.teacher_signal(torch.tensor([[1.0, -0.5]]), grid)
@@ -268,6 +290,7 @@ NOTES = {
     "distance_width": r"$\lambda = 10^{-3}$, $\gamma = 100$",
     "distance_gamma": r"unbiased, $M = 1024$, $\lambda = 10^{-4}$",
     "convolution_distance_gamma": r"unbiased, $M = 1024$, $\lambda = 10^{-2}$",
+    "convolution_diffusion_width": r"unbiased, $\lambda = 10^{-3}$, $\gamma = 100$",
     "convolution_activation": r"$M = 1024$, $\lambda = 10^{-3}$, $\gamma = 100$",
 }
 
@@ -279,7 +302,7 @@ def test_without_results_a_figure_is_skipped_with_a_sentence(
     folder = tmp_path / "figures"
     monkeypatch.setenv("VARPRO_FIGURES", str(folder))
     figure, said = MODULES[section].publish(name), capsys.readouterr().out
-    if name in ("gamma_densities", "convolution_teacher"):  # drawn without results
+    if name in ("gamma_densities", "convolution_teacher", "convolution_harmonics"):  # drawn without results
         assert figure is not None
         assert said == ""
     else:

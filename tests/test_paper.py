@@ -171,11 +171,17 @@ def test_paths_of_resnets_are_those_that_the_script_writes(run):
     assert abs(run.path(0).stat().st_size / 1e6 - cost.megabytes(run)) < 0.2
 
 
-def test_path_and_command_of_a_diffusion():
-    diffusion = grid.Diffusion(10.0, 5)
+@pytest.mark.parametrize(("domain", "more"), [("circle", ""), ("torus", " --domain torus")])
+def test_path_and_command_of_a_diffusion(domain, more):
+    diffusion = grid.Diffusion(10.0, 5, domain)
     load_script(diffusion.script).main(diffusion.arguments())
     assert diffusion.path.exists()
-    assert diffusion.command() == "python make_diffusion.py --epochs 5 --gamma 10"
+    assert diffusion.command() == f"python make_diffusion.py --epochs 5 --gamma 10{more}"
+
+
+def test_a_teacher_of_two_diracs_has_no_diffusion():
+    assert grid.SECTIONS["appendix-b"].diffusions == [grid.Diffusion(domain="torus")]
+    assert grid.Run(grid.TORUS_UNBIASED, 1e-2, gamma=math.inf).diffusions == ()
 
 
 # --- published curves ---------------------------------------------------------------------------------------------
@@ -464,7 +470,15 @@ SAME = {"circle": 1.0, "torus": 1.0, "resnet": 1.0}
 
 def test_plan_counts_what_is_missing():
     text = cost.plan("appendix-b", [0, 1], SAME)
-    assert "seeds 0-1: 30 runs, 30 of them to be computed" in text
+    assert "seeds 0-1: 30 runs, 30 of them to be computed after 1 diffusion: about " in text
+    diffusion = grid.Diffusion(domain="torus")
+    lacking = cost.estimate(grid.SECTIONS["appendix-b"].wanted([0]), SAME)
+    diffusion.path.parent.mkdir(parents=True)
+    diffusion.path.touch()
+    there = cost.estimate(grid.SECTIONS["appendix-b"].wanted([0]), SAME)
+    assert "30 of them to be computed: about " in cost.plan("appendix-b", [0, 1], SAME)
+    assert lacking.seconds > there.seconds
+    assert lacking.megabytes - there.megabytes == pytest.approx(36.7)
     for run in grid.SECTIONS["appendix-b"].runs:
         pretend(run, 0, 1)
     assert "30 runs, all at hand" in cost.plan("appendix-b", [0, 1], SAME)
@@ -480,9 +494,12 @@ def test_costs_grow_with_the_factor_of_this_machine():
 
 def test_one_long_run_is_not_shared_out():
     run = grid.Run(grid.TORUS_UNBIASED)
-    one = cost.estimate({run: [0]}, SAME).seconds
-    assert one >= cost.seconds(run) + cost.START_SECONDS
-    assert cost.estimate({run: [0], replace(run, lmbda=1e-2): [0]}, SAME).seconds == pytest.approx(one)
+    (diffusion,) = run.diffusions
+    diffusion.path.parent.mkdir(parents=True)
+    diffusion.path.touch()
+    assert cost.estimate({run: [0]}, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS)
+    both = {run: [0], replace(run, lmbda=1e-2): [0]}
+    assert cost.estimate(both, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS)
 
 
 def test_the_probes_measure_something():

@@ -16,6 +16,7 @@ from problems import random_problem
 from tolerances import EXACT
 
 from varpro import results
+from varpro.domains.torus import TORUS as TORUS_DOMAIN
 from varpro.paper import grid
 from VarPro_resnet.Experiment import parser as resnet_parser
 
@@ -107,6 +108,15 @@ def test_results_go_beside_the_script_by_default(tmp_path, monkeypatch):
     run(BIASED, *TINY)
     assert only_result(tmp_path / "VarPro_ReLU_1d" / "results")
     assert list((tmp_path / "results").glob("diffusion_gamma=100_epochs=6.pt"))
+
+
+def test_an_evenly_spread_start_on_the_torus(tmp_path):
+    run(TORUS, *TINY, "--init", "quantile", "--output", str(tmp_path))
+    (path,) = tmp_path.glob("lambda*_init=quantile_*.pt")
+    found = results.load(path)
+    torch.testing.assert_close(found["weights"][0], TORUS_DOMAIN.spread(8).float(), rtol=0, atol=0)
+    assert found["loss"][-1] < found["loss"][0]
+    assert torch.isfinite(found["distance_diffusion"]).all()
 
 
 # --- infinite data, limits ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from tolerances import EXACT, FLOAT32_STATE, GRADIENT, PINNED, PRINTED, RESIDUAL
 
 from varpro import results
 from varpro.distances import TorusMeasure
-from varpro.domains.torus import TORUS, wrap_torus
+from varpro.domains.torus import TORUS, lattice, wrap_torus
 from varpro.features import RADIAL_KERNELS, RadialKernel, RadialTorus
 from varpro.paper import grid, published
 from varpro.solvers.dense import DenseSolver
@@ -213,3 +213,23 @@ def test_inputs_any_number_of_periods_away_are_the_same_data(tmp_path):
         (path,) = folder.glob("[lm]*.pt")
         losses.append(results.load(path)["loss"])
     torch.testing.assert_close(*losses, rtol=WRAPPED, atol=0)
+
+
+# --- evenly spread points -----------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 200))
+def test_a_lattice_looks_the_same_from_each_of_its_points(count):
+    spread = lattice(count)
+    assert spread.shape == (count, 2)
+    assert ((spread >= -2) & (spread < 2)).all()
+    grid_points = {tuple(point) for point in ((spread + 2) * count / 4 - 0.5).round().long().tolist()}
+    for shift in ((spread - spread[0]) * count / 4).round().long():
+        assert {((x + shift[0].item()) % count, (y + shift[1].item()) % count) for x, y in grid_points} == grid_points
+
+
+@pytest.mark.parametrize("count", [32, 44, 100, 1000, 1024])
+def test_a_lattice_is_nearly_as_wide_as_hexagons(count):
+    radii = wrap_torus(lattice(count) - lattice(count)[0]).norm(dim=1)[1:]
+    hexagons = 4 * math.sqrt(2 / math.sqrt(3) / count)
+    assert 0.89 * hexagons < radii.min() < 1.001 * hexagons

@@ -78,7 +78,13 @@ def _over_time(axes: Axes, line: Line, limit: str) -> None:
 
 def _times(axes: Axes) -> None:
     axes.set(xscale="log", yscale="log", xlabel=_TIME)
-    panels.readable_logarithm(axes)
+    _readable(axes)
+
+
+def _readable(axes: Axes) -> None:
+    """Plain numbers where few powers of ten are shown; nothing where no value is."""
+    if any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+        panels.readable_logarithm(axes)
 
 
 def _distances_at(lines: Sequence[Line], limit: str) -> list[np.ndarray]:
@@ -126,7 +132,7 @@ def _against(
     if axes.lines:
         title = f"slopes from {_label(by, low)} to {_label(by, high)}" if fitted and high < math.inf else None
         axes.legend(title=title)
-    panels.readable_logarithm(axes)
+    _readable(axes)
 
 
 def _label(by: str, value: float) -> str:
@@ -169,13 +175,18 @@ def ladder(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         figure.axes[0].set(ylabel=_DISTANCE)
         entries = [(rung.label, {"color": colour}) for rung, colour in zip(rungs, tints, strict=True)]
         entries += [("the two limits from each other", panels.TEACHER_LOOK)]
-        panels.legend(figure, entries, f"$M = {grid.WIDEST}$, {panels.seed_note(at_hand.values())}", columns=2)
+        panels.legend(
+            figure,
+            entries,
+            f"$M = {grid.WIDEST}$, {panels.seed_note(of for run, of in at_hand.items() if not run.deterministic)}",
+            columns=2,
+        )
     return figure
 
 
 def _limits_apart(axes: Axes, epochs: int) -> None:
     if all(grid.Diffusion(epochs=epochs, limit=name).path.exists() for name in _TO):
-        times = np.geomspace(1e-2, 1, 60) * epochs * grid.TIME_SCALE
+        times = np.geomspace(1e-3, 1, 80) * epochs * grid.TIME_SCALE
         axes.plot(times, study.between_limits(times, epochs), **panels.TEACHER_LOOK)
 
 
@@ -231,7 +242,7 @@ def _of_density(density: np.ndarray, angles: np.ndarray) -> np.ndarray:
 
 @publish.layout
 def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
-    """Features that see every harmonic: distance to the plain diffusion over time, against lambda, against the width."""
+    """Features that see every harmonic: distance to the plain diffusion over time, against lambda, against width."""
     every = panels.lines_of(spec, seeds)
     usual = max({run.width for run in spec.runs}, key=lambda width: sum(run.width == width for run in spec.runs))
     lines = [line for line in every if line.seeds and line.run.width == usual]
@@ -256,7 +267,7 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
                 middle.plot([line.run.lmbda for line in drawn], values, label=f"{label}, $t = {time:g}$", **look)
         middle.set(xscale="log", yscale="log", xlabel=r"$\lambda$", ylabel=_DISTANCE)
         middle.legend(fontsize=6)
-        panels.readable_logarithm(middle)
+        _readable(middle)
         widths = sorted(
             (line for line in every if line.seeds and line.run.lmbda == 1e-6), key=lambda line: line.run.width
         )
@@ -264,7 +275,8 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
             _against(right, "width", [line.run.width for line in widths], _distances_at(widths, "diffusion"))
         right.set(title=r"$\lambda = 10^{-6}$", ylabel=_TO["diffusion"])
         entries = [(_label("lmbda", line.run.lmbda), {"color": line.colour}) for line in lines]
-        fixed = f"left and middle: $M = {usual}$ (ReLU: {relu[0].run.width if relu else 'none'}), $N = {spec.runs[0].samples}$"
+        beside = relu[0].run.width if relu else "none"
+        fixed = f"left and middle: $M = {usual}$ (ReLU: {beside}), $N = {spec.runs[0].samples}$"
         panels.legend(figure, entries, f"{fixed}, equally spaced start, seed 0")
     return figure
 

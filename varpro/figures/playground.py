@@ -160,10 +160,11 @@ def draw(course: Course, step: int) -> Figure:
         fit.autoscale(axis="y")
         fit.set(xlabel="angle of the input", ylabel="f", title="fit")
         fit.legend()
-        later = np.maximum(course.epochs, 1)
-        risk.loglog(later, course.risks, color=_STUDENT, label="risk")
-        risk.loglog(later, course.distances, color=_DIFFUSION, label="distance to the teacher")
+        later = np.maximum(course.epochs, 1) if descends else course.epochs
+        risk.plot(later, course.risks, color=_STUDENT, label="risk")
+        risk.plot(later, course.distances, color=_DIFFUSION, label="distance to the teacher")
         risk.axvline(later[step], color="0.5", linewidth=0.8)
+        risk.set(xscale="log" if descends else "linear", yscale="log")
         risk.set(xlabel="epoch" if descends else "iteration", title=f"risk {course.risks[step]:.3g}")
         risk.legend()
         unit = f"epoch {epoch}" if descends else f"iteration {epoch}"
@@ -185,12 +186,12 @@ def _draw_density(axes: Axes, course: Course, step: int) -> None:
     epoch = course.epochs[step] if descends else EPOCHS
     reference = density_at(solution.density, solution.snapshot_epochs, float(epoch))
     axes.plot(records.CIRCLE, learned, color=_STUDENT, label="features")
-    name = "diffusion" if descends else f"diffusion, epoch {EPOCHS}"
+    name = "diffusion" if descends else "diffusion, end"
     axes.plot(solution.grid, reference, color=_DIFFUSION, linewidth=1, label=name)
     axes.plot(records.CIRCLE, circle_density(records.CIRCLE, gamma), label="teacher", **TEACHER_LOOK)
     angle_axis(axes)
     axes.set_title(f"density, distance {course.distances[step]:.3g}")
-    axes.legend()
+    axes.legend(loc="upper left")
 
 
 def picture(course: Course, step: int) -> bytes:

@@ -168,13 +168,15 @@ def seen_harmonics(spec: grid.Figure, seeds: Sequence[int] | None = None) -> Fig
             look = {"color": colour, "marker": ".", "markersize": 3, "linestyle": "none"}
             axes.plot(radii[shown], sizes[shown], **look)
             entries.append((label, look | {"markersize": 8}))
-        for lmbda, colour in zip((1e-1, 1e-3, 1e-5), panels.colours("lmbda", 3), strict=True):
-            look = {"color": colour, "linewidth": 0.9, "linestyle": "dashed"}
+        look = {"color": "0.4", "linewidth": 0.9, "linestyle": "dashed"}
+        for lmbda in (1e-1, 1e-3, 1e-5):
             axes.axhline(math.sqrt(lmbda), **look)
-            entries.append((f"$\\sqrt{{\\lambda}}$, $\\lambda = {panels.power(lmbda)}$", look))
+            at = (_HARMONICS, math.sqrt(lmbda))
+            axes.annotate(f"$\\lambda = {panels.power(lmbda)}$", at, (0, 2), textcoords="offset points", ha="right")
+        entries.append(("$\\sqrt{\\lambda}$", look))
         axes.set(xscale="log", yscale="log", xlabel="frequency $|k|$ of a harmonic", ylabel="its weight $|c_k|$")
         axes.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
-        panels.legend(figure, entries, "above a dashed line: seen at that $\\lambda$", columns=3)
+        panels.legend(figure, entries, "above a dashed line: seen at that $\\lambda$")
     return figure
 
 

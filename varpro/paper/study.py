@@ -208,4 +208,8 @@ def answer(seeds: Sequence[int] | None = None) -> str:
             f"{cause} at t = {time:g} ({share:.0%})" for time, cause, share in zip(times, causes, shares, strict=True)
         ]
         lines += ["", f"Most of the squared distance at lambda {lmbda:g} goes with {', '.join(said)}.", ""]
+    lines += [
+        "A share is the fall of the squared distance at that step over its first value; it exceeds 100% where another"
+    ]
+    lines[-1] += " step raises the distance."
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How far VarPro on the torus stays from the ultra-fast diffusion, by width, lambda, start (docs/diffusion_2d.md, 9).
+"""How far VarPro on the torus stays from the ultra-fast diffusion, by width, lambda, start (docs/diffusion_2d.md, 10).
 
     python -m benchmarks.torus_limit [--widths 64 256 1024 4096] [--lambdas 1e-2 1e-3 1e-4] [--kernel laplace]
 

@@ -11,12 +11,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from varpro.domains.torus import wrap_torus
 
 ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = ["torch", "varpro.runs.experiment", "varpro.runs.options", "VarPro_resnet.Experiment", "processes"]
@@ -45,6 +47,8 @@ class Experiment:
 def _execute(script: str, arguments: Sequence[str], environment: Mapping[str, str], log: str, folder: str) -> None:
     """In the new process: what the interpreter does with a script."""
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, however the tests were started
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.chdir(folder)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
@@ -123,20 +127,26 @@ def finish(script: str, arguments: Sequence[str], log: Path, **keywords: Any) ->
 _OF_A_SITTING = {"elapsed_time", "seconds", "images_per_second", "provenance", "inner_solves"}
 
 
-def difference(found: Mapping[str, Any], expected: Mapping[str, Any], place: str = "") -> tuple[float, str]:
+def difference(
+    found: Mapping[str, Any], expected: Mapping[str, Any], place: str = "", periodic: Collection[str] = ()
+) -> tuple[float, str]:
     """How far two results are apart, and where most: tensors relative to their largest entry, 0 for the same bits and
-    infinity for other shapes or other entries that are no tensors. Times and machines are left out."""
+    infinity for other shapes or other entries that are no tensors. Times and machines are left out; tensors of names
+    ``periodic`` are points of the torus."""
     worst = (0.0, "")
     for name in (found.keys() | expected.keys()) - _OF_A_SITTING:
         one, other, here = found.get(name), expected.get(name), f"{place}{name}"
         if isinstance(one, Mapping) and isinstance(other, Mapping):
-            worst = max(worst, difference(one, other, f"{here}."))
+            worst = max(worst, difference(one, other, f"{here}.", periodic))
         elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
             if one.shape != other.shape or one.dtype != other.dtype:
                 return float("inf"), here
             if not torch.equal(one, other):
                 scale = other.double().abs().max().item() or 1.0
-                worst = max(worst, ((one.double() - other.double()).abs().max().item() / scale, here))
+                apart = one.double() - other.double()
+                if name in periodic:
+                    apart = wrap_torus(apart)  # a neuron may have crossed the seam in one of the two
+                worst = max(worst, (apart.abs().max().item() / scale, here))
         elif one != other:
             return float("inf"), here
     return worst

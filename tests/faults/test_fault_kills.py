@@ -23,7 +23,7 @@ EXPERIMENTS = {
     "dense": Experiment("biased", (*CIRCLE, "--solver", "dense", "--dtype", "float64", "--epochs", "400")),
     "torus": Experiment(
         "torus",
-        (*CIRCLE, "--epochs", "150", "--gamma", "inf"),
+        (*CIRCLE, "--epochs", "150", "--dtype", "float64"),
         CARRIED_ON_TORUS,
     ),
     "resnet": Experiment("resnet", ("--threads", "1", "--epochs", "1", "--final_epochs", "0", "--batch_size", "500")),
@@ -113,7 +113,8 @@ def test_kills_at_random_moments(name, tmp_path):
         assert all(after[path] == content for path, content in before.items())
         assert sorted(path.name for path in run.folder.iterdir()) == sorted(expected)
         for path in after:
-            apart, where = difference(results.load(path), expected[path.name])
+            periodic = ("weights",) if name == "torus" else ()
+            apart, where = difference(results.load(path), expected[path.name], periodic=periodic)
             assert apart <= experiment.tolerance, f"{where}: {apart}"
 
 

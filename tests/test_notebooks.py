@@ -18,8 +18,6 @@ for section in grid.SECTIONS.values():
         FIGURES[notebook] = [*FIGURES.get(notebook, []), *(spec.file for spec in specs)]
 WITHOUT_RESULTS = ("gamma_densities", "convolution_teacher", "convolution_harmonics")
 NOT_AT_HAND = {"Results_resnets": ["resnet_loss_cifar10.pdf", "resnet_accuracy_cifar10.pdf"]}  # take days
-# Drawn in part as committed: two runs of each are missing, and the notebook says so.
-COMMITTED_IN_PART = {"Results_convolution": ["convolution_distance_lambda.pdf", "convolution_activation.pdf"]}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(home|root|tmp|usr|Users|mnt|opt)/")
 PICTURE = re.compile(r"base64,[A-Za-z0-9+/=]+")
 
@@ -82,8 +80,7 @@ def test_committed_notebook(name):
     text = words(notebook)
     assert not MACHINE_PATH.search(text)
     assert str(ROOT) not in text
-    lacking = [*NOT_AT_HAND.get(name, []), *COMMITTED_IN_PART.get(name, [])]
-    check_missing(notebook, [Path(file).stem for file in lacking])
+    check_missing(notebook, [Path(file).stem for file in NOT_AT_HAND.get(name, [])])
 
 
 @pytest.mark.parametrize("name", FIGURES)

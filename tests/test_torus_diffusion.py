@@ -268,10 +268,9 @@ def test_error_estimate_and_interpolant_are_of_third_order():
     for size in (0.02, 0.01, 0.005):
         trial = torus._attempt(state, size, problem)
         estimates.append(trial.error)
-        density = np.empty((1, 8, 8))
-        torus._fill_snapshots(torus.Step(0.0, size, trial), np.array([0.4 * size]), problem.cells, density)
+        density = torus._between(torus.Step(0.0, size, trial), 0.4, problem.cells)
         exact = problem.cells + advanced(problem, state, 0.4 * size, 64).deviation
-        errors.append(l1_distance(density[0], exact))
+        errors.append(l1_distance(density, exact))
     assert np.log2(np.divide(estimates[:-1], estimates[1:])).min() > 2.7
     assert np.log2(np.divide(errors[:-1], errors[1:])).min() > 2.7  # h^3 in one step is h^2 in all
 
@@ -286,10 +285,9 @@ def test_error_follows_the_tolerance():
 def test_interpolation_stays_positive_where_the_cubic_is_not():
     cells = np.full((2, 2), 1 / 16)
     state = torus._State(np.zeros((2, 2)), np.zeros((2, 2)), np.array([[1.0, -1], [-1, 1]]), np.zeros((2, 2)), 0.0)
-    density = np.empty((1, 2, 2))
     trial = torus.Trial(0.0, True, state, state, 0)
-    torus._fill_snapshots(torus.Step(0.0, 1.0, trial), np.array([0.25]), cells, density)
-    np.testing.assert_array_equal(density[0], cells)
+    density = torus._between(torus.Step(0.0, 1.0, trial), 0.25, cells)
+    np.testing.assert_array_equal(density, cells)
 
 
 # ---- answers from elsewhere ----

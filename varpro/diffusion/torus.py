@@ -36,6 +36,7 @@ from varpro.diffusion.stepping import (
     check_numbers,
     checked_epochs,
     decreases,
+    fill_snapshots,
     first_size,
 )
 from varpro.domains.torus import TORUS_MODES, torus_bump_cdf, torus_bump_density
@@ -174,9 +175,13 @@ def solve_torus_diffusion(
     done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
     density[:done] = initial
     size = first_size(rtol, np.abs(state.rate).sum() * problem.area)
+
+    def between(step: Step, part: float) -> tuple[np.ndarray]:
+        return (_between(step, part, teacher.cells),)
+
     for step in accepted_steps(partial(_attempt, problem=problem), state, size, snapshot_times[-1], rtol):
         stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
-        _fill_snapshots(step, snapshot_times[done:stop], teacher.cells, density[done:stop])
+        fill_snapshots(step, snapshot_times[done:stop], between, density[done:stop])
         done = stop
         times.append(step.time_after)
         energy.append(0.5 + _excess_energy(step.trial.after, problem.area))
@@ -206,21 +211,17 @@ def _excess_energy(state: _State, area: float) -> float:
     return -0.5 * area * float((state.deviation * state.excess).sum())
 
 
-def _fill_snapshots(step: Step, times: np.ndarray, cells: np.ndarray, density: np.ndarray) -> None:
-    """Densities (len(times), n, n) at ``times``, all inside ``step``, into ``density``.
+def _between(step: Step, part: float, cells: np.ndarray) -> np.ndarray:
+    """The density (n, n) at ``part`` of a step, for the teacher's averages ``cells (n, n)``.
 
     The cubic Hermite interpolant; where it is not positive, the linear one, which is. Both keep the mass.
     """
     before, after = step.trial.before, step.trial.after
-    size = step.time_after - step.time_before
-    for k, time in enumerate(times):
-        part = (time - step.time_before) / size
-        rest = 1 - part
-        blend = part * part * (3 - 2 * part)
-        bend = size * part * rest * (rest * before.rate - part * after.rate)
-        density[k] = cells + ((1 - blend) * before.deviation + blend * after.deviation + bend)
-        if density[k].min() <= 0:
-            density[k] = cells + (rest * before.deviation + part * after.deviation)
+    size, rest = step.time_after - step.time_before, 1 - part
+    blend = part * part * (3 - 2 * part)
+    bend = size * part * rest * (rest * before.rate - part * after.rate)
+    density = cells + ((1 - blend) * before.deviation + blend * after.deviation + bend)
+    return density if density.min() > 0 else cells + (rest * before.deviation + part * after.deviation)
 
 
 # ---- one step ----

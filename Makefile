@@ -44,7 +44,7 @@ test: export OMP_WAIT_POLICY ?= PASSIVE
 test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 test-portable: export OMP_WAIT_POLICY ?= PASSIVE
 test-portable: $(READY)

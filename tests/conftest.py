@@ -12,6 +12,7 @@ from types import ModuleType
 import headroom
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import settings
 
 from varpro import results
@@ -64,7 +65,18 @@ def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The results of the other sections have made-up numbers.
     """
-    folder = tmp_path_factory.mktemp("tiny_results")
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # of all processes: the first one to come makes them
+    folder = place / "tiny_results"
+    with FileLock(place / "tiny_results.lock"):
+        if not (folder / "made").exists():
+            _make_tiny_results(folder)
+            (folder / "made").touch()
+    return folder
+
+
+def _make_tiny_results(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VARPRO_RESULTS", str(folder))
         diffusion = load_script("make_diffusion.py")
@@ -78,7 +90,6 @@ def tiny_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pretend_mean_field()
         for run in grid.DIGITS_RUNS:
             pretend_resnet(replace(run, epochs=TINY_EPOCHS), range(3))
-    return folder
 
 
 def pretend_mean_field() -> None:

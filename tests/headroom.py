@@ -239,6 +239,15 @@ class Headroom:
     def pytest_unconfigure(self) -> None:
         self.patch.undo()
 
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if hasattr(session.config, "workeroutput"):  # one of several processes of pytest-xdist
+            session.config.workeroutput["headroom"] = dump()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        # every test runs in one process, so no key comes twice; a process that crashed has sent nothing
+        _seen.update(restore(getattr(node, "workeroutput", {}).get("headroom", "[]")))
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.file:
             save(Path(self.file))
@@ -266,11 +275,21 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--headroom-file", metavar="FILE", help="write observed / allowed of every comparison to FILE")
 
 
-def save(path: Path) -> None:
+def dump() -> str:
     """All that was seen, as JSON."""
-    path.write_text(json.dumps([[*key, *one] for key, one in _seen.items()]))
+    return json.dumps([[*key, *one] for key, one in _seen.items()])
+
+
+def restore(text: str) -> dict[tuple[str, str], Seen]:
+    """What :func:`dump` returned."""
+    return {(entry, test): Seen(*numbers) for entry, test, *numbers in json.loads(text)}
+
+
+def save(path: Path) -> None:
+    """All that was seen, as a file."""
+    path.write_text(dump())
 
 
 def load(path: Path) -> dict[tuple[str, str], Seen]:
     """What :func:`save` wrote."""
-    return {(entry, test): Seen(*numbers) for entry, test, *numbers in json.loads(path.read_text())}
+    return restore(path.read_text())

@@ -37,8 +37,12 @@ def words(notebook: nbformat.NotebookNode) -> str:
 
 
 def printed(notebook: nbformat.NotebookNode) -> list[str]:
-    streams = [output for cell in code_cells(notebook) for output in cell.outputs if output.output_type == "stream"]
-    return [line for stream in streams for line in stream.text.splitlines()]
+    """The lines of all cells; a slow kernel may send a line in pieces, each of them an output."""
+    texts = (
+        "".join(output.text for output in cell.outputs if output.output_type == "stream")
+        for cell in code_cells(notebook)
+    )
+    return [line for text in texts for line in text.splitlines()]
 
 
 def check_outputs(notebook: nbformat.NotebookNode) -> None:
@@ -66,7 +70,7 @@ def execute(name: str, folder: Path, results: Path, patch: pytest.MonkeyPatch) -
     patch.delenv("VARPRO_SEEDS", raising=False)
     notebook = nbformat.read(ROOT / f"{name}.ipynb", as_version=4)
     resources = {"metadata": {"path": str(ROOT)}}
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     return notebook
 
 

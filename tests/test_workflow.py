@@ -88,4 +88,5 @@ def test_a_clone_and_a_python_under_any_path(tmp_path):
         at=clone,
     )
     made = [path.name for path in (clone / "a b" / "results").iterdir()]
-    assert sorted(made) == sorted(grid.Diffusion(gamma, EPOCHS).path.name for gamma in grid.GAMMAS)
+    expected = {(gamma, "diffusion") for gamma in grid.GAMMAS} | {(100.0, "projected")}
+    assert sorted(made) == sorted(grid.Diffusion(gamma, EPOCHS, limit=limit).path.name for gamma, limit in expected)

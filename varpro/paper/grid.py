@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from varpro import names
+from varpro import image_files, names
 
 EPOCHS_VARIABLE = "VARPRO_EPOCHS"
 
@@ -182,7 +182,8 @@ class Run:
     @property
     def parameters(self) -> str:
         """The configuration for people."""
-        more = "".join(f", {name} {' '.join(self._words(value)) or 'none'}" for name, value in self.options)
+        more = f", saving_step {self.saving_step}" if self.saving_step else ""
+        more += "".join(f", {name} {' '.join(self._words(value)) or 'none'}" for name, value in self.options)
         activation = f", {self.activation}" if self.activation else ""
         return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{activation}{more}"
 
@@ -190,7 +191,8 @@ class Run:
     def label(self) -> str:
         """A name for jobs and log files."""
         activation = f"_{self.activation}" if self.activation else ""
-        more = "".join(f"_{name}={'+'.join(self._words(value))}" for name, value in self.options)
+        more = f"_saving_step={self.saving_step}" if self.saving_step else ""
+        more += "".join(f"_{name}={'+'.join(self._words(value))}" for name, value in self.options)
         return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{activation}{more}"
 
     @staticmethod
@@ -244,7 +246,12 @@ class Run:
         return " ".join(["python", self.script, *self.arguments(seeds)])
 
 
-CIFAR_FILE = names.ROOT / "data" / "cifar-10-batches-py" / "batches.meta"  # stands for all of its files
+def cifar_files() -> list[Path]:
+    """What one job makes for all runs on CIFAR-10: its unpacked archive, or nothing where class folders are there."""
+    folder = image_files.folder()
+    return [] if image_files.in_folders(folder) else [image_files.unpacked(folder)]
+
+
 OPTIMIZERS = {"varprom": "VarPro", "sgdm": "SGD", "shampoo": "Shampoo"}  # and their panels in the published figure
 _FINAL_DEFAULT = 10  # passes at half the rate; in file names and commands where it is another
 
@@ -286,8 +293,8 @@ class ResNetRun:
 
     @property
     def inputs(self) -> list[Path]:
-        """The files that this run reads and another job makes: CIFAR-10, which is to be downloaded once."""
-        return [CIFAR_FILE] if self.dataset == "cifar10" else []
+        """The files that this run reads and another job makes: CIFAR-10, where it is to be unpacked or downloaded."""
+        return cifar_files() if self.dataset == "cifar10" else []
 
     @property
     def passes(self) -> int:
@@ -351,7 +358,7 @@ class Section:
     more: Sequence[AnyRun] = ()  # runs that no figure shows, made with seed 0
     seeds: str = ""  # where none are asked for; "" for those of each figure
     full_epochs: int = FULL_EPOCHS
-    published: bool = True  # whether the paper may have curves of it
+    table: str = "published"  # what its numbers are: "published" beside ours, "accuracies", "arrivals", "limits"
 
     @property
     def figures(self) -> list[Figure]:
@@ -495,11 +502,13 @@ _DIGITS = Section(
     "Section 6.2 on scikit-learn's digits",
     {"Results_resnets": _resnet_figures("digits", DIGITS_RUNS, seeds=SEEDS[:3], needs="some")},
     full_epochs=DIGITS_PASSES,
+    table="accuracies",
 )
 _CIFAR = Section(
     "Section 6.2, ResNet-20 on CIFAR-10",
     {"Results_resnets": _resnet_figures("cifar10", CIFAR_RUNS, seeds=SEEDS[:1], needs="nothing")},
     full_epochs=FULL_PASSES,
+    table="accuracies",
 )
 
 # --- beyond the paper: what Section 6.1 converges to --------------------------------------------------------------
@@ -569,7 +578,7 @@ def mean_field(epochs: int) -> Section:
         Figure("mean_field_rates", "rates", rates, by="time_scale", seeds=one),
         Figure("mean_field_stability", "stability", stability, seeds=one),
     ]
-    return Section("What Section 6.1 converges to", {"Results_mean_field": figures})
+    return Section("What Section 6.1 converges to", {"Results_mean_field": figures}, table="limits")
 
 
 # --- beyond the paper: optimizers on the reduced risk -------------------------------------------------------------
@@ -622,17 +631,67 @@ _OPTIMIZERS = Section(
         ],
     },
     more=_methods(Run(UNBIASED, width=8192)),  # in the table
-    published=False,
+    table="arrivals",
 )
 
+_CIFAR_NAME = "resnets-cifar10"
 SECTIONS = {
     "6.1": _CIRCLE,
     "appendix-b": _TORUS,
     "mean-field": mean_field(EPOCHS),
     "optimizers": _OPTIMIZERS,
     "resnets": _DIGITS,
-    "resnets-cifar10": _CIFAR,
+    _CIFAR_NAME: _CIFAR,
 }
+ALL = "all"  # every section, in one
+
+
+def parse_sections(text: str) -> list[str]:
+    """The names of sections from ``"6.1"``, ``"6.1,mean-field"`` or ``"all"``, each once and in the order of the grid.
+
+    ``all`` has no ``resnets-cifar10`` where :func:`left_out` says so. Raises ValueError on anything else.
+    """
+    if text == ALL:
+        return [name for name in SECTIONS if name != _CIFAR_NAME or image_files.at_hand(image_files.folder())]
+    named = text.split(",")
+    for name in named:
+        if name not in SECTIONS:
+            raise ValueError(f"section {name!r} is not allowed: {ALL}, {', '.join(SECTIONS)}, or several with commas")
+    return [name for name in SECTIONS if name in named]
+
+
+def left_out(text: str) -> str:
+    """Which section is not in ``all`` since its data are not at hand, and how to get them; "" if none is."""
+    if text != ALL or _CIFAR_NAME in parse_sections(text):
+        return ""
+    return (
+        f"Without {_CIFAR_NAME}: CIFAR-10 is not in {image_files.folder()}. Put {image_files.ARCHIVE} there, or class "
+        "folders train/<class>/*.png and test/<class>/*.png, or name where they are: make reproduce SECTION=all "
+        f"DATA_DIR=DIR; make reproduce SECTION={_CIFAR_NAME} downloads it."
+    )
+
+
+def runs_of(sections: Iterable[str], seeds: Iterable[int] | None = None) -> dict[AnyRun, list[int]]:
+    """:meth:`Section.wanted` of several sections: each run once, with all of its seeds."""
+    every: dict[AnyRun, set[int]] = {}
+    for name in sections:
+        for run, own in SECTIONS[name].wanted(seeds).items():
+            every.setdefault(run, set()).update(own)
+    return {run: sorted(own) for run, own in every.items()}
+
+
+def diffusions_of(sections: Iterable[str]) -> list[Diffusion]:
+    """The diffusions of several sections, each once."""
+    return sorted({diffusion for name in sections for diffusion in SECTIONS[name].diffusions})
+
+
+def notebooks_of(sections: Iterable[str]) -> dict[str, list[Figure]]:
+    """The notebooks of several sections, and the figures of these that each shows."""
+    found: dict[str, list[Figure]] = {}
+    for name in sections:
+        for notebook, figures in SECTIONS[name].notebooks.items():
+            found.setdefault(notebook, []).extend(figures)
+    return found
 
 
 def find(name: str) -> tuple[str, Figure]:

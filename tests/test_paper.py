@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, load_script, pretend_resnet
 from tolerances import PUBLISHED, PUBLISHED_TORUS
 
-from varpro import names, results
+from varpro import image_files, names, results
 from varpro.paper import __main__ as command
 from varpro.paper import arrivals, cost, fidelity, grid, published, records, work
 
@@ -181,6 +181,59 @@ def test_path_and_command_of_a_diffusion(domain, more):
 def test_a_teacher_of_two_diracs_has_no_diffusion():
     assert grid.SECTIONS["appendix-b"].diffusions == [grid.Diffusion(domain="torus")]
     assert grid.Run(grid.TORUS_UNBIASED, 1e-2, gamma=math.inf).diffusions == ()
+
+
+# --- several sections ---------------------------------------------------------------------------------------------
+
+
+def pictures(folder) -> None:
+    """CIFAR-10 in class folders, for what only looks whether it is there."""
+    for part in image_files.PARTS:
+        (folder / part).mkdir(parents=True)
+
+
+def test_sections_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv(image_files.DATA, str(tmp_path / "data"))
+    assert grid.parse_sections("6.1") == ["6.1"]
+    assert grid.parse_sections("mean-field,6.1,mean-field") == ["6.1", "mean-field"]
+    assert grid.left_out("6.1,resnets") == ""
+    without = grid.parse_sections("all")
+    assert without == [name for name in grid.SECTIONS if name != "resnets-cifar10"]
+    assert f"CIFAR-10 is not in {tmp_path / 'data'}. Put cifar-10-python.tar.gz there" in grid.left_out("all")
+    pictures(tmp_path / "data")
+    assert grid.parse_sections("all") == list(grid.SECTIONS)
+    assert grid.left_out("all") == ""
+    for text in ("", "7", "6.1,", "all,6.1"):
+        with pytest.raises(ValueError, match=r"is not allowed: all, 6\.1, "):
+            grid.parse_sections(text)
+
+
+def test_cifar10_in_class_folders_is_not_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setenv(image_files.DATA, str(tmp_path / "data"))
+    run = grid.CIFAR_RUNS[0]
+    assert run.inputs == [tmp_path / "data" / "cifar-10-batches-py" / "batches.meta"]
+    pictures(tmp_path / "data")
+    assert run.inputs == []
+    assert grid.DIGITS_RUNS[0].inputs == []
+
+
+def test_a_run_of_several_sections_is_made_once_with_all_of_its_seeds():
+    names = ["6.1", "mean-field", "optimizers", "resnets", "resnets-cifar10"]
+    wanted = grid.runs_of(names)
+    parts = [grid.SECTIONS[name].wanted() for name in names]
+    assert len(wanted) == len(set().union(*parts)) < sum(map(len, parts))
+    for run, seeds in wanted.items():
+        assert seeds == sorted({seed for part in parts for seed in part.get(run, ())})
+    assert grid.diffusions_of(names) == sorted({d for name in names for d in grid.SECTIONS[name].diffusions})
+    assert len(grid.notebooks_of(names)["Results_resnets"]) == 4
+
+
+def test_a_run_that_keeps_little_states_its_saving_step():
+    run = grid.with_both_limits(width=32, epochs=32000)
+    assert run.saving_step == 500
+    assert "_saving_step=500_distances=diffusion+projected_seed=0" in run.path(0).name
+    assert run.training == grid.Run(grid.UNBIASED, width=32, epochs=32000)
+    assert replace(run, epochs=127).saving_step is None
 
 
 # --- published curves ---------------------------------------------------------------------------------------------
@@ -487,6 +540,38 @@ def test_plan_counts_what_is_missing():
     assert "30 runs, all at hand" in cost.plan(["appendix-b"], [0, 1], SAME)
     assert "all at hand" in cost.plan(["appendix-b"], None, SAME)
     assert "all at hand" not in cost.plan(["appendix-b"], [2], SAME)
+
+
+def test_the_plan_of_several_counts_a_shared_run_once():
+    names = ["6.1", "mean-field"]
+    *single, total, left = cost.plan(names, None, SAME).replace(" Then", "\nThen").splitlines()
+    counts = [int(line.split(": ")[1].split()[0]) for line in (*single, total)]
+    assert len(single) == 2
+    assert counts[2] == sum(counts[:2]) - 12  # two runs of six seeds
+    assert total.startswith("In all: ")
+    assert "GB of results." in total
+    assert left.startswith("Then the notebooks")
+
+
+def test_the_plan_of_all_says_how_to_get_what_is_not_at_hand(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv(image_files.DATA, str(tmp_path))
+    monkeypatch.setattr(cost, "speed", lambda kinds: SAME)
+    command.main(["--plan", "--section", "all"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if " of them to be computed" in line]) == 6
+    assert lines[-1].startswith("Without resnets-cifar10: ")
+
+
+def test_the_report_of_several_ends_with_the_verdict():
+    text = fidelity.report(["6.1", "mean-field", "optimizers", "resnets"], [0, 1])
+    titles = [line for line in text.splitlines() if line.startswith("# ")]
+    assert titles[:4] == [f"# {grid.SECTIONS[name].title}" for name in ("6.1", "mean-field", "optimizers", "resnets")]
+    assert "`published/gamma_densities.csv`:" in text
+    assert "No results at hand that reach far enough." in text  # of the study
+    assert "No results at hand.\n" in text  # of the optimizers
+    assert "Test accuracy, mean over seeds" in text
+    assert titles[4:] == ["# Are the published curves met?"]
+    assert text.splitlines()[-1] == "6 published curves at hand, 6 of them met."
 
 
 def test_costs_grow_with_the_factor_of_this_machine():

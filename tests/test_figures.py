@@ -184,16 +184,15 @@ def test_the_figure_of_both_limits_draws_them_on_one_scale(tiny_results, monkeyp
     usual = grid.find("distance_projected")[1]
     spec = replace(usual, runs=[replace(run, epochs=TINY_EPOCHS) for run in usual.runs])
     top, bottom = circle.distances_to_limits(spec, [0]).subfigs
-    for part, runs in ((top, spec.runs[:3]), (bottom, [run for run in spec.runs if run.width == grid.WIDEST])):
+    of_rows = [run for run in spec.runs if run.lmbda == 1e-3], [run for run in spec.runs if run.width == 1024]
+    for part, runs in zip((top, bottom), of_rows, strict=True):
         teacher, plain, projected = part.axes
         assert teacher.get_ylim() == plain.get_ylim() == projected.get_ylim()
-        own = [line for line in projected.lines if line.get_color() != panels.PUBLISHED_LOOK["color"]]
-        assert len(own) == 4  # a mean each
-        for run, line in zip(runs, own, strict=False):
+        for run, line in zip(runs, projected.lines, strict=True):
             record = results.load(run.path(0))
             where = np.searchsorted(record["distance_epochs"].numpy(), line.get_xdata())
             np.testing.assert_array_equal(line.get_ydata(), record["distance_projected"].numpy()[where])
-        (apart,) = (line for line in plain.lines if line.get_color() == panels.TEACHER_LOOK["color"])
+        (apart,) = (line for line in plain.lines if line.get_linestyle() == "--")
         expected = study.between_limits(apart.get_xdata() * grid.TIME_SCALE, TINY_EPOCHS)
         np.testing.assert_array_equal(apart.get_ydata(), expected)
         assert expected[-1] > 1e-3

@@ -265,7 +265,7 @@ def limits_apart(axes: Axes, epochs: int, unit: float = 1.0) -> None:
     ``unit`` is what a unit of the horizontal axis is, in epochs.
     """
     if all(grid.Diffusion(epochs=epochs, limit=name).path.exists() for name in TO_LIMIT):
-        shown = np.geomspace(1e-3, 1, 80) * epochs
+        shown = np.unique(np.geomspace(1, 1000, 150).astype(int)) / 1000 * epochs  # snapshots: without steps between
         axes.plot(shown / unit, study.between_limits(shown * grid.TIME_SCALE, epochs), **TEACHER_LOOK)
 
 

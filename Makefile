@@ -1,4 +1,5 @@
 # make reproduce       environment, then a section of the paper (6.1): runs, notebooks, figures, our numbers beside its own
+#                      SECTION=all: the whole paper and the studies past it, which end with the published curves that are met
 # make plan            what that will cost from here
 # make test            environment, then style check and test suite
 # make test-faults     environment, then hundreds of kills, faults and bad inputs (half an hour); writes docs/reliability.md
@@ -12,7 +13,9 @@
 #
 # All can be repeated at once: what exists is kept. Options: SEEDS=0 (quick; default: those of the published curves)
 # EPOCHS=32000  CORES=all
-# SECTION=6.1, appendix-b, mean-field (what 6.1 converges to), optimizers, resnets (digits) or resnets-cifar10
+# SECTION=6.1, appendix-b, mean-field (what 6.1 converges to), optimizers, resnets (digits), resnets-cifar10, several of
+# these with commas, or all (with CIFAR-10 where that is at hand)
+# DATA_DIR=data  folder of CIFAR-10: its archive, or class folders train/<class>/*.png and test/<class>/*.png
 PYTHON ?= python3
 SEEDS ?=
 EPOCHS ?=
@@ -20,6 +23,9 @@ SECTION ?= 6.1
 CORES ?= all
 # Recipes read these from the environment: the shell takes no part of a value for a command.
 export SEEDS EPOCHS SECTION CORES
+ifdef DATA_DIR
+export VARPRO_DATA := $(DATA_DIR)
+endif
 BIN := .venv/bin
 READY := .venv/.ready
 

@@ -1,8 +1,8 @@
-"""A section of the paper as a graph of files: results of its runs (varpro/paper/grid.py), notebooks, figures, table.
+"""Sections of the paper as a graph of files: results of its runs (varpro/paper/grid.py), notebooks, figures, table.
 
     snakemake                                   Section 6.1, the seeds of the published curves, all cores
     snakemake --config seeds=0                  another choice of seeds, for every run
-    snakemake --config section=appendix-b       another section
+    snakemake --config section=appendix-b       another section, or several with commas, or all
     snakemake --workflow-profile profiles/slurm the same on a Slurm cluster
 
 One job is a batch of runs in one process, since importing torch takes longer than most of them. Scripts write whole
@@ -13,8 +13,9 @@ import math
 import os
 import sys
 
-if "epochs" in config:
-    os.environ.setdefault("VARPRO_EPOCHS", str(config["epochs"]))
+for key, variable in (("epochs", "VARPRO_EPOCHS"), ("data_dir", "VARPRO_DATA")):
+    if key in config:
+        os.environ.setdefault(variable, str(config[key]))
 
 try:
     from varpro.paper import cost, grid, work  # reads VARPRO_EPOCHS
@@ -23,15 +24,15 @@ except ValueError as error:
 
 # A shell directive is evaluated when the job runs, params when the rule is defined: what a loop sets goes into params.
 NAME = str(config.get("section", "6.1"))
-if NAME not in grid.SECTIONS:
-    raise WorkflowError(f"section {NAME!r} is not allowed: {', '.join(grid.SECTIONS)}")
-SECTION = grid.SECTIONS[NAME]
 try:
+    SECTIONS = grid.parse_sections(NAME)
     SEEDS = grid.parse_seeds(str(config["seeds"])) if "seeds" in config else None
 except ValueError as error:
     raise WorkflowError(str(error)) from None
-WANTED = SECTION.wanted(SEEDS)
-CHOICE = ["--section", NAME, *(["--seeds", ",".join(map(str, SEEDS))] if SEEDS else [])]
+WANTED = grid.runs_of(SECTIONS, SEEDS)
+NOTEBOOKS = grid.notebooks_of(SECTIONS)
+# by their names: what "all" is may change while a job waits
+CHOICE = ["--section", ",".join(SECTIONS), *(["--seeds", ",".join(map(str, SEEDS))] if SEEDS else [])]
 PYTHON = sys.executable  # may hold spaces: ":q" below quotes
 
 
@@ -40,13 +41,14 @@ def here(path):
 
 
 RESULTS = [here(run.path(seed)) for run, seeds in WANTED.items() for seed in seeds]
-DIFFUSIONS = [here(diffusion.path) for diffusion in SECTION.diffusions]
+DIFFUSIONS = [here(diffusion.path) for diffusion in grid.diffusions_of(SECTIONS)]
+CIFAR = [here(path) for path in grid.cifar_files()]
 
 
 rule all:
     input:
         f"figures/comparison_{NAME}.md",
-        [f"figures/{figure.file}" for figure in SECTION.figures],
+        [f"figures/{figure.file}" for figures in NOTEBOOKS.values() for figure in figures],
 
 
 if DIFFUSIONS:
@@ -54,15 +56,15 @@ if DIFFUSIONS:
     rule diffusions:
         output: [update(path) for path in DIFFUSIONS]
         log: "logs/diffusions.log"
-        message: ", ".join(diffusion.label for diffusion in SECTION.diffusions)
+        message: ", ".join(diffusion.label for diffusion in grid.diffusions_of(SECTIONS))
         params: python=PYTHON, choice=CHOICE
         shell: "{params.python:q} -m varpro.paper.work --diffusions {params.choice:q} > {log:q} 2>&1"
 
 
-if any(grid.CIFAR_FILE in run.inputs for run in SECTION.runs):
+if any(here(path) in CIFAR for run in WANTED for path in run.inputs):
 
     rule cifar10:
-        output: update(here(grid.CIFAR_FILE))
+        output: update(CIFAR)
         log: "logs/cifar10.log"
         message: "CIFAR-10"
         params: python=PYTHON
@@ -87,7 +89,7 @@ for number, batch in enumerate(work.batches(WANTED), 1):
             " {params.python:q} -m varpro.paper.work --batch {params.number} {params.choice:q} > {log:q} 2>&1"
 
 
-for notebook, figures in SECTION.notebooks.items():
+for notebook, figures in NOTEBOOKS.items():
 
     rule:
         name: f"notebook_{notebook}"

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from varpro import cli, names
+from varpro import cli, image_files, names
 from varpro.results import ResultError
 from varpro.threads import one_torch_thread
 from VarPro_resnet import folders
@@ -28,7 +28,6 @@ from VarPro_resnet.folders import Decoded
 # torchvision and scikit-learn take seconds to import: each is imported where its images are loaded
 
 DATASETS = ("cifar10", "images", "digits", "synthetic")
-FOLDER = names.ROOT / "data"  # of what is downloaded
 FINGERPRINTS = {  # of the official images of CIFAR-10: see Decoded.fingerprint
     "train": "d59acf989e068e709ce686cda292672c7b212c08d29d3d3e6d8c3aa99eba6a85",
     "test": "899683d46c3a8c66fd56e1af12202e69fe5a4517be10b0f68e04c78fe585c57c",
@@ -102,7 +101,7 @@ def load(
     if name == "images":
         return _images(folder, cache, flips, report)
     if name == "cifar10":
-        return _cifar10_images(folder, cache, report) if folders.is_there(folder) else _cifar10(folder, download)
+        return _cifar10_images(folder, cache, report) if image_files.in_folders(folder) else _cifar10(folder, download)
     if name == "digits":
         return _digits()
     if name == "synthetic":
@@ -346,10 +345,11 @@ def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def main(argv: Sequence[str] | None = None) -> None:
     """Download CIFAR-10, so that runs which start together find it."""
     parser = cli.parser("Download CIFAR-10 and check it; what is there is kept.")
-    parser.add_argument("--data-dir", "--data_dir", type=Path, default=FOLDER, metavar="DIR", help="where to")
-    folder = parser.parse_args(argv).data_dir
-    images = load("cifar10", folder)
-    print(f"{len(images.train)} + {len(images.test)} images in {folder}")
+    where = "where to (default: $VARPRO_DATA, or data/ in the repository)"
+    parser.add_argument("--data-dir", "--data_dir", type=Path, metavar="DIR", help=where)
+    folder = parser.parse_args(argv).data_dir or image_files.folder()
+    found = load("cifar10", folder)
+    print(f"{len(found.train)} + {len(found.test)} images in {folder}")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from varpro import results
+from varpro.image_files import PARTS, table_files
 from varpro.results import ResultError
 
-PARTS = ("train", "test")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MODES = (
@@ -103,11 +103,6 @@ def load(folder: Path, cache: Path, *, side: int, report: Report) -> tuple[Decod
     return found["train"], found["test"], found["classes"]
 
 
-def is_there(folder: Path) -> bool:
-    """Whether ``folder`` holds class folders, or some of them, or tables."""
-    return any((folder / part).is_dir() for part in PARTS) or bool(_table_files(folder))
-
-
 # --- on the disk ---------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +110,7 @@ def _source(folder: Path) -> _Source:
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if not missing:
         return _ClassFolders(folder)
-    if _table_files(folder):
+    if table_files(folder):
         return _Tables(folder)
     raise ResultError(
         f"{folder.absolute()}: no folder {missing[0]}/ there; a set of images is laid out as train/<class>/*.png and "
@@ -173,20 +168,12 @@ class _ClassFolders:
         return _Part(list(map(str, paths)), labels, lambda number: paths[number].read_bytes())
 
 
-def _table_files(folder: Path) -> dict[str, list[Path]]:
-    """The parquet files, in ``folder`` or the folders in it, whose names begin with ``train`` and ``test``; {} unless
-    there are both."""
-    patterns = {part: (f"{part}*.parquet", f"*/{part}*.parquet") for part in PARTS}
-    found = {part: sorted(path for each in both for path in folder.glob(each)) for part, both in patterns.items()}
-    return found if all(found.values()) else {}
-
-
 class _Tables:
     """``train*.parquet`` and ``test*.parquet``, one or several of each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.paths = _table_files(folder)
+        self.paths = table_files(folder)
         self.files = [path for part in PARTS for path in self.paths[part]]
 
     def parts(self) -> tuple[dict[str, _Part], list[str]]:

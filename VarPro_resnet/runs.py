@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from varpro import cli, names, results
+from varpro import cli, image_files, names, results
 from varpro.runs.bookkeeping import Checkpoint, StopSignals, locked, tidy
 from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
@@ -78,7 +78,7 @@ def add_problem(to: argparse.ArgumentParser, *, dataset: str, lmbda: float) -> N
         type=Path,
         metavar="DIR",
         help="folder with train/<class>/*.png and test/<class>/*.png (or JPEG, or WebP); for cifar10 also with the "
-        "official archive, or where it is downloaded to (default there: data/ in the repository)",
+        "official archive, or where it is downloaded to (default there: $VARPRO_DATA, or data/ in the repository)",
     )
     group.add_argument(
         "--flips",
@@ -373,7 +373,7 @@ def _label(config: dict) -> str:
 
 
 def _images(options: argparse.Namespace) -> cifar.Images:
-    folder = options.data_dir or cifar.FOLDER
+    folder = options.data_dir or image_files.folder()
     cache = _directory(options) / "images"
     images = cifar.load(options.dataset, folder, flips=options.flips, cache=cache, report=partial(print, flush=True))
     if options.batch_size > len(images.train):

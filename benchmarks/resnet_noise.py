@@ -22,6 +22,7 @@ from torch import nn
 from torch.optim import SGD
 
 from benchmarks import measure
+from varpro import image_files
 from varpro.loss import VarProLoss
 from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
@@ -150,7 +151,7 @@ def main() -> None:
     options.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     options.add_argument("--mixed_precision", action="store_true")
     chosen = options.parse_args()
-    images = cifar.load("cifar10", chosen.data_dir) if chosen.data_dir else cifar.load("digits", cifar.FOLDER)
+    images = cifar.load("cifar10", chosen.data_dir) if chosen.data_dir else cifar.load("digits", image_files.folder())
     if chosen.images:
         images = part(images, chosen.images)
     keep_freed_memory()

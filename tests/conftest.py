@@ -98,7 +98,7 @@ def pretend_mean_field() -> None:
     for limit in ("diffusion", "projected"):
         load_script("make_diffusion.py").main(grid.Diffusion(epochs=TINY_EPOCHS, limit=limit).arguments())
     for run, seeds in section.wanted().items():
-        plan = schedule(run.epochs, run.option("saving_step", None))
+        plan = schedule(run.epochs, run.saving_step)
         snapshots, times = len(plan.snapshot_epochs), torch.from_numpy(plan.distance_epochs) * run.time_scale
         angles = torch.linspace(0, 6, 8)[None] + torch.linspace(0, 1, snapshots)[:, None] * (1 + run.time_scale)
         angles = angles + 0.5 * (run.experiment == grid.TWO_TIMESCALE)

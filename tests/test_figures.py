@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from varpro import results
 from varpro.figures import animation, circle, mean_field, optimizers, panels, publish, resnets, torus
-from varpro.paper import grid, records
+from varpro.paper import grid, published, records, study
 
 GRID = np.linspace(-math.pi, math.pi, 512, endpoint=False)
 scales = st.floats(0.03, 3.0)
@@ -162,6 +162,40 @@ def test_every_line_of_a_published_figure_has_its_published_curve(name, quantiti
     curves = [line.theirs(quantity) for line in lines for quantity in quantities]
     assert all(curve is not None for curve in curves)
     assert len({curve.y.tobytes() for curve in curves}) == len(curves)
+
+
+def test_runs_that_measure_more_have_the_published_curves_of_their_training():
+    """In the figure of both limits, and in the study of the limit that shows two of its runs."""
+    runs = grid.find("distance_projected")[1].runs
+    assert {(run.lmbda, run.width) for run in runs} == {(1e-3, 32), (1e-3, 128), (1e-3, 512)} | {
+        (lmbda, 1024) for lmbda in (1e-1, 1e-2, 1e-3, 1e-4)
+    }
+    for run in runs:
+        line = panels.Line(run, (0,), (0, 0, 0, 1))
+        for quantity in ("distance_teacher", "distance_diffusion"):
+            usual = grid.Run(grid.UNBIASED, run.lmbda, run.width)
+            assert line.theirs(quantity) is published.curve_of(usual, quantity) is not None
+        assert line.theirs("distance_projected") is None
+    assert len(set(runs) & set(grid.find("mean_field_ladder")[1].runs)) == 2
+
+
+def test_the_figure_of_both_limits_draws_them_on_one_scale(tiny_results, monkeypatch):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tiny_results))
+    usual = grid.find("distance_projected")[1]
+    spec = replace(usual, runs=[replace(run, epochs=TINY_EPOCHS) for run in usual.runs])
+    top, bottom = circle.distances_to_limits(spec, [0]).subfigs
+    of_rows = [run for run in spec.runs if run.lmbda == 1e-3], [run for run in spec.runs if run.width == 1024]
+    for part, runs in zip((top, bottom), of_rows, strict=True):
+        teacher, plain, projected = part.axes
+        assert teacher.get_ylim() == plain.get_ylim() == projected.get_ylim()
+        for run, line in zip(runs, projected.lines, strict=True):
+            record = results.load(run.path(0))
+            where = np.searchsorted(record["distance_epochs"].numpy(), line.get_xdata())
+            np.testing.assert_array_equal(line.get_ydata(), record["distance_projected"].numpy()[where])
+        (apart,) = (line for line in plain.lines if line.get_linestyle() == "--")
+        expected = study.between_limits(apart.get_xdata() * grid.TIME_SCALE, TINY_EPOCHS)
+        np.testing.assert_array_equal(apart.get_ydata(), expected)
+        assert expected[-1] > 1e-3
 
 
 # --- seeds and what is missing ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, load_script, pretend_resnet
 from tolerances import PUBLISHED, PUBLISHED_TORUS
 
-from varpro import names, results
+from varpro import image_files, names, results
 from varpro.paper import __main__ as command
 from varpro.paper import arrivals, cost, fidelity, grid, published, records, work
 
@@ -78,13 +78,13 @@ def test_the_grid_needs_no_torch():
 
 
 def test_the_grid_holds_each_run_once():
-    # but for gradient descent, which the optimizers are compared with
-    runs = [run for name in grid.SECTIONS if name != "optimizers" for run in grid.SECTIONS[name].runs]
+    # but for gradient descent, which the optimizers are compared with, and two runs of 6.1 that the study shows too
+    runs = grid.runs_of(name for name in grid.SECTIONS if name != "optimizers")
     assert Counter(run.experiment for run in runs) == {
         grid.BIASED: 7,
-        grid.UNBIASED: 17,
+        grid.UNBIASED: 17 + 7,
         grid.TWO_TIMESCALE: 12 + 20,
-        grid.MEAN_FIELD: 56,
+        grid.MEAN_FIELD: 54,
         grid.TORUS_BIASED: 7,
         grid.TORUS_UNBIASED: 8,
         names.RESNET: 15 + 8,
@@ -139,7 +139,8 @@ def test_figures_are_found_by_name():
             epochs=5,
             options=(("teacher_width", math.inf), ("samples", math.inf), *grid.METHODS["momentum"].options),
         ),
-        grid.Run(grid.MEAN_FIELD, width=8, epochs=4, options=(("time_scale", 2**-11), ("saving_step", 2))),
+        grid.Run(grid.MEAN_FIELD, width=8, epochs=4, options=(("time_scale", 2**-11),), snapshots=2),
+        grid.with_both_limits(width=8, epochs=128),
         grid.Run(grid.MEAN_FIELD, width=8, epochs=4, options=(("init", "random"), ("samples", 64), ("distances", ()))),
         grid.Run(
             grid.MEAN_FIELD, width=8, epochs=4, options=tuple((grid.DENSE | {"distances": ("diffusion",)}).items())
@@ -182,6 +183,59 @@ def test_a_teacher_of_two_diracs_has_no_diffusion():
     assert grid.Run(grid.TORUS_UNBIASED, 1e-2, gamma=math.inf).diffusions == ()
 
 
+# --- several sections ---------------------------------------------------------------------------------------------
+
+
+def pictures(folder) -> None:
+    """CIFAR-10 in class folders, for what only looks whether it is there."""
+    for part in image_files.PARTS:
+        (folder / part).mkdir(parents=True)
+
+
+def test_sections_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv(image_files.DATA, str(tmp_path / "data"))
+    assert grid.parse_sections("6.1") == ["6.1"]
+    assert grid.parse_sections("mean-field,6.1,mean-field") == ["6.1", "mean-field"]
+    assert grid.left_out("6.1,resnets") == ""
+    without = grid.parse_sections("all")
+    assert without == [name for name in grid.SECTIONS if name != "resnets-cifar10"]
+    assert f"CIFAR-10 is not in {tmp_path / 'data'}. Put cifar-10-python.tar.gz there" in grid.left_out("all")
+    pictures(tmp_path / "data")
+    assert grid.parse_sections("all") == list(grid.SECTIONS)
+    assert grid.left_out("all") == ""
+    for text in ("", "7", "6.1,", "all,6.1"):
+        with pytest.raises(ValueError, match=r"is not allowed: all, 6\.1, "):
+            grid.parse_sections(text)
+
+
+def test_cifar10_in_class_folders_is_not_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setenv(image_files.DATA, str(tmp_path / "data"))
+    run = grid.CIFAR_RUNS[0]
+    assert run.inputs == [tmp_path / "data" / "cifar-10-batches-py" / "batches.meta"]
+    pictures(tmp_path / "data")
+    assert run.inputs == []
+    assert grid.DIGITS_RUNS[0].inputs == []
+
+
+def test_a_run_of_several_sections_is_made_once_with_all_of_its_seeds():
+    names = ["6.1", "mean-field", "optimizers", "resnets", "resnets-cifar10"]
+    wanted = grid.runs_of(names)
+    parts = [grid.SECTIONS[name].wanted() for name in names]
+    assert len(wanted) == len(set().union(*parts)) < sum(map(len, parts))
+    for run, seeds in wanted.items():
+        assert seeds == sorted({seed for part in parts for seed in part.get(run, ())})
+    assert grid.diffusions_of(names) == sorted({d for name in names for d in grid.SECTIONS[name].diffusions})
+    assert len(grid.notebooks_of(names)["Results_resnets"]) == 4
+
+
+def test_a_run_that_keeps_little_states_its_saving_step():
+    run = grid.with_both_limits(width=32, epochs=32000)
+    assert run.saving_step == 500
+    assert "_saving_step=500_distances=diffusion+projected_seed=0" in run.path(0).name
+    assert run.training == grid.Run(grid.UNBIASED, width=32, epochs=32000)
+    assert replace(run, epochs=127).saving_step is None
+
+
 # --- published curves ---------------------------------------------------------------------------------------------
 
 
@@ -198,7 +252,7 @@ def test_every_published_curve_belongs_to_a_run_of_the_grid():
         "density_evolution": 12,
         "gamma_densities": 4,
     }
-    sections = [section for section in grid.SECTIONS.values() if section.published]
+    sections = [section for section in grid.SECTIONS.values() if section.table == "published"]
     wanted = {run: seeds for section in sections for run, seeds in section.wanted(None).items()}
     for curve in curves:
         if curve.quantity != "density_target":
@@ -401,7 +455,7 @@ def test_the_table_of_arrivals(two_runs):
     assert first == f"{problem} gradient descent | 2 | 3: 3 s | 3: 3 s | 1 | 2 |"
     assert second == f"{problem} Levenberg-Marquardt | 2 | 4, 1 of 2: 2 s | 3 (2 to 4): 1.5 s | 1 | 2 |"
     assert arrivals.table({}) == "No results at hand."
-    text = fidelity.comparison_table("optimizers", [0, 1])
+    text = fidelity.report(["optimizers"], [0, 1])
     assert "| Levenberg-Marquardt | 2 |" in text
 
 
@@ -432,14 +486,16 @@ def test_the_check_says_how_many_are_missing():
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     # teacher densities need no results
     assert done.returncode == 0, done.stderr
-    assert "131 of 137 are missing; make reproduce SEEDS=0-5 makes them." in done.stdout
+    assert "131 of 137 are missing (10 of density_evolution, 72 of relu1d_2ts, " in done.stdout
+    assert "); make reproduce makes them." in done.stdout
     assert done.stdout.splitlines()[-1] == "6 published curves at hand, 6 of them met."
 
 
 def test_the_check_of_nothing_is_not_passed():
     text, verdict = fidelity.check(["appendix-b", "resnets-cifar10"])
     assert not verdict
-    assert "16 of 16 are missing; make reproduce SECTION=appendix-b SEEDS=0-5 makes them." in text
+    missing = "16 of 16 are missing (8 of convolution_width_distance, 8 of convolution_width_risk); "
+    assert f"{missing}make reproduce SECTION=appendix-b SEEDS=0-5 makes them." in text
     assert "so none is checked" in text
 
 
@@ -449,7 +505,9 @@ def test_the_check_of_nothing_is_not_passed():
         (["--check", "--seeds", "0"], "--seeds: has no effect here; "),
         (["--check", "--plan"], "--plan: has no effect here; "),
         (["--seeds", "x"], "seeds 'x': allowed are "),
-        (["--section", "7"], "argument --section: invalid choice: '7'"),
+        (["--section", "7"], "section '7' is not allowed: all, 6.1, "),
+        (["--section", "6.1,,appendix-b"], "section '' is not allowed: "),
+        (["--check", "--section", ""], "section '' is not allowed: "),
     ],
 )
 def test_the_command_refuses_in_one_line(arguments, said, capsys):
@@ -467,21 +525,53 @@ SAME = {"circle": 1.0, "torus": 1.0, "resnet": 1.0}
 
 
 def test_plan_counts_what_is_missing():
-    text = cost.plan("appendix-b", [0, 1], SAME)
+    text = cost.plan(["appendix-b"], [0, 1], SAME)
     assert "seeds 0-1: 30 runs, 30 of them to be computed after 1 diffusion: about " in text
     diffusion = grid.Diffusion(domain="torus")
     lacking = cost.estimate(grid.SECTIONS["appendix-b"].wanted([0]), SAME)
     diffusion.path.parent.mkdir(parents=True)
     diffusion.path.touch()
     there = cost.estimate(grid.SECTIONS["appendix-b"].wanted([0]), SAME)
-    assert "30 of them to be computed: about " in cost.plan("appendix-b", [0, 1], SAME)
+    assert "30 of them to be computed: about " in cost.plan(["appendix-b"], [0, 1], SAME)
     assert lacking.seconds > there.seconds
     assert lacking.megabytes - there.megabytes == pytest.approx(36.7)
     for run in grid.SECTIONS["appendix-b"].runs:
         pretend(run, 0, 1)
-    assert "30 runs, all at hand" in cost.plan("appendix-b", [0, 1], SAME)
-    assert "all at hand" in cost.plan("appendix-b", None, SAME)
-    assert "all at hand" not in cost.plan("appendix-b", [2], SAME)
+    assert "30 runs, all at hand" in cost.plan(["appendix-b"], [0, 1], SAME)
+    assert "all at hand" in cost.plan(["appendix-b"], None, SAME)
+    assert "all at hand" not in cost.plan(["appendix-b"], [2], SAME)
+
+
+def test_the_plan_of_several_counts_a_shared_run_once():
+    names = ["6.1", "mean-field"]
+    *single, total, left = cost.plan(names, None, SAME).replace(" Then", "\nThen").splitlines()
+    counts = [int(line.split(": ")[1].split()[0]) for line in (*single, total)]
+    assert len(single) == 2
+    assert counts[2] == sum(counts[:2]) - 12  # two runs of six seeds
+    assert total.startswith("In all: ")
+    assert "GB of results." in total
+    assert left.startswith("Then the notebooks")
+
+
+def test_the_plan_of_all_says_how_to_get_what_is_not_at_hand(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv(image_files.DATA, str(tmp_path))
+    monkeypatch.setattr(cost, "speed", lambda kinds: SAME)
+    command.main(["--plan", "--section", "all"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if " of them to be computed" in line]) == 6
+    assert lines[-1].startswith("Without resnets-cifar10: ")
+
+
+def test_the_report_of_several_ends_with_the_verdict():
+    text = fidelity.report(["6.1", "mean-field", "optimizers", "resnets"], [0, 1])
+    titles = [line for line in text.splitlines() if line.startswith("# ")]
+    assert titles[:4] == [f"# {grid.SECTIONS[name].title}" for name in ("6.1", "mean-field", "optimizers", "resnets")]
+    assert "`published/gamma_densities.csv`:" in text
+    assert "No results at hand that reach far enough." in text  # of the study
+    assert "No results at hand.\n" in text  # of the optimizers
+    assert "Test accuracy, mean over seeds" in text
+    assert titles[4:] == ["# Are the published curves met?"]
+    assert text.splitlines()[-1] == "6 published curves at hand, 6 of them met."
 
 
 def test_costs_grow_with_the_factor_of_this_machine():

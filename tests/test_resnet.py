@@ -14,7 +14,7 @@ from conftest import ROOT, load_script
 from tolerances import RESNET_TRAINING, SOLVE
 
 from benchmarks import resnet_noise
-from varpro import results, ridge
+from varpro import image_files, results, ridge
 from varpro.cli import Stopped
 from varpro.runs.bookkeeping import Checkpoint
 from varpro.threads import Sharing
@@ -589,7 +589,7 @@ def test_options_reach_the_run(tmp_path, monkeypatch):
     before = path.stat().st_mtime_ns
     main([*arguments, "--time_scale", "1e-4", "--force"])
     assert path.stat().st_mtime_ns > before
-    assert folders[1] == ("cifar10", cifar.FOLDER)
+    assert folders[1] == ("cifar10", image_files.folder())
 
 
 @pytest.mark.usefixtures("tiny_data")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tolerances import EXACT
 
-from varpro import results
+from varpro import image_files, results
 from varpro.results import ResultError
 from VarPro_resnet import cifar, folders
 from VarPro_resnet.Experiment import main
@@ -52,6 +52,23 @@ def folder(tmp_path):
 
 def loaded(folder: Path, **options) -> cifar.Images:
     return cifar.load("images", folder, cache=folder.parent / "cache", **{"report": lambda _: None} | options)
+
+
+def test_what_is_at_hand(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(image_files.DATA, str(folder))
+    assert image_files.folder() == folder
+    assert image_files.in_folders(folder)
+    assert image_files.at_hand(folder)
+    half, archive, other = (tmp_path / name for name in ("half", "archive", "unpacked"))
+    (half / "train").mkdir(parents=True)
+    assert image_files.in_folders(half)  # so that a run says what it lacks, and downloads nothing
+    assert not image_files.at_hand(half)
+    write(archive / image_files.ARCHIVE, b"")
+    write(image_files.unpacked(other), b"")
+    for place in (archive, other):
+        assert not image_files.in_folders(place)
+        assert image_files.at_hand(place)
+    assert not image_files.at_hand(tmp_path / "nowhere")
 
 
 def as_images(*pixels: np.ndarray) -> torch.Tensor:

@@ -140,9 +140,30 @@ def distances(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
 
 
 @publish.layout
+def distances_to_limits(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
+    """Distance to the teacher, to the plain and to the projected diffusion: widths (top), lambda (bottom).
+
+    Dashed in the middle: the distance of the two limits from each other, without any network.
+    """
+    usual = grid.Run(grid.UNBIASED)
+    rows = {"width": [run for run in spec.runs if run.lmbda == usual.lmbda]}
+    rows["lmbda"] = [run for run in spec.runs if run.width == usual.width]
+    quantities = ["distance_teacher", *(f"distance_{limit}" for limit in panels.TO_LIMIT)]
+    more = [(panels.LIMITS_APART, TEACHER_LOOK)]
+    with panels.style():
+        figure = Figure(figsize=(10.5, 7))
+        for part, (by, runs) in zip(figure.subfigures(2, 1), rows.items(), strict=True):
+            own = replace(spec, runs=runs, by=by)
+            _, plain, _ = panels.fill_row(part, own, seeds, quantities, quantities[:1], more=more, sharey=True)
+            panels.limits_apart(plain, runs[0].epochs)
+            plain.set_ylabel(panels.TO_LIMIT["diffusion"])
+    return figure
+
+
+@publish.layout
 def risk_and_distances(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     """Risk, distance to the teacher, and to the diffusion with logarithmic epochs, as published."""
-    return panels.row(spec, seeds, list(panels.QUANTITIES), linear=["loss", "distance_teacher"])
+    return panels.row(spec, seeds, panels.COMPARED, linear=["loss", "distance_teacher"])
 
 
 @publish.layout
@@ -152,15 +173,15 @@ def two_timescale(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     columns = sorted({run.lmbda for run in spec.runs}, reverse=True)
     with panels.style():
         figure = Figure(figsize=(8.5, 7.6))
-        cells = figure.subplots(len(panels.QUANTITIES), len(columns), sharey="row")
+        cells = figure.subplots(len(panels.COMPARED), len(columns), sharey="row")
         for column, lmbda in enumerate(columns):
             own = [line for line in lines if line.run.lmbda == lmbda]
-            for axes, quantity in zip(cells[:, column], panels.QUANTITIES, strict=True):
+            for axes, quantity in zip(cells[:, column], panels.COMPARED, strict=True):
                 panels.run_panel(axes, own, quantity, log_epochs=True)
                 axes.set_ylabel("" if column else panels.QUANTITIES[quantity])
             cells[0, column].set_title(f"$\\lambda = {panels.power(lmbda)}$")
         names = [(name, {"color": "0.2", **look}) for name, look in _ALGORITHMS.values()]
-        theirs = panels.published_entry(lines, list(panels.QUANTITIES))
+        theirs = panels.published_entry(lines, panels.COMPARED)
         entries = [entry for entry in panels.entries_of(spec, lines, []) if entry not in theirs]
         panels.legend(figure, [*entries, *names, *theirs], panels.note_of(spec, lines))
     return figure

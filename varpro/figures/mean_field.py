@@ -25,7 +25,6 @@ _SYMBOLS = {
     "time_scale": "h",
     "outer_rate": "R",
 }
-_TO = {"diffusion": "distance to the plain diffusion", "projected": "distance to the projected diffusion"}
 _TIME = "time $t$ (epochs times $h$)"
 _MARKERS = ("o", "s", "^")
 _DISTANCE = "energy distance"
@@ -54,13 +53,13 @@ def series(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         left, right = figure.subplots(1, 2)
         for line in lines:
             _over_time(left, line, "projected")
-        left.set(ylabel=_TO["projected"])
+        left.set(ylabel=panels.TO_LIMIT["projected"])
         _times(left)
         alone = spec.by in ("samples", "time_scale")
         found = _errors_alone(lines) if alone else _distances_at(lines, "projected")
         _against(right, spec.by, [getattr(line.run, spec.by) for line in lines], found, _FITTED.get(spec.name))
         last = _label(spec.by, getattr(spec.runs[-1], spec.by))
-        right.set(ylabel=f"distance to the features at {last}" if alone else _TO["projected"])
+        right.set(ylabel=f"distance to the features at {last}" if alone else panels.TO_LIMIT["projected"])
         entries = [(_label(spec.by, getattr(line.run, spec.by)), {"color": line.colour}) for line in lines]
         panels.legend(figure, entries, _note(spec.runs[0], spec.by, lines), columns=6)
     return figure
@@ -169,12 +168,12 @@ def ladder(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
             for rung, colour in zip(rungs, tints, strict=True):
                 if at_hand[rung.run]:
                     _over_time(axes, Line(rung.run, at_hand[rung.run], colour), rung.limit)
-            _limits_apart(axes, spec.runs[0].epochs)
+            panels.limits_apart(axes, spec.runs[0].epochs, 1 / grid.TIME_SCALE)
             axes.set(title=f"$\\lambda = {panels.power(lmbda)}$")
             _times(axes)
         figure.axes[0].set(ylabel=_DISTANCE)
         entries = [(rung.label, {"color": colour}) for rung, colour in zip(rungs, tints, strict=True)]
-        entries += [("the two limits from each other", panels.TEACHER_LOOK)]
+        entries += [(panels.LIMITS_APART, panels.TEACHER_LOOK)]
         panels.legend(
             figure,
             entries,
@@ -182,12 +181,6 @@ def ladder(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
             columns=2,
         )
     return figure
-
-
-def _limits_apart(axes: Axes, epochs: int) -> None:
-    if all(grid.Diffusion(epochs=epochs, limit=name).path.exists() for name in _TO):
-        times = np.geomspace(1e-3, 1, 80) * epochs * grid.TIME_SCALE
-        axes.plot(times, study.between_limits(times, epochs), **panels.TEACHER_LOOK)
 
 
 # --- harmonics ----------------------------------------------------------------------------------------------------
@@ -253,7 +246,7 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         left, middle, right = figure.subplots(1, 3)
         for line in lines:
             _over_time(left, line, "diffusion")
-        left.set(ylabel=_TO["diffusion"])
+        left.set(ylabel=panels.TO_LIMIT["diffusion"])
         _times(left)
         relu = [line for line in panels.lines_of(grid.find("mean_field_lambda")[1], seeds) if line.seeds]
         kinds = [("with square, plain", lines, "diffusion", "o", "solid")]
@@ -277,7 +270,7 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         )
         if widths:
             _against(right, "width", [line.run.width for line in widths], _distances_at(widths, "diffusion"))
-        right.set(title=f"$\\lambda = {panels.power(several)}$", ylabel=_TO["diffusion"])
+        right.set(title=f"$\\lambda = {panels.power(several)}$", ylabel=panels.TO_LIMIT["diffusion"])
         entries = [(_label("lmbda", line.run.lmbda), {"color": line.colour}) for line in lines]
         beside = relu[0].run.width if relu else "none"
         fixed = f"left and middle: $M = {usual}$ (ReLU: {beside}), $N = {spec.runs[0].samples}$"

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from varpro.paper import grid, published, records
+from varpro.paper import grid, published, records, study
 
 STYLE = {
     "figure.dpi": 100,
@@ -50,14 +50,18 @@ _COLOUR_MAPS = {
     "time_scale": ("magma", 0.8, 0.1),
     "outer_rate": ("plasma", 0.82, 0.05),
 }
+LIMITS_APART = "the two limits from each other"  # for people
 TEACHER_LOOK = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.1}
 PUBLISHED_LOOK = {"color": "0.62", "linewidth": 0.7, "zorder": 5}
 UNBIASED_LOOK, BIASED_LOOK = {"linestyle": "solid"}, {"linestyle": "dashed"}
+TO_LIMIT = {"diffusion": "distance to the plain diffusion", "projected": "distance to the projected diffusion"}
 QUANTITIES = {
     "loss": "risk",
     "distance_teacher": "distance to the teacher",
     "distance_diffusion": "distance to the diffusion",
+    "distance_projected": TO_LIMIT["projected"],
 }
+COMPARED = ("loss", "distance_teacher", "distance_diffusion")  # those of the published figures
 _SYMBOLS = {"width": "M", "lmbda": r"\lambda", "gamma": r"\gamma"}  # of parameters, in mathtext
 
 
@@ -92,7 +96,7 @@ class Line:
 
     def theirs(self, quantity: str) -> published.Curve | None:
         """The published curve of this run, if there is one."""
-        return published.curve_of(self.run, quantity, self.published_seeds)
+        return published.curve_of(self.run.training, quantity, self.published_seeds)
 
 
 def lines_of(spec: grid.Figure, seeds: Sequence[int] | None) -> list[Line]:
@@ -180,7 +184,7 @@ def seed_note(seeds: Iterable[Sequence[int]], *, band: bool = True, statistic: s
 
 
 def run_panel(axes: Axes, lines: Sequence[Line], quantity: str, *, log_epochs: bool) -> None:
-    """``loss``, ``distance_teacher`` or ``distance_diffusion`` of several runs against the epoch, on a log scale."""
+    """One of :data:`QUANTITIES` of several runs against the epoch, on a log scale."""
     for line in lines:
         if not line.seeds:
             continue
@@ -220,7 +224,7 @@ def readable_logarithm(axes: Axes) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def legend(figure: Figure, entries: Sequence[tuple[str, dict]], note: str, columns: int | None = None) -> None:
+def legend(figure: FigureBase, entries: Sequence[tuple[str, dict]], note: str, columns: int | None = None) -> None:
     """One legend below all panels; ``note`` above it states what was averaged and what is fixed."""
     handles = [Line2D([], [], label=label, **look) for label, look in entries]
     columns = columns or len(handles)
@@ -229,14 +233,40 @@ def legend(figure: Figure, entries: Sequence[tuple[str, dict]], note: str, colum
 
 def row(spec: grid.Figure, seeds: Sequence[int] | None, quantities: Sequence[str], linear: Sequence[str]) -> Figure:
     """A panel for each of ``quantities``, all runs in each; epochs are on a logarithmic axis but for the ``linear``."""
-    lines = lines_of(spec, seeds)
     with style():
         figure = Figure(figsize={1: (6, 4), 2: (8, 3.5), 3: (10.5, 3.5)}[len(quantities)])
-        for axes, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True):
-            run_panel(axes, lines, quantity, log_epochs=quantity not in linear)
-        entries = entries_of(spec, lines, quantities)
-        legend(figure, entries, note_of(spec, lines), columns=None if len(quantities) > 1 else 4)
+        fill_row(figure, spec, seeds, quantities, linear)
     return figure
+
+
+def fill_row(
+    figure: FigureBase,
+    spec: grid.Figure,
+    seeds: Sequence[int] | None,
+    quantities: Sequence[str],
+    linear: Sequence[str],
+    *,
+    more: Sequence[tuple[str, dict]] = (),
+    sharey: bool = False,
+) -> list[Axes]:
+    """The panels and the legend of :func:`row`, which ends with the entries ``more``, in a figure or a part of one."""
+    lines = lines_of(spec, seeds)
+    cells = figure.subplots(1, len(quantities), squeeze=False, sharey=sharey)[0]
+    for axes, quantity in zip(cells, quantities, strict=True):
+        run_panel(axes, lines, quantity, log_epochs=quantity not in linear)
+    entries = [*entries_of(spec, lines, quantities), *more]
+    legend(figure, entries, note_of(spec, lines), columns=None if len(quantities) > 1 else 4)
+    return list(cells)
+
+
+def limits_apart(axes: Axes, epochs: int, unit: float = 1.0) -> None:
+    """The distance of the plain from the projected diffusion, without any network, where both are at hand.
+
+    ``unit`` is what a unit of the horizontal axis is, in epochs.
+    """
+    if all(grid.Diffusion(epochs=epochs, limit=name).path.exists() for name in TO_LIMIT):
+        shown = np.unique(np.geomspace(1, 1000, 150).astype(int)) / 1000 * epochs  # snapshots: without steps between
+        axes.plot(shown / unit, study.between_limits(shown * grid.TIME_SCALE, epochs), **TEACHER_LOOK)
 
 
 def risks(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:

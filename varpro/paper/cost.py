@@ -28,8 +28,9 @@ _TORUS_MS = {32: 0.14, 128: 0.39, 512: 1.5, 1024: 3.3}
 # Of an iteration of an optimizer: what it takes anyway, and what is added per neuron, on the torus more.
 _ITERATION_MS = {"momentum": (0.1, 1.5e-4), "lbfgs": (0.3, 3e-4), "lm": (0.2, 3e-4), "continuation": (0.25, 4e-4)}
 _TORUS_ITERATION_MS = 0.02
-_DIFFUSION_SECONDS = {"circle": 0.4, "torus": 5.0}  # of one solution, whatever its length
-_DIFFUSION_MB = {"circle": 16.4, "torus": 36.7}  # of its file
+# Of one solution of a limit, whatever its length, and of its file.
+_LIMIT_SECONDS = {("circle", "diffusion"): 0.4, ("circle", "projected"): 10.0, ("torus", "diffusion"): 5.0}
+_LIMIT_MB = {("circle", "diffusion"): 16.4, ("circle", "projected"): 32.9, ("torus", "diffusion"): 36.7}
 _INFINITE_DATA = 1.5  # times as much
 _MEASUREMENT_MS = 1.0  # of the distance to one limit, where epochs are few
 _DENSE_NS, _DENSE_NS_A_NEURON = 30.0, 0.1  # of a sample, a neuron and an epoch
@@ -82,7 +83,7 @@ def megabytes(run: grid.AnyRun) -> float:
     """
     if isinstance(run, grid.ResNetRun):
         return 1.2 + run.passes * _IMAGES[run.dataset][0] / run.batch_size * 8 / 1e6
-    snapshots = run.epochs // run.option("saving_step", max(1, run.epochs // 1000)) + 1
+    snapshots = run.epochs // (run.saving_step or max(1, run.epochs // 1000)) + 1
     return (snapshots * run.width * 3 * 4 + run.epochs * 8) / 1e6
 
 
@@ -165,36 +166,48 @@ def estimate(wanted: Mapping[grid.AnyRun, Sequence[int]], factors: Mapping[str, 
     busy = sum(seconds(run) * factors[kind(run)] * seeds for run, seeds in count.items())
     longest = max((seconds(run) * factors[kind(run)] * seeds for run, seeds in count.items()), default=0.0)
     before = {diffusion for run in count for diffusion in run.diffusions if not diffusion.path.exists()}
-    first = sum(_DIFFUSION_SECONDS[each.domain] * factors[each.domain] for each in before)
+    first = sum(_LIMIT_SECONDS[each.domain, each.limit] * factors[each.domain] for each in before)
     return Estimate(
         runs=sum(map(len, wanted.values())),
         lacking=sum(count.values()),
         diffusions=len(before),
         seconds=first + max(busy / _CORES, longest) + START_SECONDS * bool(count),
-        megabytes=sum(_DIFFUSION_MB[each.domain] for each in before)
+        megabytes=sum(_LIMIT_MB[each.domain, each.limit] for each in before)
         + sum(megabytes(run) * seeds for run, seeds in count.items()),
     )
 
 
-def plan(name: str, seeds: Sequence[int] | None = None, factors: Mapping[str, float] | None = None) -> str:
-    """What a section will cost on two cores of this machine, from where the results are now: a sentence.
+def plan(
+    sections: Sequence[str], seeds: Sequence[int] | None = None, factors: Mapping[str, float] | None = None
+) -> str:
+    """What sections will cost on two cores of this machine, from where the results are now: a line.
 
-    ``factors`` stand for those that :func:`speed` would measure.
+    Of several, a line for each and one for all together, where a run that several want counts once. ``factors`` stand
+    for those that :func:`speed` would measure.
     """
+    factors = factors or speed({kind(run) for run in grid.runs_of(sections, seeds)})
+    lines = []
+    for name in sections:
+        section = grid.SECTIONS[name]
+        listed = f"seed{'s' * (len(seeds) > 1)} {grid.ranges(seeds)}" if seeds else "seeds of the published figures"
+        if seeds is None and section.seeds:
+            listed = f"seed {section.seeds}"
+        lines.append(_line(f"{section.title}, {listed}", estimate(section.wanted(seeds), factors)))
+    if len(sections) > 1:
+        lines.append(_line("In all", estimate(grid.runs_of(sections, seeds), factors)))
+    notebooks = len(grid.notebooks_of(sections))
+    lines[-1] += f" Then the notebooks, about {'a minute' if notebooks < 3 else f'{notebooks} minutes'}."
+    return "\n".join(lines)
+
+
+def _line(head: str, left: Estimate) -> str:
     from varpro.cli import duration  # which needs PyTorch, that the workflow does without
 
-    section = grid.SECTIONS[name]
-    wanted = section.wanted(seeds)
-    listed = f"seed{'s' * (len(seeds) > 1)} {grid.ranges(seeds)}" if seeds else "seeds of the published figures"
-    if seeds is None and section.seeds:
-        listed = f"seed {section.seeds}"
-    left = estimate(wanted, factors or speed({kind(run) for run in wanted}))
-    head = f"{section.title}, {listed}: {left.runs} runs"
     if not left.lacking:
-        return f"{head}, all at hand; notebooks take a minute."
+        return f"{head}: {left.runs} runs, all at hand."
     count = left.diffusions
     first = f" after {count} diffusion{'s' * (count > 1)}" if count else ""
     return (
-        f"{head}, {left.lacking} of them to be computed{first}: about {duration(left.seconds)} on two cores of this "
-        f"machine (not measured on a GPU), {left.megabytes / 1e3:.2g} GB of results; then about a minute for notebooks."
+        f"{head}: {left.runs} runs, {left.lacking} of them to be computed{first}: about {duration(left.seconds)} on "
+        f"two cores of this machine (not measured on a GPU), {left.megabytes / 1e3:.2g} GB of results."
     )

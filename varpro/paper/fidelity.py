@@ -4,6 +4,7 @@ Curves are compared at the published vertices, which are data points. A curve is
 of \\|ours / published - 1\\| is at most what its quantity is :data:`ALLOWED`.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from varpro import results
 from varpro.domains.circle import circle_density
-from varpro.paper import arrivals, grid, published, records
+from varpro.paper import arrivals, grid, published, records, study
 from varpro.paper.published import RunCurve
 
 ALLOWED = {"loss": 0.03, "distance": 0.01, "density": 0.01}  # the median deviation, by the first word of the quantity
@@ -92,7 +93,7 @@ def _title(curve: RunCurve) -> str:
 
 def comparisons(section: grid.Section, seeds: Sequence[int] | None = None) -> list[Comparison]:
     """Every published curve of a section beside ours: means over ``seeds``, or over those of each published curve."""
-    if not section.published:
+    if section.table != "published":
         return []
     experiments = {run.experiment for run in section.runs}
     curves = [curve for curve in published.run_curves() if curve.run in section.runs or _of_teacher(curve, experiments)]
@@ -157,16 +158,32 @@ def _ours(curve: RunCurve, seeds: tuple[int, ...]) -> np.ndarray:
 # --- tables -------------------------------------------------------------------------------------------------------
 
 
+def report(sections: Sequence[str], seeds: Sequence[int] | None = None) -> str:
+    """The numbers of sections, in Markdown: of several each under its title, and whether published curves are met."""
+    if len(sections) == 1:
+        return numbers(sections[0], seeds)
+    parts = [f"# {grid.SECTIONS[name].title}\n\n{numbers(name, seeds)}" for name in sections]
+    return "\n\n".join([*parts, "# Are the published curves met?\n\n" + "\n\n".join(_verdict(sections)[0])])
+
+
+def numbers(name: str, seeds: Sequence[int] | None = None) -> str:
+    """The table of a section, of the kind that the grid states."""
+    section = grid.SECTIONS[name]
+    if section.table == "accuracies":
+        return accuracy_table(section.wanted(seeds))
+    if section.table == "arrivals":
+        return arrivals.table(section.wanted(seeds))
+    if section.table == "limits":
+        return study.answer(seeds) or "No results at hand that reach far enough."
+    return comparison_table(name, seeds)
+
+
 def comparison_table(name: str, seeds: Sequence[int] | None = None) -> str:
     """Our numbers of a section beside the published ones, as Markdown tables with a sentence on how to read them.
 
     Without ``seeds`` they are the section's, or those of each published curve.
     """
     section = grid.SECTIONS[name]
-    if all(isinstance(run, grid.ResNetRun) for run in section.runs):
-        return accuracy_table(section.wanted(seeds))
-    if not section.published:
-        return arrivals.table(section.wanted(seeds))
     if seeds is None and section.seeds:
         seeds = grid.parse_seeds(section.seeds)
     rows = comparisons(section, seeds)
@@ -208,26 +225,42 @@ def check(sections: Sequence[str]) -> tuple[str, bool]:
 
     The verdict is whether all those at hand are met, and there is one.
     """
+    tables = [line for name in sections for line in _tables(comparisons(grid.SECTIONS[name]), verdict=True)]
+    said, verdict = _verdict(sections)
+    return "\n".join([*tables, *("\n" + line for line in said)]).strip(), verdict
+
+
+def _verdict(sections: Sequence[str]) -> tuple[list[str], bool]:
+    """What :func:`check` says below its tables, a sentence a line, and its verdict."""
     lines: list[str] = []
     shown: list[Comparison] = []
     for name in sections:
-        rows = comparisons(grid.SECTIONS[name])
+        section = grid.SECTIONS[name]
+        rows = comparisons(section)
         absent = [row for row in rows if row.ours is None]
         shown += [row for row in rows if row.ours is not None]
-        lines += _tables(rows, verdict=True)
         if absent:
-            command = grid.make_command(name, sorted({seed for row in absent for seed in row.seeds}))
-            lines += [
-                "",
-                f"{grid.SECTIONS[name].title}: {len(absent)} of {len(rows)} are missing; {command} makes them.",
-            ]
-        elif not rows:
-            lines += ["", f"{grid.SECTIONS[name].title}: no published curve is a mean over seeds, so none is checked."]
+            tables = Counter(row.curve.table for row in absent)
+            lines.append(
+                f"{section.title}: {len(absent)} of {len(rows)} are missing ("
+                + ", ".join(f"{count} of {table}" for table, count in tables.items())
+                + f"); {_making(name, absent)} makes them."
+            )
+        elif any(published.accuracy(run) for run in section.runs if isinstance(run, grid.ResNetRun)):
+            lines.append(f"{section.title}: no published curve is a mean over seeds, so none is checked.")
     failed = [row for row in shown if not row.met]
-    lines += ["", f"{len(shown)} published curves at hand, {len(shown) - len(failed)} of them met."]
-    for row in failed:
-        lines.append(f"Not met: {row.title} ({row.curve.table}): {row.median:.2%}, allowed is {row.allowed:.0%}.")
-    return "\n".join(lines).strip(), bool(shown) and not failed
+    lines.append(f"{len(shown)} published curves at hand, {len(shown) - len(failed)} of them met.")
+    lines += [
+        f"Not met: {row.title} ({row.curve.table}): {row.median:.2%}, allowed is {row.allowed:.0%}." for row in failed
+    ]
+    return lines, bool(shown) and not failed
+
+
+def _making(name: str, absent: Sequence[Comparison]) -> str:
+    """The command that makes what ``absent`` lacks; seeds are named where the section's own are not enough."""
+    own = grid.SECTIONS[name].wanted()
+    enough = all(set(row.seeds) <= set(own.get(row.curve.run, row.seeds)) for row in absent)
+    return grid.make_command(name, None if enough else sorted({seed for row in absent for seed in row.seeds}))
 
 
 def accuracy_table(wanted) -> str:

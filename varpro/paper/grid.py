@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from varpro import names
+from varpro import image_files, names
 
 EPOCHS_VARIABLE = "VARPRO_EPOCHS"
 
@@ -65,8 +65,7 @@ class Diffusion:
     @property
     def label(self) -> str:
         """A name for jobs and log files."""
-        step = f"_time_scale={self.time_scale:g}" if self.time_scale != TIME_SCALE else ""
-        return f"{self._prefix}_gamma={self.gamma:g}{step}"
+        return self.path.stem
 
     @property
     def _prefix(self) -> str:
@@ -110,6 +109,7 @@ METHODS = {
 
 
 Option = float | str | tuple[str, ...]  # of a run
+BOTH_LIMITS = ("diffusion", "projected")
 
 
 @dataclass(frozen=True, order=True)
@@ -117,7 +117,8 @@ class Run:
     """One configuration of one shallow experiment; with a seed it is one result file.
 
     ``options`` are pairs of the name and the value of an option of the script that is not at its default; the value of
-    ``distances`` is a tuple of names, which may be empty.
+    ``distances`` is a tuple of names, which may be empty. ``snapshots`` is about how many states the file keeps, where
+    they are fewer than the script's default.
     """
 
     experiment: str
@@ -127,6 +128,7 @@ class Run:
     epochs: int = EPOCHS
     activation: str = ""  # of the torus, where it is not the script's default
     options: tuple[tuple[str, Option], ...] = ()
+    snapshots: int = 0
 
     def option(self, name: str, usual: Option) -> Option:
         """The value of one of the ``options``, ``usual`` where it is at its default."""
@@ -136,6 +138,17 @@ class Run:
     def time_scale(self) -> float:
         """The time of one epoch."""
         return self.option("time_scale", TIME_SCALE)
+
+    @property
+    def training(self) -> "Run":
+        """The same training, of which only what is usual is measured and kept."""
+        return replace(self, options=tuple(pair for pair in self.options if pair[0] != "distances"), snapshots=0)
+
+    @property
+    def saving_step(self) -> int | None:
+        """Epochs from one kept state to the next; None where it is the script's default."""
+        few = self.snapshots and self.epochs >= 2 * self.snapshots
+        return self.epochs // self.snapshots if few else None
 
     @property
     def samples(self) -> float:
@@ -161,6 +174,7 @@ class Run:
         """The result file of this run with ``seed``, whether it exists or not."""
         config = {"lambda": self.lmbda, "student_width": self.width, "gamma": self.gamma, "epochs": self.epochs}
         changed = {"activation": self.activation} if self.activation else {}
+        changed |= {"saving_step": self.saving_step} if self.saving_step else {}
         for name, value in self.options:
             changed[name] = ("+".join(value) or "none") if isinstance(value, tuple) else value
         return names.directory(self.experiment) / names.shallow(config | {"seed": seed}, changed)
@@ -168,7 +182,8 @@ class Run:
     @property
     def parameters(self) -> str:
         """The configuration for people."""
-        more = "".join(f", {name} {' '.join(self._words(value)) or 'none'}" for name, value in self.options)
+        more = f", saving_step {self.saving_step}" if self.saving_step else ""
+        more += "".join(f", {name} {' '.join(self._words(value)) or 'none'}" for name, value in self.options)
         activation = f", {self.activation}" if self.activation else ""
         return f"lambda {self.lmbda:g}, width {self.width}, gamma {self.gamma:g}{activation}{more}"
 
@@ -176,7 +191,8 @@ class Run:
     def label(self) -> str:
         """A name for jobs and log files."""
         activation = f"_{self.activation}" if self.activation else ""
-        more = "".join(f"_{name}={'+'.join(self._words(value))}" for name, value in self.options)
+        more = f"_saving_step={self.saving_step}" if self.saving_step else ""
+        more += "".join(f"_{name}={'+'.join(self._words(value))}" for name, value in self.options)
         return f"{self.experiment}_lambda={self.lmbda:g}_width={self.width}_gamma={self.gamma:g}{activation}{more}"
 
     @staticmethod
@@ -203,7 +219,7 @@ class Run:
         """The limits that this run is compared with: at the time of gradient descent, if the teacher has a density."""
         if math.isinf(self.gamma) or self.method != GRADIENT_DESCENT:
             return ()
-        usual = ("diffusion", "projected") if self.experiment == MEAN_FIELD else ("diffusion",)
+        usual = BOTH_LIMITS if self.experiment == MEAN_FIELD else BOTH_LIMITS[:1]
         domain, limits = "torus" if self.on_torus else "circle", self.option("distances", usual)
         return tuple(Diffusion(self.gamma, self.epochs, domain, limit, self.time_scale) for limit in limits)
 
@@ -221,6 +237,7 @@ class Run:
             *("--student_width", str(self.width)),
             *("--gamma", f"{self.gamma:g}"),
             *(("--activation", self.activation) if self.activation else ()),
+            *(("--saving_step", str(self.saving_step)) if self.saving_step else ()),
             *(word for name, value in self.options for word in (f"--{name}", *self._words(value))),
         ]
 
@@ -229,7 +246,12 @@ class Run:
         return " ".join(["python", self.script, *self.arguments(seeds)])
 
 
-CIFAR_FILE = names.ROOT / "data" / "cifar-10-batches-py" / "batches.meta"  # stands for all of its files
+def cifar_files() -> list[Path]:
+    """What one job makes for all runs on CIFAR-10: its unpacked archive, or nothing where class folders are there."""
+    folder = image_files.folder()
+    return [] if image_files.in_folders(folder) else [image_files.unpacked(folder)]
+
+
 OPTIMIZERS = {"varprom": "VarPro", "sgdm": "SGD", "shampoo": "Shampoo"}  # and their panels in the published figure
 _FINAL_DEFAULT = 10  # passes at half the rate; in file names and commands where it is another
 
@@ -271,8 +293,8 @@ class ResNetRun:
 
     @property
     def inputs(self) -> list[Path]:
-        """The files that this run reads and another job makes: CIFAR-10, which is to be downloaded once."""
-        return [CIFAR_FILE] if self.dataset == "cifar10" else []
+        """The files that this run reads and another job makes: CIFAR-10, where it is to be unpacked or downloaded."""
+        return cifar_files() if self.dataset == "cifar10" else []
 
     @property
     def passes(self) -> int:
@@ -336,7 +358,7 @@ class Section:
     more: Sequence[AnyRun] = ()  # runs that no figure shows, made with seed 0
     seeds: str = ""  # where none are asked for; "" for those of each figure
     full_epochs: int = FULL_EPOCHS
-    published: bool = True  # whether the paper may have curves of it
+    table: str = "published"  # what its numbers are: "published" beside ours, "accuracies", "arrivals", "limits"
 
     @property
     def figures(self) -> list[Figure]:
@@ -376,6 +398,17 @@ class Section:
 
 # --- Section 6.1 -------------------------------------------------------------------------------------------------
 
+_LAMBDAS = (1e-1, 1e-2, 1e-3, 1e-4)
+_SNAPSHOTS = 64  # of runs of which the distances are drawn; at the same times for every time step
+
+
+def with_both_limits(lmbda: float = 1e-3, width: int = WIDEST, epochs: int = EPOCHS) -> Run:
+    """The paper's unbiased run, compared with the projected diffusion too."""
+    return Run(UNBIASED, lmbda, width, epochs=epochs, options=(("distances", BOTH_LIMITS),), snapshots=_SNAPSHOTS)
+
+
+# four widths, and four lambda at the largest
+_BOTH_LIMITS = [with_both_limits(width=width) for width in WIDTHS[:-1]] + [with_both_limits(x) for x in _LAMBDAS]
 _DENSITY = {"runs": [Run(UNBIASED, lmbda=1e-4)], "diffusions": [Diffusion()]}
 _CIRCLE_WIDTHS = [Run(experiment, width=width) for experiment in (BIASED, UNBIASED) for width in WIDTHS]
 _CIRCLE = Section(
@@ -389,9 +422,10 @@ _CIRCLE = Section(
             Figure(
                 "distance_lambda",
                 "distances",
-                [Run(experiment, lmbda) for experiment, lmbda in product((BIASED, UNBIASED), (1e-1, 1e-2, 1e-3, 1e-4))],
+                [Run(experiment, lmbda) for experiment, lmbda in product((BIASED, UNBIASED), _LAMBDAS)],
                 by="lmbda",
             ),
+            Figure("distance_projected", "distances_to_limits", _BOTH_LIMITS),
             Figure("distance_gamma", "risk_and_distances", [Run(UNBIASED, 1e-4, gamma=g) for g in GAMMAS], by="gamma"),
             Figure(
                 "two_timescale",
@@ -468,19 +502,18 @@ _DIGITS = Section(
     "Section 6.2 on scikit-learn's digits",
     {"Results_resnets": _resnet_figures("digits", DIGITS_RUNS, seeds=SEEDS[:3], needs="some")},
     full_epochs=DIGITS_PASSES,
+    table="accuracies",
 )
 _CIFAR = Section(
     "Section 6.2, ResNet-20 on CIFAR-10",
     {"Results_resnets": _resnet_figures("cifar10", CIFAR_RUNS, seeds=SEEDS[:1], needs="nothing")},
     full_epochs=FULL_PASSES,
+    table="accuracies",
 )
 
 # --- beyond the paper: what Section 6.1 converges to --------------------------------------------------------------
 
 _STUDY_EPOCHS = 4096  # of the usual length: until t = 4, well after the shock of the projected diffusion
-_SNAPSHOTS = 64  # at the same times for every time step
-_PAPERS = {"init": "random", "samples": 4096, "teacher_width": 4096}  # choices
-_FEW = {"samples": 4096, "teacher_width": 4096}
 DENSE = {"features": "squared_relu_circle", "samples": 2048, "solver": "dense", "dtype": "float64"}
 _DENSE_EPOCHS, _DENSE_LMBDA = 1024, 1e-5
 RATE_LMBDA, RATE_WIDTH = 1e-3, 256  # of the runs of two-timescale descent
@@ -494,10 +527,9 @@ def _study_run(
     """A run of the study; ``epochs`` count the usual ``TIME_SCALE``, and ``step`` is the run's own."""
     own = max(1, round(epochs * TIME_SCALE / step))
     more: dict[str, Option] = {"time_scale": step} if step != TIME_SCALE else {}
-    more |= {"saving_step": own // _SNAPSHOTS} if own >= 2 * _SNAPSHOTS else {}
     if experiment == TWO_TIMESCALE:
         more |= {"samples": math.inf, "teacher_width": math.inf, "init": "quantile"}
-    return Run(experiment, lmbda, width, epochs=own, options=tuple((more | options).items()))
+    return Run(experiment, lmbda, width, epochs=own, options=tuple((more | options).items()), snapshots=_SNAPSHOTS)
 
 
 def mean_field(epochs: int) -> Section:
@@ -507,7 +539,10 @@ def mean_field(epochs: int) -> Section:
         return _study_run(lmbda, width, epochs, **more)
 
     # from the paper's configuration to the limit, one choice after the other
-    ladder = [run(lmbda, epochs=epochs, **own) for lmbda, own in product((1e-3, 1e-4), (_PAPERS, _FEW, {}))]
+    ladder = []
+    for lmbda in (1e-3, 1e-4):
+        finite = run(lmbda, epochs=epochs, samples=4096, teacher_width=4096)
+        ladder += [with_both_limits(lmbda, epochs=epochs), finite, run(lmbda, epochs=epochs)]
     ladder.append(run(epochs=epochs))
     dense = {"epochs": min(epochs, _DENSE_EPOCHS), **DENSE}
     injective = [run(10.0**-k, 128, **dense) for k in range(2, 7)] + [
@@ -543,7 +578,7 @@ def mean_field(epochs: int) -> Section:
         Figure("mean_field_rates", "rates", rates, by="time_scale", seeds=one),
         Figure("mean_field_stability", "stability", stability, seeds=one),
     ]
-    return Section("What Section 6.1 converges to", {"Results_mean_field": figures})
+    return Section("What Section 6.1 converges to", {"Results_mean_field": figures}, table="limits")
 
 
 # --- beyond the paper: optimizers on the reduced risk -------------------------------------------------------------
@@ -596,17 +631,67 @@ _OPTIMIZERS = Section(
         ],
     },
     more=_methods(Run(UNBIASED, width=8192)),  # in the table
-    published=False,
+    table="arrivals",
 )
 
+_CIFAR_NAME = "resnets-cifar10"
 SECTIONS = {
     "6.1": _CIRCLE,
     "appendix-b": _TORUS,
     "mean-field": mean_field(EPOCHS),
     "optimizers": _OPTIMIZERS,
     "resnets": _DIGITS,
-    "resnets-cifar10": _CIFAR,
+    _CIFAR_NAME: _CIFAR,
 }
+ALL = "all"  # every section, in one
+
+
+def parse_sections(text: str) -> list[str]:
+    """The names of sections from ``"6.1"``, ``"6.1,mean-field"`` or ``"all"``, each once and in the order of the grid.
+
+    ``all`` has no ``resnets-cifar10`` where :func:`left_out` says so. Raises ValueError on anything else.
+    """
+    if text == ALL:
+        return [name for name in SECTIONS if name != _CIFAR_NAME or image_files.at_hand(image_files.folder())]
+    named = text.split(",")
+    for name in named:
+        if name not in SECTIONS:
+            raise ValueError(f"section {name!r} is not allowed: {ALL}, {', '.join(SECTIONS)}, or several with commas")
+    return [name for name in SECTIONS if name in named]
+
+
+def left_out(text: str) -> str:
+    """Which section is not in ``all`` since its data are not at hand, and how to get them; "" if none is."""
+    if text != ALL or _CIFAR_NAME in parse_sections(text):
+        return ""
+    return (
+        f"Without {_CIFAR_NAME}: CIFAR-10 is not in {image_files.folder()}. Put {image_files.ARCHIVE} there, or class "
+        "folders train/<class>/*.png and test/<class>/*.png, or name where they are: make reproduce SECTION=all "
+        f"DATA_DIR=DIR; make reproduce SECTION={_CIFAR_NAME} downloads it."
+    )
+
+
+def runs_of(sections: Iterable[str], seeds: Iterable[int] | None = None) -> dict[AnyRun, list[int]]:
+    """:meth:`Section.wanted` of several sections: each run once, with all of its seeds."""
+    every: dict[AnyRun, set[int]] = {}
+    for name in sections:
+        for run, own in SECTIONS[name].wanted(seeds).items():
+            every.setdefault(run, set()).update(own)
+    return {run: sorted(own) for run, own in every.items()}
+
+
+def diffusions_of(sections: Iterable[str]) -> list[Diffusion]:
+    """The diffusions of several sections, each once."""
+    return sorted({diffusion for name in sections for diffusion in SECTIONS[name].diffusions})
+
+
+def notebooks_of(sections: Iterable[str]) -> dict[str, list[Figure]]:
+    """The notebooks of several sections, and the figures of these that each shows."""
+    found: dict[str, list[Figure]] = {}
+    for name in sections:
+        for notebook, figures in SECTIONS[name].notebooks.items():
+            found.setdefault(notebook, []).extend(figures)
+    return found
 
 
 def find(name: str) -> tuple[str, Figure]:

@@ -182,11 +182,13 @@ def climb(lmbda: float, seeds: Mapping[grid.Run, Sequence[int]], times: Sequence
 def answer(seeds: Sequence[int] | None = None) -> str:
     """What the distances to the diffusion of the paper's configuration are limited by, in Markdown, from result files.
 
-    ``seeds`` are those at hand by default. "" where results are lacking.
+    ``seeds`` are those at hand by default. "" where results are lacking or end too early.
     """
     at_hand = {run: records.seeds_at_hand(run, grid.SEEDS if seeds is None else seeds) for run in _ladder_runs()}
     limits = [grid.Diffusion(epochs=grid.EPOCHS, limit=name) for name in ("diffusion", "projected")]
     if not all(at_hand.values()) or not all(limit.path.exists() for limit in limits):
+        return ""
+    if min(ANSWER_TIMES) > grid.EPOCHS * grid.TIME_SCALE:
         return ""
     lines = []
     for lmbda in (1e-3, 1e-4):

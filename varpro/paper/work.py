@@ -1,4 +1,4 @@
-"""Runs of a section in batches: one process does many short runs, since importing torch takes longer than most of them.
+"""Runs of sections in batches: one process does many short runs, since importing torch takes longer than most of them.
 
     python -m varpro.paper.work --section 6.1 --batch 1 --seeds 0-5
 
@@ -80,26 +80,26 @@ def _script(path: str) -> ModuleType:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make one batch of a section, or its diffusions."""
+    """Make one batch of some sections, or their diffusions."""
     from varpro import cli  # not for those who only ask for the batches
 
     of = cli.parser(__doc__)
     of.prog = "varpro.paper.work"
-    of.add_argument("--section", choices=grid.SECTIONS, default="6.1", help="part of the paper")
+    of.add_argument("--section", metavar="LIST", default="6.1", help="parts of the paper, with commas, or all")
     of.add_argument("--seeds", metavar="LIST", help="like 0 or 0-5 (default: those of the published figures)")
     what = of.add_mutually_exclusive_group(required=True)
     what.add_argument("--batch", type=cli.whole(1), metavar="K", help="the K-th batch of runs, from 1")
     what.add_argument("--diffusions", action="store_true", help="the diffusions that the runs are compared with")
     options = of.parse_args(argv)
-    section = grid.SECTIONS[options.section]
     try:
+        sections = grid.parse_sections(options.section)
         seeds = grid.parse_seeds(options.seeds) if options.seeds else None
     except ValueError as error:
         of.error(str(error))
     if options.diffusions:
-        failed = solve(section.diffusions)
+        failed = solve(grid.diffusions_of(sections))
     else:
-        there = batches(section.wanted(seeds))
+        there = batches(grid.runs_of(sections, seeds))
         if options.batch > len(there):
             of.error(f"argument --batch: {options.batch} is not allowed: there are {len(there)}")
         failed = perform(there[options.batch - 1])

@@ -6,6 +6,8 @@
 # make test-portable   environment, then the numerical tests as older and other processors run them
 # make bench           environment, then the benchmark tables
 # make playground      environment, then Playground.ipynb as a local web page
+# make test-browser    environment, then the playground in chromium, which has to be there
+# make test-cluster    environment, then the workflow on a Slurm of one node that is started for it (root; Debian's packages)
 # make types           environment, then mypy on the public modules
 # make coverage        environment, then the test suite with the lines that it reaches
 # make docs            the guides as a site in site/, every link checked
@@ -30,7 +32,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan test test-faults test-portable bench playground types coverage docs wheel environment
+.PHONY: help reproduce plan test test-faults test-portable bench playground test-browser test-cluster types coverage docs wheel environment
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -63,9 +65,18 @@ test-faults: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
+# One of JupyterLab's extensions cannot run in the page, and leaves an error in its console.
 playground: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-playground.txt
-	$(BIN)/voila Playground.ipynb
+	$(BIN)/voila Playground.ipynb --VoilaConfiguration.extension_denylist=@jupyter-notebook/lab-extension
+
+test-browser: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-browser.txt
+	$(BIN)/python -m pytest tests/browser/check_playground.py
+
+test-cluster: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-cluster.txt
+	$(BIN)/python tests/cluster/run.py
 
 types: $(READY)
 	$(BIN)/mypy

@@ -1,82 +1,18 @@
 """The rooms of the house: imports go downwards only, never in a circle, and every public name says what it is."""
 
-import ast
 import importlib
 import inspect
 import pkgutil
 import re
 from graphlib import TopologicalSorter
-from pathlib import Path
 from types import ModuleType
 
+import import_graph
 import pytest
 from conftest import ROOT
+from import_graph import LEVEL, PACKAGES, ROOMS, SOURCES, imports_of, name_of, room_of
 
 import varpro
-
-# From the ground up: a module may import from its own room and from those that come before it here, at any place in its
-# text. A new module gets a place here and in docs/architecture.md first.
-ROOMS = {
-    "ground": ["varpro", "names", "image_files", "compiled", "simd", "threads"],
-    "tools": ["relu", "ridge", "distances", "results", "cli"],
-    "domains": ["domains"],
-    "features": ["features"],
-    "problem": ["problem"],
-    "loss": ["loss"],
-    "solvers": ["solvers"],
-    "optimizers": ["optimizers"],
-    "diffusion": ["diffusion"],
-    "runs": ["runs"],
-    "paper": ["paper"],
-    "figures": ["figures"],
-    "scripts": ["VarPro_resnet", "make_diffusion", "benchmarks", "Experiment"],
-}
-LEVEL = {name: level for level, names in enumerate(ROOMS.values()) for name in names}
-
-PACKAGES = ("varpro", "VarPro_resnet", "benchmarks")
-SCRIPTS = ("make_diffusion.py", "*/Experiment.py")
-SOURCES = sorted({path for top in PACKAGES for path in (ROOT / top).rglob("*.py")}.union(*map(ROOT.glob, SCRIPTS)))
-
-
-def name_of(path: Path) -> str:
-    """The dotted name of a source."""
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def room_of(module: str) -> str:
-    """The key of ``LEVEL`` for a dotted name."""
-    parts = module.split(".")
-    if parts[0] == "varpro":
-        return parts[1] if len(parts) > 1 else parts[0]
-    return "Experiment" if parts[-1] == "Experiment" else parts[0]
-
-
-def imports_of(text: str, module: str, package: bool, known: set[str]) -> set[str]:
-    """The modules among ``known`` that ``text``, the source of ``module``, names in an import anywhere."""
-    found = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            named = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            home = module.split(".")
-            above = home[: len(home) - node.level + package] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            inside = {f"{base}.{alias.name}" for alias in node.names}
-            named = [name if name in known else base for name in inside]
-        else:
-            continue
-        found.update(name for name in named if name in known)
-    return found - {module}
-
-
-def import_graph() -> dict[str, set[str]]:
-    """Every module of the repository, and those that it imports."""
-    known = {name_of(path) for path in SOURCES}
-    return {
-        name_of(path): imports_of(path.read_text(encoding="utf-8"), name_of(path), path.name == "__init__.py", known)
-        for path in SOURCES
-    }
 
 
 def upward(graph: dict[str, set[str]]) -> list[str]:
@@ -101,6 +37,12 @@ def test_the_page_names_the_same_rooms():
     assert [room for room, _ in rows] == list(ROOMS)
 
 
+def test_the_drawing_is_that_of_the_sources():
+    text = import_graph.PAGE.read_text(encoding="utf-8")
+    assert import_graph.page(text) == text, "python tests/import_graph.py draws it anew"
+    assert import_graph.drawing().count("-->") >= len(ROOMS) - 1  # every room but the ground rests on one
+
+
 @pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md", "README.md"])
 def test_pages_name_what_exists(page):
     text = (ROOT / page).read_text(encoding="utf-8")
@@ -111,13 +53,13 @@ def test_pages_name_what_exists(page):
 
 
 def test_imports_go_downwards():
-    graph = import_graph()
+    graph = import_graph.import_graph()
     assert sum(map(len, graph.values())) > 200  # it does see the imports
     assert upward(graph) == []
 
 
 def test_imports_make_no_circle():
-    order = list(TopologicalSorter(import_graph()).static_order())  # raises CycleError with the circle
+    order = list(TopologicalSorter(import_graph.import_graph()).static_order())  # raises CycleError with the circle
     assert len(order) == len(SOURCES)
 
 

@@ -450,13 +450,13 @@ def test_make_diffusion_refuses(arguments, tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- the README --------------------------------------------------------------------------------------------------
+# --- the README and the pages --------------------------------------------------------------------------------------
 
 
-def readme_commands() -> list[tuple[str, list[str]]]:
+def commands_of(page: str) -> list[tuple[str, list[str]]]:
     """(script, arguments) of every ``python ...`` line; a script not at the top is in the folder named last."""
     commands, folder = [], None
-    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
         named = re.search(r"located in the directory `([^`]+)`", line)
         folder = named.group(1) if named else folder
         if line.startswith("python ") and not line.startswith("python -m"):
@@ -465,9 +465,17 @@ def readme_commands() -> list[tuple[str, list[str]]]:
     return commands
 
 
-def test_every_command_of_the_readme_is_one_the_scripts_take():
-    commands = readme_commands()
+def test_the_readme_lists_no_run_twice_by_mistake():
+    commands = commands_of("README.md")
     assert len(commands) == len(set(map(str, commands))) + 5  # five experiments list one run as width and as lambda
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("scripts", "resnets", "stochastic_varpro"))]
+)
+def test_every_command_of_a_page_is_one_the_scripts_take(page):
+    commands = commands_of(page)
+    assert commands
     for script, arguments in commands:
         module = load_script(script)
         resnet = script.startswith("VarPro_resnet/CIFAR10_")
@@ -486,7 +494,7 @@ def test_help_states_defaults(script, capsys):
 
 def test_the_readme_lists_every_run_of_the_grid_that_the_user_asked_for():
     listed = set()
-    for script, arguments in readme_commands():
+    for script, arguments in commands_of("README.md"):
         experiment = script.partition("/")[0]
         if "--student_width" in arguments and "--lambda" in arguments:
             options = load_script(script).parser().parse_args(arguments)

@@ -13,23 +13,35 @@ import math
 import os
 import sys
 
+CONFIG = ("section", "seeds", "epochs")
+
+
+def refuse(reason):
+    """One line and exit code 2; a WorkflowError would be three lines and exit code 1."""
+    print(f"Snakefile: error: {reason}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+for key in config:
+    if key not in CONFIG:
+        refuse(f"--config {key!r} is not allowed: {', '.join(CONFIG)}")
 if "epochs" in config:
     os.environ.setdefault("VARPRO_EPOCHS", str(config["epochs"]))
 
 try:
     from varpro.paper import cost, grid, work  # reads VARPRO_EPOCHS
 except ValueError as error:
-    raise WorkflowError(str(error)) from None
+    refuse(error)
 
 # A shell directive is evaluated when the job runs, params when the rule is defined: what a loop sets goes into params.
 NAME = str(config.get("section", "6.1"))
 if NAME not in grid.SECTIONS:
-    raise WorkflowError(f"section {NAME!r} is not allowed: {', '.join(grid.SECTIONS)}")
+    refuse(f"section {NAME!r} is not allowed: {', '.join(grid.SECTIONS)}")
 SECTION = grid.SECTIONS[NAME]
 try:
     SEEDS = grid.parse_seeds(str(config["seeds"])) if "seeds" in config else None
 except ValueError as error:
-    raise WorkflowError(str(error)) from None
+    refuse(error)
 WANTED = SECTION.wanted(SEEDS)
 CHOICE = ["--section", NAME, *(["--seeds", ",".join(map(str, SEEDS))] if SEEDS else [])]
 PYTHON = sys.executable  # may hold spaces: ":q" below quotes

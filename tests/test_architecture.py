@@ -17,7 +17,7 @@ import varpro
 # From the ground up: a module may import from its own room and from those that come before it here, at any place in its
 # text. A new module gets a place here and in docs/architecture.md first.
 ROOMS = {
-    "ground": ["varpro", "names", "compiled", "simd", "threads"],
+    "ground": ["varpro", "names", "compiled", "simd", "threads", "signals"],
     "tools": ["relu", "ridge", "distances", "results", "cli"],
     "domains": ["domains"],
     "features": ["features"],

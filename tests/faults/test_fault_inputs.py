@@ -40,6 +40,9 @@ TEXTS = st.one_of(
 )
 
 
+EXAMPLES, FILES_OF_TENSORS = (10, 60), (30, 200)  # in the usual suite and in the long run
+
+
 class Accepted(Exception):
     """The script has understood, and would compute now."""
 
@@ -110,7 +113,7 @@ NAMES = ["circle", "biased", "two-timescale", "torus", "resnet", "diffusion", "p
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=ledger.size(10, 60))
+@settings(max_examples=ledger.size(*EXAMPLES))
 @given(data=st.data())
 def test_any_command_line_is_understood_or_refused_in_one_line(name, data, programs):
     main, options = programs[name]
@@ -155,7 +158,7 @@ FILES = st.one_of(
 )
 
 
-@settings(max_examples=ledger.size(30, 200))
+@settings(max_examples=ledger.size(*FILES_OF_TENSORS))
 @given(contents=FILES, name=st.sampled_from(["data.pt", "dätä 'x'.pt", "a\nb.pt"]))
 def test_any_tensors_are_understood_or_refused_in_one_line(contents, name, programs):
     with tempfile.TemporaryDirectory() as folder:
@@ -177,8 +180,12 @@ class Attack:
         return os.mkdir, ("pwned",)
 
 
-@pytest.mark.parametrize("how", ["torch", "legacy", "pickle", "nested", "subclass"])
-@pytest.mark.parametrize("option", ["--data", "result", "checkpoint"])
+ATTACKS = ("torch", "legacy", "pickle", "nested", "subclass")
+READERS = ("--data", "result", "checkpoint")
+
+
+@pytest.mark.parametrize("how", ATTACKS)
+@pytest.mark.parametrize("option", READERS)
 def test_no_file_executes_code(how, option, programs, tmp_path, monkeypatch):
     attack = {"inputs": Attack()} if how != "nested" else {"config": {"list": [[Attack()]]}, "state": (Attack(),)}
     path = tmp_path / "bad.pt"
@@ -265,3 +272,11 @@ def test_the_workflow_refuses(value, tmp_path):
     assert "allowed" in line
     assert not (tmp_path / "results").exists()
     ledger.count("values of make and of the workflow")
+
+
+PROMISED = {
+    "command lines that hypothesis made up": len(NAMES) * EXAMPLES[1],
+    "files of tensors that hypothesis made up": FILES_OF_TENSORS[1],
+    "files that would execute code": len(ATTACKS) * len(READERS),
+    "values of make and of the workflow": len(MAKE) + len(CONFIG),
+}

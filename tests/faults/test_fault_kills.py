@@ -48,6 +48,12 @@ LONG = {  # and in the long run
 }
 
 
+RANDOM, KEPT = "kills of runs at random moments", "signals to a training that has no checkpoint yet"
+TRAININGS = ("circle", "resnet")
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PROMISED = {RANDOM: sum(LONG.values()), KEPT: len(TRAININGS) * len(STOPPING)}
+
+
 class Attempts:
     """One command line that is started again and again in one folder."""
 
@@ -108,6 +114,7 @@ def test_kills_at_random_moments(name, tmp_path):
                 assert process.output().splitlines()[-1] == farewell(SCRIPTS[experiment.script], how)
             done += code != 0
             ledger.count(f"kills by {how.name}", code != 0)
+            ledger.count(RANDOM, code != 0)
             now = run.sound()
             assert all(now[path] == content for path, content in before.items())
             before = now
@@ -122,8 +129,8 @@ def test_kills_at_random_moments(name, tmp_path):
             assert apart <= experiment.tolerance, f"{where}: {apart}"
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("name", ["circle", "resnet"] if ledger.LONG else ["circle"])
+@pytest.mark.parametrize("how", STOPPING)
+@pytest.mark.parametrize("name", TRAININGS if ledger.LONG else ["circle"])
 def test_a_signal_keeps_what_was_done(name, how, tmp_path):
     """Without any checkpoint before: what is there afterwards, the signal has made."""
     longer = {"circle": ("--epochs", "10000000"), "resnet": ("--epochs", "500")}[name]
@@ -136,6 +143,7 @@ def test_a_signal_keeps_what_was_done(name, how, tmp_path):
     assert process.wait() == 128 + how
     ledger.took(ANSWER, time.monotonic() - sent)
     ledger.count(f"kills by {how.name}")
+    ledger.count(KEPT)
     assert process.output().splitlines()[-1] == farewell(SCRIPTS[experiment.script], how)
     (kept,) = run.folder.glob("*.checkpoint")
     state = results.load(kept)["state"]

@@ -13,14 +13,25 @@ import math
 import os
 import sys
 
-for key, variable in (("epochs", "VARPRO_EPOCHS"), ("data_dir", "VARPRO_DATA")):
-    if key in config:
-        os.environ.setdefault(variable, str(config[key]))
+CONFIG = {"section": None, "seeds": None, "epochs": "VARPRO_EPOCHS", "data_dir": "VARPRO_DATA"}  # variables of the jobs
+
+
+def refuse(reason):
+    """One line and exit code 2; a WorkflowError would be three lines and exit code 1."""
+    print(f"Snakefile: error: {reason}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+for key, value in config.items():
+    if key not in CONFIG:
+        refuse(f"--config {key!r} is not allowed: {', '.join(CONFIG)}")
+    if CONFIG[key]:
+        os.environ.setdefault(CONFIG[key], str(value))
 
 try:
     from varpro.paper import cost, grid, work  # reads VARPRO_EPOCHS
 except ValueError as error:
-    raise WorkflowError(str(error)) from None
+    refuse(error)
 
 # A shell directive is evaluated when the job runs, params when the rule is defined: what a loop sets goes into params.
 NAME = str(config.get("section", "6.1"))
@@ -28,7 +39,7 @@ try:
     SECTIONS = grid.parse_sections(NAME)
     SEEDS = grid.parse_seeds(str(config["seeds"])) if "seeds" in config else None
 except ValueError as error:
-    raise WorkflowError(str(error)) from None
+    refuse(error)
 WANTED = grid.runs_of(SECTIONS, SEEDS)
 NOTEBOOKS = grid.notebooks_of(SECTIONS)
 # by their names: what "all" is may change while a job waits

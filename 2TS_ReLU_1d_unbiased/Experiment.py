@@ -9,6 +9,11 @@ Measured on one core, linear solver: 32000 epochs and all distances take 0.5 s a
 after 2.5 s of imports. Memory 0.5 GB, result file 0.7 MB and 13 MB.
 """
 
+from varpro.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # before the imports that take seconds
+
 from pathlib import Path
 
 from varpro import cli

@@ -14,6 +14,11 @@ Measured on one core: linear solver, infinite data, 32000 epochs and all distanc
 float64, 2048 samples, 20 ms an epoch at width 256.
 """
 
+from varpro.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # before the imports that take seconds
+
 from dataclasses import replace
 from pathlib import Path
 

@@ -10,6 +10,11 @@ Times, by processor, are in benchmarks/RESULTS.md; ``make plan SECTION=appendix-
 been measured yet.
 """
 
+from varpro.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # before the imports that take seconds
+
 from pathlib import Path
 
 from varpro import cli

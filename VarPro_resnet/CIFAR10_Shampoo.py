@@ -7,6 +7,11 @@ Section 6.2 of the paper; Experiment.py says what is computed. Results go to res
 for --batch_size 64, 128, 256, 512, 1024.
 """
 
+from varpro.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # before the imports that take seconds
+
 from VarPro_resnet.Experiment import main
 
 CHOICES = {"optimizer": "shampoo", "dataset": "cifar10", "description": __doc__}

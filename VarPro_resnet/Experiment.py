@@ -14,6 +14,11 @@ Measured on two calm cores at batch size 128: varprom 1080, sgdm 1100, shampoo 9
 faster by far (500 images/s on one core): a trial at the start chooses, unless --threads does.
 """
 
+from varpro.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # before the imports that take seconds
+
 from torch.optim import SGD
 
 from varpro import cli

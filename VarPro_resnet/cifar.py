@@ -5,6 +5,11 @@ depend on the device. CIFAR-10 comes through torchvision, or from class folders,
 handwritten digits, which scikit-learn brings along, stand in for it where it is not at hand.
 """
 
+from varpro.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # before the imports that take seconds
+
 import hashlib
 import http.client
 import os

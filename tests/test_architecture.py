@@ -1,10 +1,12 @@
 """The rooms of the house: imports go downwards only, never in a circle, and every public name says what it is."""
 
+import ast
 import importlib
 import inspect
 import pkgutil
 import re
 from graphlib import TopologicalSorter
+from pathlib import Path
 from types import ModuleType
 
 import import_graph
@@ -77,6 +79,21 @@ def test_an_upward_import_is_seen(text):
     known = {"varpro", "varpro.paper", "varpro.paper.grid", "varpro.solvers.dense"}
     graph = {"varpro.solvers.dense": imports_of(text, "varpro.solvers.dense", False, known)}
     assert upward(graph) == ["varpro.solvers.dense imports varpro.paper.grid"]
+
+
+def test_every_program_answers_signals_before_its_other_imports():
+    programs = [path for path in SOURCES if path.parent.name != "benchmarks" and ends_as_program(path)]
+    assert len(programs) >= 14  # it does see them
+    for path in programs:
+        docstring, first, guard, *_ = ast.parse(path.read_text(encoding="utf-8")).body
+        assert ast.unparse(docstring.value)
+        assert ast.unparse(first) == "from varpro.signals import end_on_signals", path
+        assert ast.unparse(guard) == "if __name__ == '__main__':\n    end_on_signals()", path
+
+
+def ends_as_program(path: Path) -> bool:
+    """Whether the file ends with what it does when it is run."""
+    return ast.unparse(ast.parse(path.read_text(encoding="utf-8")).body[-1]).startswith("if __name__ == '__main__'")
 
 
 def modules() -> list[ModuleType]:

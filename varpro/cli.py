@@ -20,10 +20,10 @@ from typing import Any, NoReturn
 import torch
 
 from varpro.results import ResultError
+from varpro.signals import farewell, printable, program
 
 LAST_SEED = 2**32 - 1  # of numpy's generator
 _NO_MEMORY = "not enough memory for a problem of this size; fewer neurons, samples or epochs would fit"
-_GOES_ON = "the same command goes on from the last checkpoint, if there is one"
 
 
 class UsageError(Exception):
@@ -34,13 +34,13 @@ class Stopped(BaseException):
     """A signal asked the run to stop, and it has; its state is in the checkpoint, if it has one."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+        super().__init__(farewell(number))
         self.exit_code = 128 + number
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {_printable(message)}\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -65,7 +65,6 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None, **keywords: Any) -> None:
-        program = Path(sys.argv[0]).name
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # a letter that the terminal does not have is no reason to stop
                 stream.reconfigure(errors="backslashreplace")
@@ -74,38 +73,33 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
                 warnings.filterwarnings("ignore", module=r"torch\.")  # of the library about itself; not for its users
                 main(argv, **keywords)
         except (UsageError, ResultError) as error:
-            _stop(2, f"{program}: error: {error}")
+            _stop(2, f"{program()}: error: {error}")
         except FloatingPointError as error:
-            _stop(1, f"{program}: {error}")
+            _stop(1, f"{program()}: {error}")
         except RuntimeError as error:
             if "allocate memory" not in str(error):  # what torch says in place of MemoryError
                 raise
-            _stop(2, f"{program}: error: {_NO_MEMORY}")
+            _stop(2, f"{program()}: error: {_NO_MEMORY}")
         except MemoryError:
-            _stop(2, f"{program}: error: {_NO_MEMORY}")
+            _stop(2, f"{program()}: error: {_NO_MEMORY}")
         except BrokenPipeError:  # the reader has seen enough, as in `... | head`
             _mute()
             raise SystemExit(1) from None
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
-            _stop(2, f"{program}: error: {place}{error.strerror or error}")
+            _stop(2, f"{program()}: error: {place}{error.strerror or error}")
         except Stopped as stopped:
-            _stop(stopped.exit_code, f"{program}: {stopped}; {_GOES_ON}")
+            _stop(stopped.exit_code, str(stopped))
         except KeyboardInterrupt:
-            _stop(130, f"{program}: interrupted; {_GOES_ON}")
+            _stop(130, farewell(signal.SIGINT))
 
     return guarded
 
 
 def _stop(code: int, message: str) -> None:
     with suppress(OSError):  # nobody reads it
-        print(_printable(message), file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
     raise SystemExit(code)
-
-
-def _printable(message: str) -> str:
-    """``message`` in one line, also where it quotes a line break or what a terminal would act on."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in message)
 
 
 def say(line: str) -> None:

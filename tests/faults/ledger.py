@@ -4,10 +4,10 @@
 """
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 
 COUNTS: Counter[str] = Counter()
-SLOWEST: dict[str, float] = {}
+SECONDS: defaultdict[str, list[float]] = defaultdict(list)
 LONG = os.environ.get("VARPRO_FAULTS") == "long"
 
 
@@ -21,6 +21,6 @@ def count(what: str, number: int = 1) -> None:
     COUNTS[what] += number
 
 
-def slowest(what: str, seconds: float) -> None:
-    """Note how long ``what`` took, where that is the longest so far."""
-    SLOWEST[what] = max(seconds, SLOWEST.get(what, 0.0))
+def took(what: str, seconds: float) -> None:
+    """Note how long ``what`` took, for the median and the largest."""
+    SECONDS[what].append(seconds)

@@ -1,18 +1,20 @@
 """Real processes that run the scripts, at a fraction of the cost of a start.
 
-A server has imported torch and the package and nothing else; every process is forked from it and then does what
+A server has imported torch and the package and runs nothing; every process is forked from it and then does what
 ``python script arguments`` does. It has a log of its own and an environment of its own.
 """
 
 import faulthandler
-import importlib.util
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import torch
 from varpro.domains.torus import wrap_torus
 
 ROOT = Path(__file__).resolve().parents[2]
-PRELOADED = ["torch", "varpro.runs.experiment", "varpro.runs.options", "VarPro_resnet.Experiment", "processes"]
+PRELOADED = ["varpro.runs.experiment", "varpro.runs.options", "VarPro_resnet.Experiment", "preloaded", "processes"]
 SECONDS = 300.0  # after which a process is taken to hang
 
 CIRCLE = ["--samples", "256", "--teacher_width", "64", "--student_width", "32"]
@@ -44,11 +46,13 @@ class Experiment:
     tolerance: float = 0.0  # of a run that was carried on, relative to the largest entry; 0 is the same bits
 
 
-def _execute(script: str, arguments: Sequence[str], environment: Mapping[str, str], log: str, folder: str) -> None:
+def _execute(
+    script: str, arguments: Sequence[str], environment: Mapping[str, str], log: str, folder: str, begun: Connection
+) -> None:
     """In the new process: what the interpreter does with a script."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)  # however the tests were started
     os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, however the tests were started
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.chdir(folder)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for stream in (1, 2):
@@ -58,10 +62,8 @@ def _execute(script: str, arguments: Sequence[str], environment: Mapping[str, st
     faulthandler.enable()  # says where, if it crashes
     sys.argv = [str(ROOT / script), *arguments]
     sys.path.insert(0, str(ROOT))
-    spec = importlib.util.spec_from_file_location("script", ROOT / script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.main()
+    begun.close()
+    runpy.run_path(str(ROOT / script), run_name="__main__")
 
 
 def _context() -> Any:
@@ -87,9 +89,14 @@ class Running:
     ) -> None:
         self.log = log
         log.write_bytes(b"")
-        given = (script, list(arguments), dict(environment or {}), str(log), str(folder))
-        self._process = _context().Process(target=_execute, args=given)
+        context = _context()
+        reader, begun = context.Pipe(duplex=False)
+        given = (script, list(arguments), dict(environment or {}), str(log), str(folder), begun)
+        self._process = context.Process(target=_execute, args=given)
         self._process.start()
+        begun.close()
+        with reader, suppress(EOFError):  # it comes when the script begins: no signal meets multiprocessing
+            reader.recv()
 
     def send(self, number: int) -> None:
         if self._process.is_alive():
@@ -122,6 +129,18 @@ def finish(script: str, arguments: Sequence[str], log: Path, **keywords: Any) ->
     """Run to the end; returns the exit code and the output."""
     running = Running(script, arguments, log, **keywords)
     return running.wait(), running.output()
+
+
+def without_make() -> dict[str, str]:
+    """The environment of a user: without what a make that runs these tests has put there."""
+    outer = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "SEEDS", "EPOCHS", "SECTION", "CORES", "VARPRO_EPOCHS")
+    return {name: value for name, value in os.environ.items() if name not in outer}
+
+
+def farewell(script: str, how: int) -> str:
+    """The last line of ``script`` where the signal ``how`` has ended it."""
+    goes_on = "the same command goes on from the last checkpoint, if there is one"
+    return f"{Path(script).name}: stopped by {signal.Signals(how).name}; {goes_on}"
 
 
 _OF_A_SITTING = {"elapsed_time", "seconds", "images_per_second", "provenance", "inner_solves"}

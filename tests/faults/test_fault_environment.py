@@ -20,7 +20,9 @@ ENVIRONMENTS = {
     "no home": {"HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none"},
     "hash seed": {"PYTHONHASHSEED": "4711"},
     "dumb terminal": {"TERM": "dumb", "COLUMNS": "0"},
+    "one core": {},
 }
+PROMISED = {"environments": len(ENVIRONMENTS) + 2}  # and without any, and where the reader has gone
 
 
 def command(*options: str, at: Path = ROOT) -> list[str]:
@@ -33,8 +35,9 @@ def test_a_run_in_another_environment_and_in_any_folder(name, tmp_path):
     folder = tmp_path / "Übung 'eins' \"zwei\" $(x) λ"
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **ENVIRONMENTS[name]}
+    alone = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0)))] if name == "one core" else []
     done = subprocess.run(
-        command(*OPTIONS, "--output", "hier 'λ'"),
+        [*alone, *command(*OPTIONS, "--output", "hier 'λ'")],
         cwd=folder,
         env=environment,
         capture_output=True,

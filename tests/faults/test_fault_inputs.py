@@ -19,7 +19,7 @@ import torch
 from conftest import ROOT, load_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import CIRCLE, SCRIPTS
+from processes import CIRCLE, SCRIPTS, without_make
 
 from varpro.paper import __main__ as paper
 from varpro.paper import work
@@ -38,6 +38,9 @@ TEXTS = st.one_of(
     st.floats().map(repr),
     st.integers(-(10**12), 1000).map(str),
 )
+
+
+EXAMPLES, FILES_OF_TENSORS = (10, 60), (30, 200)  # in the usual suite and in the long run
 
 
 class Accepted(Exception):
@@ -110,7 +113,7 @@ NAMES = ["circle", "biased", "two-timescale", "torus", "resnet", "diffusion", "p
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=ledger.size(10, 60))
+@settings(max_examples=ledger.size(*EXAMPLES))
 @given(data=st.data())
 def test_any_command_line_is_understood_or_refused_in_one_line(name, data, programs):
     main, options = programs[name]
@@ -155,7 +158,7 @@ FILES = st.one_of(
 )
 
 
-@settings(max_examples=ledger.size(30, 200))
+@settings(max_examples=ledger.size(*FILES_OF_TENSORS))
 @given(contents=FILES, name=st.sampled_from(["data.pt", "dätä 'x'.pt", "a\nb.pt"]))
 def test_any_tensors_are_understood_or_refused_in_one_line(contents, name, programs):
     with tempfile.TemporaryDirectory() as folder:
@@ -177,8 +180,12 @@ class Attack:
         return os.mkdir, ("pwned",)
 
 
-@pytest.mark.parametrize("how", ["torch", "legacy", "pickle", "nested", "subclass"])
-@pytest.mark.parametrize("option", ["--data", "result", "checkpoint"])
+ATTACKS = ("torch", "legacy", "pickle", "nested", "subclass")
+READERS = ("--data", "result", "checkpoint")
+
+
+@pytest.mark.parametrize("how", ATTACKS)
+@pytest.mark.parametrize("option", READERS)
 def test_no_file_executes_code(how, option, programs, tmp_path, monkeypatch):
     attack = {"inputs": Attack()} if how != "nested" else {"config": {"list": [[Attack()]]}, "state": (Attack(),)}
     path = tmp_path / "bad.pt"
@@ -229,9 +236,7 @@ def test_make_refuses(values, tmp_path):
     given = [
         f"{name}={value}" for name, value in {"BIN": Path(sys.executable).parent, "READY": ready, **values}.items()
     ]
-    outer = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS")  # of a make that runs these tests
-    environment = {name: value for name, value in os.environ.items() if name not in outer}
-    environment["VARPRO_RESULTS"] = str(tmp_path / "results")
+    environment = without_make() | {"VARPRO_RESULTS": str(tmp_path / "results")}
     done = subprocess.run(
         ["make", "--no-print-directory", "plan", *given],
         cwd=ROOT,
@@ -249,17 +254,29 @@ def test_make_refuses(values, tmp_path):
     ledger.count("values of make and of the workflow")
 
 
-CONFIG = ["seeds=x", "seeds=5-1", "epochs=0", "epochs=abc", "section=7", "seeds=-1", "epochs=1.5"]
+CONFIG = [
+    *("section=nonsense", "sectoin=6.1", "section=", "section=7", "seeds=x", "seeds=5-1", "seeds=-1", "seeds=[0,1]"),
+    *("epochs=0", "epochs=abc", "epochs=1.5", "epochs=1e3"),
+]
+PROFILE = "Using workflow specific profile profiles/default for setting default command line arguments."
 
 
-@pytest.mark.parametrize("value", CONFIG if ledger.LONG else [])
+@pytest.mark.parametrize("value", CONFIG if ledger.LONG else CONFIG[:1])
 def test_the_workflow_refuses(value, tmp_path):
-    environment = os.environ | {"VARPRO_RESULTS": str(tmp_path / "results"), "PYTHONPATH": str(ROOT)}
-    environment.pop("VARPRO_EPOCHS", None)
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--config", value]
+    environment = without_make() | {"VARPRO_RESULTS": str(tmp_path / "results"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--config", value]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode != 0, done.stdout
-    assert "Traceback" not in done.stderr
-    assert "allowed" in done.stderr, done.stderr
+    assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line != PROFILE)  # Snakemake's own
+    assert line.startswith("Snakefile: error: ")
+    assert "allowed" in line
     assert not (tmp_path / "results").exists()
     ledger.count("values of make and of the workflow")
+
+
+PROMISED = {
+    "command lines that hypothesis made up": len(NAMES) * EXAMPLES[1],
+    "files of tensors that hypothesis made up": FILES_OF_TENSORS[1],
+    "files that would execute code": len(ATTACKS) * len(READERS),
+    "values of make and of the workflow": len(MAKE) + len(CONFIG),
+}

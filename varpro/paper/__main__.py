@@ -5,6 +5,11 @@ python -m varpro.paper --check              every published curve at hand: exit 
 python -m varpro.paper --plan --section all
 """
 
+from varpro.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # before the imports that take seconds
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -6,6 +6,11 @@ Every run is made by its own script, as from the command line: what exists is ke
 all, an interrupted run goes on from its checkpoint. A run that fails does not stop the others; the exit code is then 1.
 """
 
+from varpro.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()  # before the imports that take seconds
+
 import importlib.util
 import sys
 import traceback

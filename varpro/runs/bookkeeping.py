@@ -14,12 +14,12 @@ from typing import Any
 
 from varpro import results
 from varpro.cli import Stopped, UsageError
+from varpro.signals import STOPPING
 
 Report = Callable[[str], None]
 _POLL_SECONDS = 0.2  # between two tries to take a lock
 _TIMED_SECONDS = 1.0  # of training, before its cost is estimated; what is shorter needs no estimate
 _SECONDS_VARIABLE = "VARPRO_CHECKPOINT_SECONDS"  # environment: between two checkpoints, for any run
-_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # of schedulers, of Ctrl-C, of a terminal that closes
 
 
 class Checkpoint:
@@ -106,7 +106,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            for number in _STOPPING:
+            for number in STOPPING:
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._usual[number] = signal.signal(number, self._note)
         return self

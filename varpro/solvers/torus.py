@@ -578,7 +578,9 @@ def compile_apart(dtype: str) -> None:
 
     Code that was just compiled and code from the cache differ in the last bits of sums: so all processes load it.
     """
-    subprocess.run([sys.executable, "-c", f"from varpro.solvers import torus; torus.warm_up({dtype!r})"], check=False)
+    quiet = "from signal import *; signal(SIGINT, SIG_DFL)"  # Ctrl-C goes to both; the other process has the line
+    work = f"from varpro.solvers import torus; torus.warm_up({dtype!r})"
+    subprocess.run([sys.executable, "-c", f"{quiet}; {work}"], check=False)
 
 
 def warm_up(dtype: str) -> None:

@@ -18,7 +18,7 @@ import varpro
 # text. A new module gets a place here and in docs/architecture.md first.
 ROOMS = {
     "ground": ["varpro", "names", "compiled", "simd", "threads"],
-    "tools": ["relu", "ridge", "distances", "results", "cli"],
+    "tools": ["relu", "ridge", "distances", "results", "capture", "cli"],
     "domains": ["domains"],
     "features": ["features"],
     "problem": ["problem"],

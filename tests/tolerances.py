@@ -129,6 +129,8 @@ LOSS = {
 
 KERNEL = 1e-4  # relative; harmonics of a kernel by a sum over points, whose error grows with the harmonic
 
+FUSED = {"float32": 1e-5, "float64": 1e-12}
+
 CUDA = {  # a GPU against float64 on the CPU
     "float32": 1e-3,  # relative; features to 1e-7, inner solves to 1e-6, grown over 30 epochs
     "float64": 1e-7,  # inner solves to 1e-10, grown over 30 epochs

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import re
 from graphlib import TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +32,7 @@ ROOMS = {
     "figures": ["figures"],
     "scripts": ["VarPro_resnet", "make_diffusion", "benchmarks", "Experiment"],
 }
+NEEDS = {"varpro.solvers.fused": "triton"}  # modules for what is not on every machine
 LEVEL = {name: level for level, names in enumerate(ROOMS.values()) for name in names}
 
 PACKAGES = ("varpro", "VarPro_resnet", "benchmarks")
@@ -144,6 +146,7 @@ def modules() -> list[ModuleType]:
         importlib.import_module(found.name)
         for place, package in zip(places, PACKAGES, strict=True)
         for found in pkgutil.walk_packages([place], f"{package}.")
+        if find_spec(NEEDS.get(found.name, "varpro"))
     ]
 
 

@@ -137,6 +137,8 @@ FUSED = {  # two epochs by Triton kernels and by tensors, relative to the larges
 CUDA = {  # a GPU against float64 on the CPU
     "float32": 1e-3,  # relative; features to 1e-7, inner solves to 1e-6, grown over 30 epochs
     "float64": 1e-7,  # inner solves to 1e-10, grown over 30 epochs
+    "captured": 1e-6,  # seven float64 steps whose sums may be in another order; batch-norm magnifies round-off
+    "captured bfloat16": 1e-1,  # the same with 8 bits
     "resnet": 1e-7,  # three steps in float64; other algorithms of convolutions, batch-norm magnifies round-off
 }
 

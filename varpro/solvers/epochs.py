@@ -257,6 +257,7 @@ class TensorEpoch(Epoch):
 
     @property
     def features(self) -> torch.Tensor:
+        """(N, M), those of the weights after ``fill`` and after ``begin``."""
         return self.passes.features
 
     def price(self) -> float:

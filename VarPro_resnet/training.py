@@ -26,6 +26,7 @@ from varpro.loss import VarProLoss
 from varpro.runs.bookkeeping import Checkpoint, Report, StopSignals
 from varpro.threads import Sharing
 from VarPro_resnet import cifar
+from VarPro_resnet.replay import Replay, replayable
 from VarPro_resnet.resnet import ResNet20
 
 _CENTRE = 0.0  # c of the penalty (u - c)^2 / 2
@@ -62,11 +63,33 @@ class Descent:
 
         The features are computed once, and nothing here but Shampoo's decompositions waits for the device.
         """
-        loss = self._loss(self._features(images), targets)
+        features = self.forward(images)
+        return self.descend(features, targets, self.solve(features.detach(), targets))
+
+    solves = False  # whether :meth:`solve` computes anything
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The first part of a step: the features (B, M) of ``images (B, 3, 32, 32)``, with gradients."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed_precision):
+            features = self.network.features(images)
+        return features.to(images.dtype)
+
+    def solve(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The second part: the outer weights (M, k) that the gradient is taken at."""
+        return self.network.outer
+
+    def descend(self, features: torch.Tensor, targets: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+        """The last part: a step along the gradient at ``outer (M, k)``; returns the loss before it, a scalar."""
+        loss = self._loss(features, targets, outer)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.detach()
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates of the next step."""
+        return tuple(group["lr"] for group in self.optimizer.param_groups)
 
     def slow_down(self, factor: float) -> float:
         """Take steps of ``factor`` times the first rate from now on; returns the rate."""
@@ -88,14 +111,9 @@ class Descent:
         """Go on from what :meth:`state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def _features(self, images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed_precision):
-            features = self.network.features(images)
-        return features.to(images.dtype)
-
-    def _loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _loss(self, features: torch.Tensor, targets: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
         """L of ``features (B, M)``, with gradients."""
-        return ridge.loss(features, targets, self.network.outer, self.lmbda, _CENTRE)
+        return ridge.loss(features, targets, outer, self.lmbda, _CENTRE)
 
 
 class VarPro(Descent):
@@ -103,6 +121,8 @@ class VarPro(Descent):
 
     The step is along dL/dtheta of the mini-batch with u held fixed (:class:`varpro.loss.VarProLoss`).
     """
+
+    solves = True
 
     def __init__(
         self,
@@ -130,8 +150,11 @@ class VarPro(Descent):
         super().load_state_dict(state)
         self.criterion.load_state_dict(state["criterion"])
 
-    def _loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return self.criterion(features, targets)
+    def solve(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.criterion.solve(features, targets)
+
+    def _loss(self, features: torch.Tensor, targets: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+        return self.criterion.at(features, targets, outer)
 
 
 class VarProM(VarPro):
@@ -228,15 +251,17 @@ class Record:
 def arithmetic(*, tf32: bool) -> Iterator[None]:
     """Whether float32 products and convolutions on CUDA may round their factors to TF32 (10 bits) meanwhile.
 
-    PyTorch's default lets convolutions do so.
+    PyTorch's default lets convolutions do so. Their algorithms are chosen by trial: all batches but a few have one
+    shape.
     """
-    convolutions = torch.backends.cudnn.conv
-    usual, convolutions.fp32_precision = convolutions.fp32_precision, "tf32" if tf32 else "ieee"
+    cudnn = torch.backends.cudnn
+    usual, cudnn.conv.fp32_precision = cudnn.conv.fp32_precision, "tf32" if tf32 else "ieee"
+    tried, cudnn.benchmark = cudnn.benchmark, True
     try:
         with ridge.matrix_products(tf32=tf32):
             yield
     finally:
-        convolutions.fp32_precision = usual
+        cudnn.conv.fp32_precision, cudnn.benchmark = usual, tried
 
 
 @contextmanager
@@ -276,6 +301,7 @@ def train(
     progress: bool = False,
     label: str = "training",
     report: Report | None = None,
+    replay: bool | None = None,
 ) -> Record:
     """Train ``step.network`` through ``plan`` on ``images``, which are where the network is.
 
@@ -287,11 +313,14 @@ def train(
     is as many as the process has, or one where a trial shows that to be faster, which beside other work it is by far;
     that choice is made once, and a run that is gone on with keeps it.
 
+    ``replay`` is whether steps go through buffers that stay where they are, as captured graphs on CUDA
+    (:mod:`VarPro_resnet.replay`); None is on CUDA where :func:`VarPro_resnet.replay.replayable` allows it.
+
     ``report`` receives lines for the user, with the cost of the run unless ``progress`` shows it. Raises
     FloatingPointError with the pass and the step where the loss stops being finite, at the end of that pass; Stopped
     after a signal, with the state in the checkpoint.
     """
-    run = _Run(step, images, plan, seed, memory_format, label)
+    run = _Run(step, images, plan, seed, memory_format, label, replay)
     state = checkpoint.restore() if checkpoint is not None and resume else None
     if state is not None:
         run.restore(state)
@@ -330,6 +359,7 @@ class _Run:
         seed: int,
         memory_format: torch.memory_format,
         label: str,
+        replay: bool | None,
     ) -> None:
         self.take_step, self.images, self.plan, self.label = step, images, plan, label
         self.network = step.network.train().to(memory_format=memory_format)
@@ -342,6 +372,9 @@ class _Run:
         self.step, self.tests = 0, 0
         self.threads: list[int] = []
         self.losses = torch.full((plan.steps,), math.nan, dtype=torch.float64, device=weights.device)
+        if replay is None:
+            replay = weights.device.type == "cuda" and replayable(step)
+        self.replay = Replay(step, self.losses, plan.batch_size) if replay else None
         self.accuracies = torch.full((plan.passes + 1,), math.nan, dtype=torch.float64)
         self.rates = torch.full((plan.passes,), math.nan, dtype=torch.float64)
         self.testing = 0.0  # seconds in the tests, over all sittings
@@ -415,7 +448,10 @@ class _Run:
 
     def _step(self, images: torch.Tensor, targets: torch.Tensor) -> None:
         try:
-            self.losses[self.step] = self.take_step(images, targets)
+            if self.replay is not None and self.replay.takes(images):
+                self.replay(self.step, images, targets)
+            else:
+                self.losses[self.step] = self.take_step(images, targets)
         except FloatingPointError as error:
             self._check_losses()
             raise FloatingPointError(f"{self._place(self.step)}: {error}; try a smaller --time_scale") from None
@@ -492,23 +528,22 @@ class _Watch:
 
     def __init__(self, run: _Run, report: Report | None) -> None:
         self.run, self.report = run, report
-        self.first: int | None = None  # steps done when the clock started
+        self.first: _Mark | None = None  # when the clock started
+        self.last: _Mark | None = None
 
     def look(self) -> None:
-        """To be called after every step. The first one is not timed: it may choose algorithms."""
+        """To be called after every step. The first one is not timed: it may choose algorithms. Nothing waits."""
         if self.report is None:
             return
         if self.first is None:
-            self.first, self.started = self.run.step, self._training_seconds()
-        elif self.run.step >= self.first + _TIMED_STEPS:
-            spent = self._training_seconds() - self.started
-            if spent >= _TIMED_SECONDS:
-                self.report(self._estimate(spent / (self.run.step - self.first)))
-                self.report = None
-
-    def _training_seconds(self) -> float:
-        _wait(self.run.losses.device)
-        return self.run.seconds() - self.run.testing
+            self.first = _Mark(self.run)
+        elif self.last is None:
+            host = time.perf_counter() - self.first.host
+            if self.run.step >= self.first.step + _TIMED_STEPS and host >= _TIMED_SECONDS:
+                self.last = _Mark(self.run)
+        if self.last is not None and self.last.reached():
+            self.report(self._estimate(self.first.seconds_per_step(self.last)))
+            self.report = None
 
     def _estimate(self, seconds_per_step: float) -> str:
         run, plan = self.run, self.run.plan
@@ -517,6 +552,26 @@ class _Watch:
         size = sum(tensor.nbytes for tensor in run.network.state_dict().values()) + 8 * plan.steps
         rate = plan.images / (plan.steps_per_pass * seconds_per_step)
         return f"{rate:.0f} images/s, about {duration(left)} to go; the result will take {size / 1e6:.2g} MB"
+
+
+class _Mark:
+    """A moment of ``run``: of the device, which on CUDA comes later than that of the host, and nobody waits for it."""
+
+    def __init__(self, run: _Run) -> None:
+        self.step, self.testing, self.host = run.step, run.testing, time.perf_counter()
+        self.event: torch.cuda.Event | None = None
+        if run.losses.device.type == "cuda":
+            self.event = torch.cuda.Event(enable_timing=True)
+            self.event.record()
+
+    def reached(self) -> bool:
+        """Whether the device has come this far."""
+        return self.event is None or self.event.query()
+
+    def seconds_per_step(self, later: "_Mark") -> float:
+        """Of training, from this mark to a ``later`` one that is reached."""
+        spent = later.host - self.host if self.event is None else self.event.elapsed_time(later.event) / 1e3
+        return (spent - (later.testing - self.testing)) / (later.step - self.step)
 
 
 def _wait(device: torch.device) -> None:

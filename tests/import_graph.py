@@ -15,7 +15,7 @@ BEGIN, END = "<!-- drawn by tests/import_graph.py -->", "<!-- end -->"
 # text. A new module gets a place here and in docs/architecture.md first.
 ROOMS = {
     "ground": ["varpro", "names", "image_files", "compiled", "simd", "threads", "signals"],
-    "tools": ["relu", "ridge", "distances", "results", "cli"],
+    "tools": ["relu", "ridge", "distances", "results", "capture", "cli"],
     "domains": ["domains"],
     "features": ["features"],
     "problem": ["problem"],

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import re
 from graphlib import TopologicalSorter
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,8 @@ from conftest import ROOT
 from import_graph import LEVEL, PACKAGES, ROOMS, SOURCES, imports_of, name_of, room_of
 
 import varpro
+
+NEEDS = {"varpro.solvers.fused": "triton"}  # modules for what is not on every machine
 
 
 def upward(graph: dict[str, set[str]]) -> list[str]:
@@ -103,6 +106,7 @@ def modules() -> list[ModuleType]:
         importlib.import_module(found.name)
         for place, package in zip(places, PACKAGES, strict=True)
         for found in pkgutil.walk_packages([place], f"{package}.")
+        if find_spec(NEEDS.get(found.name, "varpro"))
     ]
 
 

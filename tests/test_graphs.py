@@ -8,6 +8,7 @@ from test_torus import drawn, relative_residual, system, wrap
 from tolerances import EXACT, FEATURE, FLOAT32, FOLLOWS, GROWN, OUTER, RESIDUAL, TRAJECTORY
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from varpro import capture
 from varpro.domains.torus import wrap_torus
 from varpro.features import RADIAL_KERNELS, RadialKernel, RadialTorus, ReLUCircle
 from varpro.problem import Problem
@@ -15,7 +16,7 @@ from varpro.runs.bookkeeping import Checkpoint
 from varpro.runs.descent import GradientDescent
 from varpro.runs.schedule import schedule
 from varpro.runs.training import STATE_VERSION, _Run, train
-from varpro.solvers import graphs as captured
+from varpro.solvers import epochs
 from varpro.solvers.base import Objective
 from varpro.solvers.dense import DenseSolver
 from varpro.solvers.graphs import GraphSolver
@@ -30,10 +31,10 @@ precisions = pytest.mark.parametrize("dtype", ["float32", "float64"])
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def solver(kernel, inputs, targets, centre=1.0, time_scale=TIME_SCALE, dtype="float64"):
+def solver(kernel, inputs, targets, centre=1.0, time_scale=TIME_SCALE, dtype="float64", kind=GraphSolver):
     inputs, targets = torch.from_numpy(inputs).to(getattr(torch, dtype)), torch.from_numpy(targets)
     feature_map = RadialTorus(RADIAL_KERNELS[kernel])
-    return GraphSolver(feature_map, inputs, targets.reshape(len(inputs), -1), LMBDA, centre, time_scale)
+    return kind(feature_map, inputs, targets.reshape(len(inputs), -1), LMBDA, centre, time_scale)
 
 
 def dense(of):
@@ -151,8 +152,8 @@ def test_passes_in_place_are_those_of_the_feature_map(kernel, dtype):
     weights[:5] = [[-2, -2], [2, 1.5], [1.999, -1.999], inputs[10], inputs[11] + 4]
     inputs, weights = inputs.astype(np.float32).astype(np.float64), weights.astype(np.float32).astype(np.float64)
     model = solver(kernel, inputs, targets, dtype=dtype)
-    passes = captured._passes(model.problem.feature_map, model.problem.inputs, len(weights))
-    assert type(passes) is captured._RadialPasses
+    passes = epochs.passes_of(model.problem.feature_map, model.problem.inputs, len(weights))
+    assert type(passes) is epochs.RadialPasses
     weights = torch.from_numpy(weights)
     generator = torch.Generator().manual_seed(0)
     residual = torch.randn(len(inputs), 2, dtype=torch.float64, generator=generator).to(model.problem.inputs)
@@ -222,7 +223,7 @@ def test_the_epochs_before_a_failure_are_kept(monkeypatch):
         record, good = attempt(length)
         if length >= 4 and len(failures) < 3:
             failures.append(good := 2)
-            record[good][captured._AFTER] = 1e-9
+            record[good][epochs.AFTER] = 1e-9
         return record, good
 
     monkeypatch.setattr(model, "_attempt", failing)
@@ -405,7 +406,7 @@ def test_an_epoch_runs_without_any_values(feature_map):
     """On the meta device there is nothing to read or to send: what runs there cannot depend on values on the host."""
     meta = {"device": "meta"}
     inputs, targets = torch.zeros(50, 2, dtype=torch.float32, **meta), torch.zeros(50, 1, dtype=torch.float64, **meta)
-    epoch = captured._Epoch(captured._Problem(feature_map, inputs, targets, LMBDA, 1.0, TIME_SCALE), 8)
+    epoch = epochs.TensorEpoch(epochs.EpochProblem(feature_map, inputs, targets, LMBDA, 1.0, TIME_SCALE), 8)
     places = [tensor for tensor in vars(epoch).values() if isinstance(tensor, torch.Tensor)]
     epoch.begin()
     epoch.step()
@@ -420,27 +421,31 @@ def test_the_dense_solver_reads_once_a_call(outer_update):
     model = DenseSolver(ReLUCircle(), *data, 1e-2, 1.0, TIME_SCALE, outer_update)
     weights = torch.from_numpy(problem.weights)
     outer = model.solve(weights)
-    for epochs in (1, 20):
+    for count in (1, 20):
         with HostReads(1):
-            model.advance(weights, outer, epochs)
+            model.advance(weights, outer, count)
 
 
 # --- graphs ------------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_capture_is_an_error(monkeypatch):
-    def refuse(action, device):
+    """No silent fall back to epochs that are several times slower."""
+
+    def refuse(device, *actions):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(captured, "_captured", refuse)
+    monkeypatch.setattr(capture, "captured", refuse)
+    inputs, targets, weights = drawn("laplace")
+    model, w = solver("laplace", inputs, targets), torch.from_numpy(weights)
     with pytest.raises(RuntimeError, match="capturing"):
-        captured._replayed((lambda: None,), torch.device("cuda"))
+        model.advance(w, model.solve(w), 1)
 
 
 def test_generic_features_lie_as_their_map_makes_them():
     inputs, _, weights = drawn("laplace")
     x, w = torch.from_numpy(inputs), torch.from_numpy(weights)
-    generic, radial = (captured._passes(of, x, len(w)) for of in (ReLUCircle(), RadialTorus(RADIAL_KERNELS["cos"])))
+    generic, radial = (epochs.passes_of(of, x, len(w)) for of in (ReLUCircle(), RadialTorus(RADIAL_KERNELS["cos"])))
     assert generic.features.stride() == ReLUCircle()(w, x).stride()
     assert radial.features.stride() == (1, len(x))
 
@@ -451,23 +456,40 @@ def test_too_wide_a_student_is_refused():
     assert "more than 20000 neurons" in GraphSolver.obstacle(goal, problem)
 
 
-def test_the_runs_before_a_capture_leave_no_trace(monkeypatch):
+class Warming(GraphSolver):
+    """Runs what a capture demands before every state that it takes up, not only before the first."""
+
+    def _set(self, weights, outer):
+        self._warm_up()
+        super()._set(weights, outer)
+
+
+def test_the_runs_before_a_capture_leave_no_trace():
     inputs, targets, weights = drawn("laplace")
     ends = []
-
-    def warmed(actions, device):
-        for action in actions:
-            for _ in range(3):
-                action()
-        return list(actions)
-
-    for replayed in (captured._replayed, warmed):
-        monkeypatch.setattr(captured, "_replayed", replayed)
-        model, w = solver("laplace", inputs, targets), torch.from_numpy(weights.copy())
+    for kind in (GraphSolver, Warming):
+        model, w = solver("laplace", inputs, targets, kind=kind), torch.from_numpy(weights.copy())
         outer = model.solve(w)
         ends.append((model.advance(w, outer, 20), w, outer))
     for first, second in zip(*ends, strict=True):
         assert torch.equal(first, second)
+
+
+def test_a_graph_for_every_number_of_steps(monkeypatch):
+    """Captured at its first use, in the midst of the training, and by an action that is not run meanwhile."""
+    inputs, targets, weights = drawn("laplace")
+    model, w = solver("laplace", inputs, targets), torch.from_numpy(weights)
+    made = []
+    monkeypatch.setattr(capture, "captured", lambda device, *actions: made.append(actions[0].args[0]) or actions)
+    outer = model.solve(w)
+    for steps in (3, 2, 3, 2):
+        model._steps = steps
+        model._attempt(2)
+    assert made == [3, 2]
+    model.solve(w[:20])
+    model._attempt(1)
+    assert len(made) == 3  # others for another width
+    assert outer.shape == (30, 1)
 
 
 # --- on a device -------------------------------------------------------------------------------------------------

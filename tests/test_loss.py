@@ -147,6 +147,23 @@ def test_averaging_is_the_recursion():
         assert loss.item() == pytest.approx(ridge.loss(features, targets, expected, 1e-2, 1.0).item(), rel=SOLVE)
 
 
+@pytest.mark.parametrize("options", [{}, {"averaging": 0.5}, {"memory": 0.5}])
+@pytest.mark.parametrize("lmbda", [1e-2, 1e-4])
+def test_a_call_has_two_halves(options, lmbda):
+    """To the same bits, gradient, loss and state, also where the loss of float32 features is in float64."""
+    whole, halves = (VarProLoss(lmbda, 1.0, **options) for _ in range(2))
+    for seed in range(3):
+        features, targets = problem(seed=seed, dtype=torch.float32)
+        one, other = (features.clone().requires_grad_() for _ in range(2))
+        loss = whole(one, targets)
+        found = halves.at(other, targets, halves.solve(other, targets))
+        loss.backward()
+        found.backward()
+        assert torch.equal(found, loss)
+        assert torch.equal(other.grad, one.grad)
+    assert all(map(torch.equal, whole.state_dict().values(), halves.state_dict().values()))
+
+
 def test_evaluation_solves_nothing():
     criterion = VarProLoss(1e-2)
     criterion(*problem())

@@ -129,9 +129,16 @@ LOSS = {
 
 KERNEL = 1e-4  # relative; harmonics of a kernel by a sum over points, whose error grows with the harmonic
 
+FUSED = {  # two epochs by Triton kernels and by tensors, relative to the largest
+    "float32": 1e-5,  # features to 2e-7, times a condition number; 8e-7 seen
+    "float64": 1e-12,  # the same with 2e-16
+}
+
 CUDA = {  # a GPU against float64 on the CPU
     "float32": 1e-3,  # relative; features to 1e-7, inner solves to 1e-6, grown over 30 epochs
     "float64": 1e-7,  # inner solves to 1e-10, grown over 30 epochs
+    "captured": 1e-6,  # seven float64 steps whose sums may be in another order; batch-norm magnifies round-off
+    "captured bfloat16": 1e-1,  # the same with 8 bits
     "resnet": 1e-7,  # three steps in float64; other algorithms of convolutions, batch-norm magnifies round-off
 }
 

@@ -101,17 +101,21 @@ class VarProLoss(nn.Module):
 
     def forward(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """L, a scalar, for ``features (N, M)`` and ``targets`` (N, k) or (N,); training updates ``outer``."""
-        _check_features(features)
-        targets = self._real(targets, features)
-        self._check_shapes(features, targets)
-        with _full_precision(features):
-            wide = torch.promote_types(features.dtype, torch.float32)
-            loss_dtype = self._loss_dtype(wide)
-            outer = self._solved(features.detach(), targets, loss_dtype) if self.training else self._kept()
-            loss = ridge.loss(
-                features.to(loss_dtype), targets.to(loss_dtype), outer.to(loss_dtype), self.lmbda, self.centre
-            )
-        return loss.to(wide)
+        targets = self._checked_targets(features, targets)
+        outer = self._solved(features.detach(), targets) if self.training else self._kept()
+        return self._risk(features, targets, outer)
+
+    def solve(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The first half of a call in training mode: u (M, k) or (M,) for this mini-batch; ``outer`` is updated.
+
+        In the dtype in which the loss is computed. :meth:`at` is the other half: for who captures one of them in a CUDA
+        graph, where a factorisation may not be.
+        """
+        return self._solved(features.detach(), self._checked_targets(features, targets))
+
+    def at(self, features: torch.Tensor, targets: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+        """L, a scalar, at ``outer`` u (M, k) or (M,): nothing is solved or kept."""
+        return self._risk(features, self._checked_targets(features, targets), outer)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -125,9 +129,7 @@ class VarProLoss(nn.Module):
         second = cross = None
         count = 0
         for features, targets in batches:
-            _check_features(features)
-            targets = self._real(targets, features)
-            self._check_shapes(features, targets)
+            targets = self._checked_targets(features, targets)
             dtype = self._solve_dtype(features)
             columns = targets if targets.ndim == 2 else targets[:, None]
             with _full_precision(features), _few_threads(features), ridge.matrix_products(tf32=False):
@@ -172,12 +174,19 @@ class VarProLoss(nn.Module):
 
     # --- the solve -------------------------------------------------------------------------------------------------
 
+    def _risk(self, features: torch.Tensor, targets: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
+        with _full_precision(features):
+            wide = torch.promote_types(features.dtype, torch.float32)
+            dtype = self._loss_dtype(wide)
+            return ridge.loss(features.to(dtype), targets.to(dtype), outer.to(dtype), self.lmbda, self.centre).to(wide)
+
     @torch.no_grad()
-    def _solved(self, features: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The outer weights of this call in ``dtype``; ``outer`` is them."""
+    def _solved(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The outer weights of this call in the dtype of the loss; ``outer`` is them."""
+        dtype = self._loss_dtype(torch.promote_types(features.dtype, torch.float32))
         solve_dtype = self._solve_dtype(features)
         columns = targets if targets.ndim == 2 else targets[:, None]
-        with _few_threads(features), ridge.matrix_products(tf32=False):
+        with _full_precision(features), _few_threads(features), ridge.matrix_products(tf32=False):
             wide = features.to(solve_dtype), columns.to(solve_dtype)
             if self.memory > 0:
                 solution = self._solve_remembered(*wide)
@@ -239,6 +248,13 @@ class VarProLoss(nn.Module):
         return wide if self.lmbda >= _FLOAT32_LAMBDA else torch.float64
 
     # --- what comes in ---------------------------------------------------------------------------------------------
+
+    def _checked_targets(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Targets as numbers, (N, k) or (N,), that go with ``features`` and ``outer``."""
+        _check_features(features)
+        targets = self._real(targets, features)
+        self._check_shapes(features, targets)
+        return targets
 
     def _kept(self) -> torch.Tensor:
         if self.outer is None:

@@ -68,18 +68,29 @@ def gradient(solver, weights, time_scale):
 
 
 @njit
-def _exponentials(x, out):
-    for i in range(x.shape[0]):
-        out[i] = torus._exp(x[i])
+def _laplace_values(r, out):
+    for i in range(r.shape[0]):
+        out[i] = torus._laplace(r[i])
 
 
 @precisions
 def test_exponential(dtype):
-    x = np.linspace(-80, 80, 100_001).astype(dtype)
-    found = np.empty_like(x)
-    _exponentials(x, found)
-    assert np.max(np.abs(found / np.exp(x.astype(np.longdouble)) - 1)) < EXPONENTIAL[dtype]
-    assert found[50_000] == 1
+    r = np.linspace(0, 40, 100_001).astype(dtype)
+    found = np.empty_like(r)
+    _laplace_values(r, found)
+    assert np.max(np.abs(found / (8 * np.exp(-2 * r.astype(np.longdouble))) - 1)) < EXPONENTIAL[dtype]
+    assert found[0] == 8
+
+
+@precisions
+def test_no_number_comes_of_none(dtype):
+    """Whatever bits the NaN has: 2^k is made of them."""
+    bits, sign = {"float32": (np.uint32, 31), "float64": (np.uint64, 63)}[dtype]
+    quiet = np.array(np.nan, dtype).view(bits)
+    nan = np.array([quiet | bits(payload) | bits(s << sign) for payload in range(1024) for s in (0, 1)]).view(dtype)
+    found = np.zeros_like(nan)
+    _laplace_values(nan, found)
+    assert np.isnan(found).all()
 
 
 @precisions

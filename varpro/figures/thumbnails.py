@@ -3,6 +3,11 @@
 python -m varpro.figures.thumbnails      writes docs/thumbnails/<figure>.png anew
 """
 
+from varpro.signals import end_on_signals
+
+if __name__ == "__main__":
+    end_on_signals()
+
 import base64
 import io
 import json

@@ -19,11 +19,16 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     sections = [entry for entry in config.nav if isinstance(entry, dict)]
     for section in sections:
         for pages in section.values():
-            pages[:] = [page for page in pages if page in here]
-    named = {page for section in sections for pages in section.values() for page in pages} | {"index.md"}
+            pages[:] = [page for page in pages if _file(page) in here]
+    named = {_file(page) for section in sections for pages in section.values() for page in pages} | {"index.md"}
     rest = sorted(here - named)
     config.nav += [{"More": rest}] if rest else []
     return config
+
+
+def _file(entry: str | dict[str, str]) -> str:
+    """The page of an entry of the navigation, which may have a title of its own."""
+    return entry if isinstance(entry, str) else next(iter(entry.values()))
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

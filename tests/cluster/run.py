@@ -56,17 +56,11 @@ def refuse(message: str) -> None:
 @contextmanager
 def daemon(command: list[str], log: Path) -> Iterator[None]:
     """A program in the background until the block ends."""
-    with log.open("w") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said)
-    try:
-        yield
-    finally:
-        process.terminate()
+    with log.open("w") as said, subprocess.Popen(command, stdout=said, stderr=said) as process:
         try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            yield
+        finally:
+            process.terminate()
 
 
 @contextmanager

@@ -483,6 +483,16 @@ def test_every_command_of_a_page_is_one_the_scripts_take(page):
         parser.parse_args(arguments)
 
 
+def test_the_own_data_of_the_page_are_trained_on(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "docs" / "scripts.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(block, "docs/scripts.md", "exec"), {})
+    ((script, arguments),) = [found for found in commands_of("docs/scripts.md") if "--data" in found[1]]
+    run(script, *arguments, "--output", "out")
+    assert "distance to teacher" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("script", [*CIRCLE, "make_diffusion.py"])
 def test_help_states_defaults(script, capsys):
     refuse(script, "--help", code=0)

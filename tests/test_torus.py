@@ -94,6 +94,15 @@ def test_no_number_comes_of_none(dtype):
 
 
 @precisions
+def test_rows_begin_at_cache_lines(dtype):
+    """Where they do not, nothing but speed is lost, and nobody would notice."""
+    space = torus.workspace(blocks=3, width=5, dtype=dtype)
+    assert space.phi.shape == (3, 8, 128)
+    assert space.phi.dtype == dtype
+    assert all(row.ctypes.data % 64 == 0 for block in space.phi for row in block)
+
+
+@precisions
 @kernels
 def test_features_at_the_seam_and_at_a_neuron(kernel, dtype):
     inputs, targets, weights = drawn(kernel)

@@ -36,6 +36,7 @@ from varpro.threads import Sharing, one_blas_thread
 KERNELS = ("laplace", "cos")
 _BLOCK = 128  # samples per block; 1024 float32 neurons of a block fill 512 kB
 _CHUNKS = 16  # parts of the sums over samples, at most
+_LINE = 64  # bytes of a cache line, and of the longest vector
 _TILE = 32  # neurons whose features are summed in the precision of the features before float64 takes over
 _TOLERANCE = {"float32": 5e-7, "float64": 5e-11}  # |b - A u| / |b|; half of what is promised
 _STEPS = 40  # conjugate-gradient steps before the solve is made anew
@@ -78,14 +79,14 @@ class Workspace(NamedTuple):
 # --- kernels -----------------------------------------------------------------------------------------------------
 
 
-def _taylor(first: int, terms: int, precision: type) -> tuple:
-    """Coefficients (-1)^k (pi/4)^(2k + first) / (2k + first)! of q^k, highest power first."""
+def _taylor(angle: float, first: int, terms: int, precision: type) -> tuple:
+    """Coefficients (-1)^k angle^(2k + first) / (2k + first)! of q^k, highest power first."""
     powers = [(k, 2 * k + first) for k in reversed(range(terms))]
-    return tuple(precision((-1) ** k * (math.pi / 4) ** n / math.factorial(n)) for k, n in powers)
+    return tuple(precision((-1) ** k * angle**n / math.factorial(n)) for k, n in powers)
 
 
-_COSINE_SINGLE, _COSINE_DOUBLE = _taylor(0, 7, np.float32), _taylor(0, 11, np.float64)
-_SINE_SINGLE, _SINE_DOUBLE = _taylor(1, 7, np.float32), _taylor(1, 11, np.float64)
+_COSINE_SINGLE, _COSINE_DOUBLE = _taylor(math.pi / 4, 0, 7, np.float32), _taylor(math.pi / 4, 0, 11, np.float64)
+_SINE_SINGLE, _SINE_DOUBLE = _taylor(math.pi / 2, 1, 9, np.float32), _taylor(math.pi / 2, 1, 14, np.float64)
 
 
 @compiled(fastmath=FUSED)
@@ -141,7 +142,7 @@ def _cosine(q):
 
 
 def _sine_ratio(q):
-    """sin(pi r / 4) / r for q = r^2 in [0, 4]."""
+    """sin(pi r / 2) / r for q = r^2 in [0, 4]."""
     raise NotImplementedError("for compiled code")
 
 
@@ -211,16 +212,15 @@ def _cos_row(x, y, w0, w1, phi):
 
 @compiled(fastmath=FUSED)
 def _cos_term(d0, d1, r):
-    """r cos(pi |d| / 4) sin(pi |d| / 4) / |d| for |d| <= 2, else 0."""
+    """r sin(pi |d| / 2) / |d| for |d| <= 2, else 0."""
     number = type(d0)
     q = d0 * d0 + d1 * d1
-    near = min(q, number(4.0))
-    return r * _cosine(near) * _sine_ratio(near) if q <= number(4.0) else number(0.0)
+    return r * _sine_ratio(min(q, number(4.0))) if q <= number(4.0) else number(0.0)
 
 
 @compiled(fastmath=VECTORISED)
 def _cos_slope(x, y, w0, w1, r):
-    """sum_i r_i d phi_i / d w = -(pi/2) sum_i r_i cos(pi |d_i| / 4) sin(pi |d_i| / 4) d_i / |d_i|, |d_i| <= 2."""
+    """sum_i r_i d phi_i / d w = -(pi/4) sum_i r_i sin(pi |d_i| / 2) d_i / |d_i|, |d_i| <= 2."""
     number = x.dtype.type
     sum0 = sum1 = number(0.0)
     for i in range(_BLOCK):
@@ -228,7 +228,7 @@ def _cos_slope(x, y, w0, w1, r):
         scale = _cos_term(d0, d1, r[i])
         sum0 += scale * d0
         sum1 += scale * d1
-    return number(-0.5 * math.pi) * sum0, number(-0.5 * math.pi) * sum1
+    return number(-0.25 * math.pi) * sum0, number(-0.25 * math.pi) * sum1
 
 
 # --- passes over the samples -------------------------------------------------------------------------------------
@@ -539,10 +539,18 @@ def _epochs(samples, ws, width, laplace, lmbda, centre, time_scale, tolerance, p
 # --- for callers -------------------------------------------------------------------------------------------------
 
 
+def _zeros(*shape: int, dtype: str | type = "float64") -> np.ndarray:
+    """Zeros from the beginning of a cache line on: where vectors reach into the next one, an epoch takes 5 % longer."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + _LINE, np.uint8)
+    first = -memory.ctypes.data % _LINE
+    return memory[first : first + size].view(dtype).reshape(shape)
+
+
 def _blocked(values: np.ndarray, dtype: type) -> np.ndarray:
     """``values (n, N)`` in blocks, padded with zeros: (n, blocks, 128)."""
     blocks = -(-values.shape[1] // _BLOCK)
-    out = np.zeros((len(values), blocks * _BLOCK), dtype)
+    out = _zeros(len(values), blocks * _BLOCK, dtype=dtype)
     out[:, : values.shape[1]] = values
     return out.reshape(len(values), blocks, _BLOCK)
 
@@ -552,20 +560,20 @@ def workspace(blocks: int, width: int, dtype: str) -> Workspace:
     padded = -(-width // 4) * 4
     parts = min(_CHUNKS, blocks)
     return Workspace(
-        phi=np.zeros((blocks, padded, _BLOCK), dtype),
-        w=np.zeros((padded, 2)),
-        u=np.zeros(padded),
-        history=np.zeros((2, padded)),
-        residual=np.zeros((blocks, _BLOCK)),
-        product=np.zeros((blocks, _BLOCK)),
-        sums=np.zeros((parts, padded, 2)),
-        scratch=np.zeros((parts, 2, _BLOCK), dtype),
-        inverse=np.zeros((padded, padded), dtype),
-        slope=np.zeros(padded),
-        direction=np.zeros(padded),
-        image=np.zeros(padded),
-        counts=np.zeros(8),
-        worst=np.zeros(2),
+        phi=_zeros(blocks, padded, _BLOCK, dtype=dtype),
+        w=_zeros(padded, 2),
+        u=_zeros(padded),
+        history=_zeros(2, padded),
+        residual=_zeros(blocks, _BLOCK),
+        product=_zeros(blocks, _BLOCK),
+        sums=_zeros(parts, padded, 2),
+        scratch=_zeros(parts, 2, _BLOCK, dtype=dtype),
+        inverse=_zeros(padded, padded, dtype=dtype),
+        slope=_zeros(padded),
+        direction=_zeros(padded),
+        image=_zeros(padded),
+        counts=_zeros(8),
+        worst=_zeros(2),
     )
 
 

@@ -17,7 +17,7 @@ def main() -> None:
     print(machine(), flush=True)
     epochs, points = circle_epochs.solvers()
     wide, wide_points = circle_epochs.wide()
-    torus, gpu = torus_epochs.table(), gpu_epochs.table()
+    torus, gpu = torus_epochs.table(), gpu_epochs.section()
     trials, goals, study = optimizers.cost(), optimizers.goals(), optimizers.study()
     images, loading = resnet_images.table(), resnet_images.first_load()
     stages = start_up.stages()
@@ -50,8 +50,6 @@ relative residual of 1e-6 (`benchmarks/torus_epochs.py`: Laplace kernel, lambda 
 
 {torus}
 
-On a GPU, captured graphs (`benchmarks/gpu_epochs.py`): {gpu}
-
 ## Images per second of the ResNet
 
 Batch size 128, random images of the shape of CIFAR-10, both loops on all that the machine has. The plain loop has a
@@ -61,6 +59,10 @@ turns.
 {images}
 
 {loading}
+
+{gpu_epochs.HEADING}
+
+{gpu}
 
 ## Optimizers on the reduced risk
 

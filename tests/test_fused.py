@@ -59,15 +59,19 @@ def test_all_that_is_launched_compiles_for_an_h100(kernel, dtype):
     from triton.compiler import ASTSource
 
     types = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
-    launched = {}
+    launched, count = {}, []
 
     def note(self, launched_kernel, programs, *arguments, **constants):
+        count.append(programs)
         launched.setdefault((launched_kernel, constants.get("PREDICT")), (arguments, constants))
 
     epoch = fused.FusedEpoch(problem_of(kernel, 300, 600, dtype)[0], 600)
     with patch.object(fused.FusedEpoch, "_launch", note):
+        for steps in (1, 2):
+            count.clear()
+            epoch.run(steps)
+            assert len(count) == 4 + 4 * steps
         epoch.fill()
-        epoch.run(1)
         epoch.pull_back()
     storing = {name for name, value in vars(fused).items() if "tl.store" in getattr(value, "src", "")}
     assert {one.fn.__name__ for one, _ in launched} == storing  # no kernel is forgotten
@@ -92,7 +96,7 @@ def version(package: str) -> tuple[int, int]:
     reason="older interpreters of triton (tried: 3.6) work with numpy up to 2.3",
 )
 def test_the_interpreted_kernels():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_fused.py"]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-p", "no:cacheprovider", "tests/test_fused.py"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
@@ -150,7 +154,7 @@ def test_features_and_gradient(kernel, dtype, monkeypatch):
     """Against the feature map in float64, with neurons at samples, on the seam, outside the square, and the last one so
     close to a sample that the square of the distance is none in float32."""
     monkeypatch.setattr(fused, "blocks", lambda *_: SMALL)
-    problem, weights = problem_of(kernel, 19, 7, dtype)
+    problem, weights = problem_of(kernel, 13, 7, dtype)
     problem.inputs.copy_(problem.inputs.float())  # so that a sample is where its neuron is
     problem.inputs[12] = 0
     inputs = problem.inputs.double()
@@ -169,10 +173,16 @@ def test_features_and_gradient(kernel, dtype, monkeypatch):
 
 
 @interpreted
-@precisions
-@kernels
-@pytest.mark.parametrize(("samples", "width", "small"), [(19, 5, True), (19, 1, False)])
-def test_an_epoch_is_that_of_tensors(samples, width, small, kernel, dtype, monkeypatch):
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "samples", "width", "small"),
+    [
+        ("laplace", "float32", 11, 3, True),
+        ("cos", "float64", 11, 3, True),
+        ("laplace", "float64", 19, 1, False),
+        ("cos", "float32", 19, 1, False),
+    ],
+)
+def test_an_epoch_is_that_of_tensors(kernel, dtype, samples, width, small, monkeypatch):
     """State, kept start and record, after two steps; the second epoch goes to the second row."""
     if small:
         monkeypatch.setattr(fused, "blocks", lambda *_: SMALL)
@@ -205,7 +215,7 @@ def test_one_sample(width):
 def test_training_follows_the_dense_solver(monkeypatch):
     """To the residual that is promised, with epochs that are taken back on the way; and the reduced risk at the end."""
     monkeypatch.setattr(fused, "blocks", lambda *_: fused.Blocks(4, 16, 16, 4))
-    problem, start = problem_of("laplace", 16, 4, "float64")
+    problem, start = problem_of("laplace", 12, 3, "float64")
     constants = LMBDA, 1.0, TIME_SCALE
     dense = DenseSolver(problem.feature_map, problem.inputs, problem.targets, *constants, "ridge")
     solver = GraphSolver(problem.feature_map, problem.inputs, problem.targets, *constants, kind=fused.FusedEpoch)
@@ -213,23 +223,23 @@ def test_training_follows_the_dense_solver(monkeypatch):
     for one in (solver, dense):
         weights = start.clone()
         outer = one.solve(weights)
-        losses = one.advance(weights, outer, 2)
+        losses = one.advance(weights, outer, 1)
         solver._steps = 1  # too few
-        losses = torch.cat([losses, one.advance(weights, outer, 3)])
+        losses = torch.cat([losses, one.advance(weights, outer, 2)])
         reduced = one.reduced(weights)
         ends.append((losses, weights, outer, torch.tensor(reduced.risk), reduced.gradient))
     for found, expected in zip(*ends, strict=True):
         close(found, expected, FOLLOWS)
     assert (ends[0][1] - start).abs().max() > 1e-3  # something happened
     report = solver.report()
-    assert report["fused"] == report["epochs"] == 5
+    assert report["fused"] == report["epochs"] == 3
     assert report["repeated"] > 0
     assert report["worst_residual"] < RESIDUAL["float64"]
 
 
 @interpreted
 def test_an_epoch_that_is_taken_back_is_made_again_to_the_same_bits():
-    problem, weights = problem_of("laplace", 19, 3, "float32")
+    problem, weights = problem_of("laplace", 11, 3, "float32")
     epoch = entered(fused.FusedEpoch, problem, weights)
     ends = []
     for _ in range(2):
@@ -242,8 +252,7 @@ def test_an_epoch_that_is_taken_back_is_made_again_to_the_same_bits():
 
 
 @interpreted
-@kernels
-@pytest.mark.parametrize("place", ["weights", "outer", "residual"])
+@pytest.mark.parametrize(("place", "kernel"), [("weights", "cos"), ("outer", "laplace"), ("residual", "cos")])
 def test_what_is_not_finite_is_seen(place, kernel):
     """The maximum of a GPU takes the number where the other one is none."""
     problem, weights = problem_of(kernel, 5, 2, "float32")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -429,6 +430,42 @@ def test_cost_is_said_once(monkeypatch):
     assert line.endswith("to go; the result will take 1.1 MB")
 
 
+class Event:
+    """A device that is one second further at every mark, and late."""
+
+    made = 0
+
+    def __init__(self, enable_timing):
+        Event.made += 1
+        self.second, self.looks = Event.made, iter([False, False, True])
+
+    def record(self):
+        pass
+
+    def query(self):
+        return next(self.looks)
+
+    def elapsed_time(self, later):
+        return 1e3 * (later.second - self.second)
+
+
+def test_the_cost_on_a_gpu_is_that_of_its_own_clock_and_nobody_waits(monkeypatch):
+    monkeypatch.setattr(training, "_TIMED_SECONDS", 0.0)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", None)
+    lines = []
+    there = SimpleNamespace(device=torch.device("cuda"))
+    run = SimpleNamespace(step=1, testing=0.0, tests=1, losses=there, plan=Plan(80, 8, 1, 0), network=network())
+    watch = training._Watch(run, lines.append)
+    for run.step in range(1, 6):
+        assert not lines
+        watch.look()
+        if run.step == 2:
+            run.testing = 0.5  # a test between the two marks is not training
+    assert len(lines) == 1
+    assert lines[0].startswith("32 images/s")  # two steps of 8 images in half a second
+
+
 @pytest.mark.parametrize(
     ("optimizer", "time_scale", "passes"),
     [("varprom", "3e-5", 5), ("sgdm", "3e-5", 5), ("shampoo", "1e-3", 8), ("varpro-running", "1e-5", 5)],
@@ -470,12 +507,16 @@ def test_an_inner_system_that_is_not_definite_is_reported(monkeypatch):
 
 
 def test_the_arithmetic_is_restored():
-    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    usual = convolutions.fp32_precision, products.fp32_precision
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+
+    def now():
+        return cudnn.conv.fp32_precision, products.fp32_precision, cudnn.benchmark
+
+    usual = now()
     for tf32, name in ((False, "ieee"), (True, "tf32")):
         with training.arithmetic(tf32=tf32):
-            assert (convolutions.fp32_precision, products.fp32_precision) == (name, name)
-    assert (convolutions.fp32_precision, products.fp32_precision) == usual
+            assert now() == (name, name, True)
+    assert now() == usual
 
 
 @pytest.mark.parametrize("variant", ["VarProM", "VarPro running", "SGDM"])

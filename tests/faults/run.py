@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 os.environ["VARPRO_FAULTS"] = "long"  # before the ledger is imported
 HERE = Path(__file__).resolve().parent
@@ -42,21 +43,23 @@ def run(arguments: list[str]) -> int:
 
 
 def everything() -> int:
-    """Both halves at once: the processes that are killed leave a core idle for much of the time."""
-    halves = [[KILLS], [f"--ignore={KILLS}", str(HERE)]]
+    """Both halves at once, since each leaves a core idle for much of the time. The kills are shown as they go, what the
+    others have said at the end."""
     with tempfile.TemporaryDirectory() as folder:
-        said = [Path(folder) / f"{number}.log" for number in range(len(halves))]
-        processes = []
-        for log, half in zip(said, halves, strict=True):
-            environment = os.environ | {_COUNTS: str(log.with_suffix(".json"))}
-            command = [sys.executable, __file__, *half]
-            with log.open("w") as out:
-                processes.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment))
-        codes = [process.wait() for process in processes]
-        for log in said:
-            print(log.read_text())
-            ledger.add(log.with_suffix(".json"))
+        counts, said = [Path(folder) / name for name in ("kills.json", "others.json")], Path(folder) / "said"
+        with said.open("w") as out:
+            kills = _half(counts[0], [KILLS], None)
+            others = _half(counts[1], [f"--ignore={KILLS}", str(HERE)], out)
+            codes = [kills.wait(), others.wait()]
+        print(said.read_text(encoding="utf-8"))
+        for path in counts:
+            ledger.add(path)
     return max(codes)
+
+
+def _half(counts: Path, arguments: list[str], out: IO[str] | None) -> subprocess.Popen:
+    environment = os.environ | {_COUNTS: str(counts)}
+    return subprocess.Popen([sys.executable, __file__, *arguments], stdout=out, stderr=out, env=environment)
 
 
 def main() -> int:

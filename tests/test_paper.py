@@ -51,7 +51,7 @@ def test_seeds(text, seeds):
     assert grid.parse_seeds(grid.ranges(seeds)) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "1,,2", "5-2", "4294967296", "0-1000"])
+@pytest.mark.parametrize("text", ["", "a", "-1", "1-", "1,,2", "5-2", "4294967296", "0-1000", "0,0", "0-5,2"])
 def test_bad_seeds(text):
     with pytest.raises(ValueError, match="allowed are"):
         grid.parse_seeds(text)

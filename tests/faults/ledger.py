@@ -3,8 +3,10 @@
 :mod:`run` sets the size to long and writes the counts to docs/reliability.md afterwards.
 """
 
+import json
 import os
 from collections import Counter, defaultdict
+from pathlib import Path
 
 COUNTS: Counter[str] = Counter()
 SECONDS: defaultdict[str, list[float]] = defaultdict(list)
@@ -24,3 +26,16 @@ def count(what: str, number: int = 1) -> None:
 def took(what: str, seconds: float) -> None:
     """Note how long ``what`` took, for the median and the largest."""
     SECONDS[what].append(seconds)
+
+
+def dump(path: Path) -> None:
+    """Keep the counts of this process."""
+    path.write_text(json.dumps([COUNTS, SECONDS]), encoding="utf-8")
+
+
+def add(path: Path) -> None:
+    """Add the counts of another process."""
+    counts, seconds = json.loads(path.read_text(encoding="utf-8"))
+    COUNTS.update(counts)
+    for what, times in seconds.items():
+        SECONDS[what] += times

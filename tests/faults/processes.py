@@ -18,12 +18,15 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import ledger
 import torch
 
 from varpro.domains.torus import wrap_torus
 
 ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = ["varpro.runs.experiment", "varpro.runs.options", "VarPro_resnet.Experiment", "preloaded", "processes"]
+if ledger.LONG:
+    PRELOADED += ["sklearn.datasets", "torch._dynamo"]  # which a ResNet imports late
 SECONDS = 300.0  # after which a process is taken to hang
 
 CIRCLE = ["--samples", "256", "--teacher_width", "64", "--student_width", "32"]

@@ -703,7 +703,10 @@ def find(name: str) -> tuple[str, Figure]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Seeds from ``"0"``, ``"0-5"`` or ``"0,2,7-9"``, increasing. Raises ValueError on anything else."""
+    """Seeds from ``"0"``, ``"0-5"`` or ``"0,2,7-9"``, increasing. Raises ValueError on anything else.
+
+    A seed that is named twice is refused, as the scripts do.
+    """
     seeds: set[int] = set()
     for part in text.replace(" ", ",").split(","):
         first, dash, last = part.partition("-")
@@ -712,7 +715,10 @@ def parse_seeds(text: str) -> list[int]:
             raise ValueError(f"seeds {text!r}: allowed are numbers and ranges like 0-5, separated by commas")
         if int(last) > _LAST_SEED or int(last) - int(first) >= _MOST_SEEDS:
             raise ValueError(f"seeds {text!r}: allowed are seeds up to {_LAST_SEED}, {_MOST_SEEDS} in a range")
-        seeds.update(range(int(first), int(last) + 1))
+        more = range(int(first), int(last) + 1)
+        if not seeds.isdisjoint(more):
+            raise ValueError(f"seeds {text!r}: a seed is named twice; allowed are different ones")
+        seeds.update(more)
     return sorted(seeds)
 
 

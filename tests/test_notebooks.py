@@ -85,6 +85,9 @@ def test_committed_notebook(name):
     assert not MACHINE_PATH.search(text)
     assert str(ROOT) not in text
     check_missing(notebook, [Path(file).stem for file in NOT_AT_HAND.get(name, [])])
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    pictures = [output["data"]["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    assert len(set(pictures)) == len(pictures), "no cell shows another cell's picture"
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -104,7 +104,7 @@ def test_the_interpreted_kernels():
 
 
 def test_which_epoch_runs(monkeypatch):
-    """Fused kernels on CUDA for one output of the paper's maps; tensors for all else, and where triton does not work."""
+    """Fused kernels on CUDA for one output of the paper's maps; tensors for all else, and where triton is no use."""
     problem, _ = problem_of("laplace", 20, 4, "float32")
     monkeypatch.setattr(graphs, "triton_works", lambda: True)
     assert graphs.epoch_of(problem) is TensorEpoch

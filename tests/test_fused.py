@@ -20,9 +20,10 @@ from test_torus import drawn
 from tolerances import FEATURE, FOLLOWS, FUSED, RESIDUAL
 
 from varpro.features import RADIAL_KERNELS, RadialTorus, ReLUCircle
+from varpro.solvers import graphs
 from varpro.solvers.dense import DenseSolver
 from varpro.solvers.epochs import AFTER, Epoch, EpochProblem, TensorEpoch
-from varpro.solvers.graphs import GraphSolver, epoch_of
+from varpro.solvers.graphs import GraphSolver
 
 if find_spec("triton") is None:
     pytest.skip("no triton", allow_module_level=True)
@@ -103,17 +104,37 @@ def test_the_interpreted_kernels():
 
 
 def test_which_epoch_runs(monkeypatch):
-    """Fused kernels on CUDA for one output of the paper's maps; tensors for all else, and where triton is not."""
+    """Fused kernels on CUDA for one output of the paper's maps; tensors for all else, and where triton is no use."""
     problem, _ = problem_of("laplace", 20, 4, "float32")
-    assert epoch_of(problem) is TensorEpoch
+    monkeypatch.setattr(graphs, "triton_works", lambda: True)
+    assert graphs.epoch_of(problem) is TensorEpoch
     assert fused.FusedEpoch.computes(problem)
     many = problem.targets.expand(-1, 2)
     assert not fused.FusedEpoch.computes(replace(problem, targets=many))
     assert not fused.FusedEpoch.computes(replace(problem, feature_map=ReLUCircle()))
     there = replace(problem, targets=SimpleNamespace(device=torch.device("cuda"), shape=problem.targets.shape))
-    assert epoch_of(there) is fused.FusedEpoch
-    monkeypatch.setattr("varpro.solvers.graphs.find_spec", lambda name: None)
-    assert epoch_of(there) is TensorEpoch
+    assert graphs.epoch_of(there) is fused.FusedEpoch
+    assert graphs.epoch_of(replace(there, feature_map=ReLUCircle())) is TensorEpoch
+    monkeypatch.setattr(graphs, "triton_works", lambda: False)
+    assert graphs.epoch_of(there) is TensorEpoch
+
+
+def test_where_triton_works(monkeypatch, tmp_path):
+    """It compiles a launcher in C against Python's headers before its first kernel runs."""
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(graphs.sysconfig, "get_path", lambda name: tmp_path)
+    monkeypatch.setenv("CC", "cc")
+    assert graphs.triton_works()
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not graphs.triton_works()
+    (tmp_path / "clang").touch(mode=0o755)
+    assert graphs.triton_works()
+    (tmp_path / "Python.h").unlink()
+    assert not graphs.triton_works()
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(graphs, "find_spec", lambda name: None)
+    assert not graphs.triton_works()
 
 
 @pytest.mark.parametrize(("width", "samples"), [(1, 1), (32, 4096), (1024, 4096), (20000, 4096), (5, 10**6)])

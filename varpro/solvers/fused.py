@@ -93,17 +93,17 @@ def _slope(h, KERNEL: tl.constexpr):
 
 
 @triton.jit
-def _pull_back(state, samples, j, inside, M, N, KERNEL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """sum_i r_i d phi(w_j, x_i) / d w_j of the neurons ``j``, by coordinate."""
+def _pull_back(first, second, samples, residuals, N, KERNEL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
+    """sum_i r_i d phi(w_j, x_i) / d w_j of neurons at (``first``, ``second``), by coordinate."""
     kind = samples.dtype.element_ty
-    first = _quarters(tl.load(state + 2 * j, mask=inside, other=0.0)).to(kind)
-    second = _quarters(tl.load(state + 2 * j + 1, mask=inside, other=0.0)).to(kind)
+    first = _quarters(first).to(kind)
+    second = _quarters(second).to(kind)
     sum_across = tl.zeros((BM,), tl.float64)
     sum_along = tl.zeros((BM,), tl.float64)
     for start in range(0, N, BN):
         i = start + tl.arange(0, BN)
         here = i < N
-        residual = tl.load(state + 5 * M + i, mask=here, other=0.0).to(kind)
+        residual = tl.load(residuals + i, mask=here, other=0.0).to(kind)
         x = tl.load(samples + i, mask=here, other=0.0)
         y = tl.load(samples + N + i, mask=here, other=0.0)
         across, along, h = _offsets(first, second, x, y)
@@ -129,8 +129,10 @@ def _gradient(state, samples, gradient, M, N, KERNEL: tl.constexpr, BM: tl.const
     """sum_i r_i u_j d phi(w_j, x_i) / d w_j: (M, 2)."""
     j = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = j < M
-    across, along = _pull_back(state, samples, j, inside, M, N, KERNEL, BM, BN)
+    first = tl.load(state + 2 * j, mask=inside, other=0.0)
+    second = tl.load(state + 2 * j + 1, mask=inside, other=0.0)
     outer = tl.load(state + 2 * M + j, mask=inside, other=0.0)
+    across, along = _pull_back(first, second, samples, state + 5 * M, N, KERNEL, BM, BN)
     tl.store(gradient + 2 * j, outer * across, mask=inside)
     tl.store(gradient + 2 * j + 1, outer * along, mask=inside)
 
@@ -164,16 +166,16 @@ def _move(
 
     j = program * BM + tl.arange(0, BM)
     inside = j < M
+    first = tl.load(state + 2 * j, mask=inside, other=0.0)  # all is read before the sums, and written after them
+    second = tl.load(state + 2 * j + 1, mask=inside, other=0.0)
     outer = tl.load(state + 2 * M + j, mask=inside, other=0.0)
     earlier = tl.load(state + 3 * M + j, mask=inside, other=0.0)
     earliest = tl.load(state + 4 * M + j, mask=inside, other=0.0)
     excess = tl.where(inside, outer - tl.load(constants + _CENTRE), 0.0)
     tl.store(losses + programs + program, tl.sum(excess * excess, axis=0))
 
-    across, along = _pull_back(state, samples, j, inside, M, N, KERNEL, BM, BN)
+    across, along = _pull_back(first, second, samples, state + 5 * M, N, KERNEL, BM, BN)
     rate = tl.load(constants + _RATE) * outer
-    first = tl.load(state + 2 * j, mask=inside, other=0.0)
-    second = tl.load(state + 2 * j + 1, mask=inside, other=0.0)
     tl.store(row + 2 * j, first, mask=inside)
     tl.store(row + 2 * j + 1, second, mask=inside)
     tl.store(row + 2 * M + j, outer, mask=inside)

@@ -10,10 +10,14 @@ kept unchecked. A look is a copy of a few numbers and some arithmetic on them.
 """
 
 import math
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from itertools import takewhile
+from pathlib import Path
 
 import torch
 
@@ -40,9 +44,16 @@ _WARM_UPS = 3  # epochs before the first capture
 _Record = list[list[float]]  # of some epochs: loss, relative residual before and after the steps of each
 
 
+def triton_works() -> bool:
+    """Whether triton is here, with what it builds its launchers by: a C compiler and Python's headers."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return find_spec("triton") is not None and compiler is not None and headers.exists()
+
+
 def epoch_of(problem: EpochProblem) -> type[Epoch]:
-    """The kind of epoch for ``problem``: fused kernels where they compute it, on CUDA with triton; else tensors."""
-    if problem.targets.device.type != "cuda" or find_spec("triton") is None:
+    """The kind of epoch for ``problem``: fused kernels where they compute it, on CUDA if triton works; else tensors."""
+    if problem.targets.device.type != "cuda" or not triton_works():
         return TensorEpoch
     from varpro.solvers.fused import FusedEpoch  # here, since triton is not everywhere
 

@@ -72,6 +72,8 @@ def race(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
 
 def _race_line(axes: Axes, each: arrivals.Trials, quantity: str, unit: float) -> None:
     """The line of one method; ``unit`` is what an evaluation costs."""
+    if math.isnan(unit):
+        return
     ways = list(each.ways.values())
     costs, values = reached(ways, quantity)
     costs = unit * costs

@@ -25,9 +25,13 @@ def arrival(way: records.Way, quantity: str, mark: float) -> float | None:
 
 
 def pace(ways: Iterable[records.Way]) -> float:
-    """Seconds an evaluation, with its share of the steps: the median from one kept state to the next, of all ways."""
+    """Seconds an evaluation, with its share of the steps: the median from one kept state to the next, of all ways.
+
+    nan where no way has two states: a run of one epoch.
+    """
     steps = [np.diff(way.seconds) / np.diff(way.evaluations) for way in ways]
-    return float(np.median(np.concatenate(steps)))
+    every = np.concatenate(steps)
+    return float(np.median(every)) if len(every) else math.nan
 
 
 def reference(run: grid.Run) -> grid.Run:

@@ -217,6 +217,34 @@ def test_a_run_that_outgrows_its_file_keeps_the_last_sound_state(tmp_path):
         assert torch.isfinite(tensor).all()
 
 
+class NoWayBack(GradientDescent):
+    """Fails after three epochs, and then at the state before, too, as an ill-conditioned inner solve may."""
+
+    done = 0
+
+    def advance(self, epochs):
+        losses = super().advance(epochs)
+        self.done += epochs
+        if self.done > 3:
+            raise FloatingPointError("inner solve: stuck; use float64")
+        return losses
+
+    def restore(self, state):
+        raise FloatingPointError("inner solve: stuck; use float64")
+
+
+def test_a_descent_that_cannot_go_back_still_names_the_epoch_and_keeps_its_last_sound_state(tmp_path):
+    plan, start = schedule(50), torch.from_numpy(PROBLEM.weights)
+    with pytest.raises(FloatingPointError, match=r"^epoch [1-3]: inner solve: stuck; use float64$"):
+        training.train(NoWayBack(linear_solver(), start), plan, checkpoint=checkpoint(tmp_path / "c", seconds=1e9))
+    kept = checkpoint(tmp_path / "c").restore()
+    same = GradientDescent(linear_solver(), start)
+    same.advance(kept["epoch"])
+    assert torch.equal(kept["descent"]["weights"], torch.as_tensor(same.weights))
+    with pytest.raises(FloatingPointError, match=rf"^epoch {kept['epoch']}: inner solve: stuck"):
+        training.train(NoWayBack(linear_solver(), start), plan, checkpoint=checkpoint(tmp_path / "c", seconds=1e9))
+
+
 def test_the_cost_is_estimated_once(monkeypatch):
     monkeypatch.setattr(bookkeeping, "_TIMED_SECONDS", 0.0)
     lines = []

@@ -108,6 +108,7 @@ class _Run:
         self.epoch, self.elapsed = 0, 0.0
         self.pace = 0.0  # seconds an epoch, lately
         self.earlier: dict[str, float] = {}  # report of the sittings before
+        self.sound: Mapping[str, Any] | None = None  # the descent's last state, while it cannot go back to it
         width, outer = len(descent.weights), descent.outer
         outer_shape = tuple(outer.shape) if outer.ndim > 1 and outer.shape[1] > 1 else (width,)
         snapshots = len(plan.snapshot_epochs)
@@ -150,7 +151,9 @@ class _Run:
         except FloatingPointError as error:  # of the solver, with a hint
             fault = f"epoch {self.epoch + 1}: {error}"
         if fault:
-            self.descent.restore(before)
+            self.sound = before
+            self._go_back(before)
+            self.sound = None
             if epochs == 1:
                 raise FloatingPointError(fault)
             for _ in range(epochs):  # the state that was sound last is within this stretch
@@ -177,7 +180,7 @@ class _Run:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state` returned."""
         self.epoch, self.elapsed = state["epoch"], state["elapsed"]
-        self.descent.restore(state["descent"])
+        self._go_back(state["descent"])
         for name, whole in (("weights", self.kept_weights), ("outer", self.kept_outer), ("loss", self.loss)):
             whole[: len(state[name])] = state[name]
         self.earlier = state["report"]
@@ -186,6 +189,12 @@ class _Run:
         for name, values in state["cost"].items():
             self.cost[name][: len(values)] = values
 
+    def _go_back(self, state: Mapping[str, Any]) -> None:
+        try:
+            self.descent.restore(state)
+        except FloatingPointError as error:  # of an inner solve, with a hint
+            raise FloatingPointError(f"epoch {self.epoch}: {error}") from None
+
     def state(self) -> dict[str, Any]:
         """All that a later sitting needs."""
         kept, taken = self._lengths()
@@ -193,7 +202,7 @@ class _Run:
             "epoch": self.epoch,
             "elapsed": self.elapsed,
             "report": self.report(),
-            "descent": self.descent.state(),
+            "descent": self.descent.state() if self.sound is None else self.sound,
             "weights": self.kept_weights[:kept],
             "outer": self.kept_outer[:kept],
             "loss": self.loss[: self.epoch],

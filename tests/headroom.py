@@ -241,12 +241,14 @@ class Headroom:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if hasattr(session.config, "workeroutput"):  # one of several processes of pytest-xdist
-            session.config.workeroutput["headroom"] = dump()
+            session.config.workeroutput["headroom"] = dump(), sorted(_exempt)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         # every test runs in one process, so no key comes twice; a process that crashed has sent nothing
-        _seen.update(restore(getattr(node, "workeroutput", {}).get("headroom", "[]")))
+        seen, exempt = getattr(node, "workeroutput", {}).get("headroom", ("[]", []))
+        _seen.update(restore(seen))
+        _exempt.update(exempt)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self.file:

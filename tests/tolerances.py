@@ -7,7 +7,7 @@ SOLVE = 1e-10  # two ways to a ridge solution: round-off times a condition numbe
 TRAJECTORY = 1e-9  # weights of two solvers after 300 epochs
 PREDICTION = 1e-9  # relative rms error of predictions against extended precision, lambda >= 1e-6
 GRADIENT = 1e-7  # against central differences: their own error at the step that balances it
-FLOAT32 = 3e-4  # float32 solves against float64, relative, lambda 1e-3; features to 2e-7, times a growth of 300
+FLOAT32 = 6e-4  # float32 solves against float64, relative, lambda 1e-3; features to 2e-7, a growth of 300, a factor 10
 PINNED = 4e-6  # float32 draws up to 4, whose logarithm and cosine may be off by a unit or two of 2.4e-7
 PUBLISHED = 1e-3  # relative, our six-seed means against the published curves (median over vertices)
 PUBLISHED_TORUS = 1e-2  # the same on the torus, where the narrowest student has an unstable start in float32

@@ -2,7 +2,7 @@
 #                      SECTION=all: the whole paper and the studies past it, which end with the published curves that are met
 # make plan            what that will cost from here
 # make test            environment, then style check and test suite
-# make test-faults     environment, then hundreds of kills, faults and bad inputs (half an hour); writes docs/reliability.md
+# make test-faults     environment, then hundreds of kills, faults and bad inputs (20 minutes); writes docs/reliability.md
 # make test-portable   environment, then the numerical tests as older and other processors run them
 # make bench           environment, then the benchmark tables
 # make playground      environment, then Playground.ipynb as a local web page

@@ -352,3 +352,15 @@ def test_a_saved_figure_is_a_pdf_with_the_same_bytes_every_time(tmp_path, monkey
     second = circle.publish("gamma_densities") and path.read_bytes()
     assert first == second
     assert first.startswith(b"%PDF")
+
+
+def test_harmonics_of_the_features_stand_beside_those_of_the_projected_diffusion(tiny_results, monkeypatch):
+    monkeypatch.setenv("VARPRO_RESULTS", str(tiny_results))
+    times = [epochs * grid.TIME_SCALE for epochs in (0, TINY_EPOCHS // 2, TINY_EPOCHS)]
+    monkeypatch.setattr(study, "TIMES", times)
+    (run,) = grid.find("mean_field_harmonics")[1].runs
+    spec = replace(grid.find("mean_field_harmonics")[1], runs=[replace(run, epochs=TINY_EPOCHS)])
+    for axes in mean_field.harmonics(spec, [0]).axes:
+        marked = [line.get_marker() not in ("", "None", None) for line in axes.lines]
+        assert marked == [True, True, False, False]  # mu and u mu of the features, then of the limit
+        assert all(len(line.get_ydata()) == len(axes.lines[0].get_xdata()) for line in axes.lines)

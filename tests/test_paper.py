@@ -172,7 +172,7 @@ def test_paths_of_resnets_are_those_that_the_script_writes(run):
 
 @pytest.mark.parametrize(("domain", "more"), [("circle", ""), ("torus", " --domain torus")])
 def test_path_and_command_of_a_diffusion(domain, more):
-    diffusion = grid.Diffusion(10.0, 5, domain)
+    diffusion = grid.Diffusion(10.0, 5, domain=domain)
     load_script(diffusion.script).main(diffusion.arguments())
     assert diffusion.path.exists()
     assert diffusion.command() == f"python make_diffusion.py --epochs 5 --gamma 10{more}"

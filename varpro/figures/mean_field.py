@@ -194,7 +194,7 @@ def harmonics(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     (run,) = spec.runs
     (seed, *_) = records.seeds_at_hand(run, spec.seeds if seeds is None else seeds)
     found = study.states(run, seed)
-    path = grid.Diffusion(run.gamma, run.epochs, "projected").path
+    path = grid.Diffusion(run.gamma, run.epochs, limit="projected").path
     limit = results.load(path) if path.exists() else None
     teacher = _of_density(circle_density(records.CIRCLE[:-1], run.gamma), records.CIRCLE[:-1])
     orders, (first, second) = np.arange(1, _ORDERS + 1), panels.colours("gamma", 2)

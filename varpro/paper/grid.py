@@ -9,7 +9,7 @@ more. Nothing here needs PyTorch.
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -52,6 +52,7 @@ class Diffusion:
 
     gamma: float = 100.0
     epochs: int = EPOCHS
+    _: KW_ONLY
     domain: str = "circle"
     limit: str = "diffusion"
     time_scale: float = TIME_SCALE
@@ -221,7 +222,10 @@ class Run:
             return ()
         usual = BOTH_LIMITS if self.experiment == MEAN_FIELD else BOTH_LIMITS[:1]
         domain, limits = "torus" if self.on_torus else "circle", self.option("distances", usual)
-        return tuple(Diffusion(self.gamma, self.epochs, domain, limit, self.time_scale) for limit in limits)
+        return tuple(
+            Diffusion(self.gamma, self.epochs, domain=domain, limit=limit, time_scale=self.time_scale)
+            for limit in limits
+        )
 
     @property
     def inputs(self) -> list[Path]:

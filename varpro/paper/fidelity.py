@@ -5,7 +5,7 @@ of \\|ours / published - 1\\| is at most what its quantity is :data:`ALLOWED`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -163,7 +163,7 @@ def report(sections: Sequence[str], seeds: Sequence[int] | None = None) -> str:
     if len(sections) == 1:
         return numbers(sections[0], seeds)
     parts = [f"# {grid.SECTIONS[name].title}\n\n{numbers(name, seeds)}" for name in sections]
-    return "\n\n".join([*parts, "# Are the published curves met?\n\n" + "\n\n".join(_verdict(sections)[0])])
+    return "\n\n".join([*parts, "# Are the published curves met?\n\n" + "\n\n".join(_verdict(_compared(sections))[0])])
 
 
 def numbers(name: str, seeds: Sequence[int] | None = None) -> str:
@@ -225,18 +225,23 @@ def check(sections: Sequence[str]) -> tuple[str, bool]:
 
     The verdict is whether all those at hand are met, and there is one.
     """
-    tables = [line for name in sections for line in _tables(comparisons(grid.SECTIONS[name]), verdict=True)]
-    said, verdict = _verdict(sections)
+    compared = _compared(sections)
+    tables = [line for rows in compared.values() for line in _tables(rows, verdict=True)]
+    said, verdict = _verdict(compared)
     return "\n".join([*tables, *("\n" + line for line in said)]).strip(), verdict
 
 
-def _verdict(sections: Sequence[str]) -> tuple[list[str], bool]:
+def _compared(sections: Sequence[str]) -> dict[str, list[Comparison]]:
+    """The comparisons of each section by its name."""
+    return {name: comparisons(grid.SECTIONS[name]) for name in sections}
+
+
+def _verdict(compared: Mapping[str, list[Comparison]]) -> tuple[list[str], bool]:
     """What :func:`check` says below its tables, a sentence a line, and its verdict."""
     lines: list[str] = []
     shown: list[Comparison] = []
-    for name in sections:
+    for name, rows in compared.items():
         section = grid.SECTIONS[name]
-        rows = comparisons(section)
         absent = [row for row in rows if row.ours is None]
         shown += [row for row in rows if row.ours is not None]
         if absent:

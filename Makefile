@@ -15,8 +15,8 @@
 #
 # All can be repeated at once: what exists is kept. Options: SEEDS=0 (quick; default: those of the published curves)
 # EPOCHS=32000  CORES=all
-# SECTION=6.1, appendix-b, mean-field (what 6.1 converges to), optimizers, resnets (digits), resnets-cifar10, several of
-# these with commas, or all (with CIFAR-10 where that is at hand)
+# SECTION=6.1, appendix-b, mean-field (what 6.1 converges to), optimizers, resnets (digits), resnets-start
+# (30 passes over CIFAR-10), resnets-cifar10 (all), several of these with commas, or all (with CIFAR-10 where at hand)
 # DATA_DIR=data  folder of CIFAR-10: its archive, or class folders train/<class>/*.png and test/<class>/*.png
 PYTHON ?= python3
 SEEDS ?=

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_EPOCHS
+from conftest import TINY_EPOCHS, pretend_resnet
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -121,6 +121,21 @@ def test_the_loss_of_a_pass_stands_at_its_end(empty_results):
     (line,) = axes.lines
     assert (line.get_xdata()[0], line.get_xdata()[-1]) == (1, 4)
     assert (line.get_ydata()[0], line.get_ydata()[-1]) == (1, 10)  # means of 0 1 2 and 9 10 11
+
+
+def test_the_start_shows_each_run_beside_the_published_one(empty_results, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VARPRO_FIGURES", str(tmp_path))
+    ours, theirs = {"sgdm", "varpro-running"}, {"varprom", "sgdm", "shampoo"}
+    for run in grid.START_RUNS:
+        if run.optimizer in ours:
+            pretend_resnet(run, [0])
+    accuracy, loss = resnets.publish("resnet_start").axes
+    assert "2 results (first: VarPro_resnet, varprom, batch size 128, cifar10, the first" in capsys.readouterr().out
+    dotted = [line for line in accuracy.lines if line.get_linestyle() != "-"]
+    assert len(dotted) == len(theirs)
+    assert len(accuracy.lines) - len(dotted) == len(loss.lines) == len(ours)
+    colours = [line.get_color() for line in accuracy.lines]
+    assert len(set(colours)) == len(ours | theirs)
 
 
 # --- snapshots ----------------------------------------------------------------------------------------------------
@@ -251,6 +266,7 @@ MODULES = {
     "appendix-b": torus,
     "mean-field": mean_field,
     "resnets": resnets,
+    "resnets-start": resnets,
     "resnets-cifar10": resnets,
     "optimizers": optimizers,
 }
@@ -340,7 +356,7 @@ def test_without_results_a_figure_is_skipped_with_a_sentence(
         assert figure is not None
         assert said == ""
     else:
-        assert (figure is None) == (name != "resnet_accuracy_cifar10")  # has published curves to show
+        assert (figure is None) == (name not in ("resnet_start", "resnet_accuracy_cifar10"))  # published curves alone
         assert re.fullmatch(rf"Missing for the figure '{name}': .* with: python \S+\.py .*\n", said)
         assert (figure is None) == (not (folder / f"{name}.pdf").exists())
 

@@ -15,7 +15,14 @@ from varpro.paper.grid import ResNetRun
 
 publish = Publisher()
 
-_TITLES = {"varprom": "VarProM", "sgdm": "SGD with momentum", "shampoo": "Shampoo"}
+_TITLES = {
+    "varprom": "VarProM",
+    "sgdm": "SGD with momentum",
+    "shampoo": "Shampoo",
+    "varpro-running": "varpro-running, not in the paper",
+}
+_TINTS = {"varprom": "#D55E00", "sgdm": "#0072B2", "shampoo": "#009E73", "varpro-running": "0.1"}  # Okabe and Ito's
+_THEIRS = {"linestyle": (0, (1, 1)), "linewidth": 1.1}  # a published curve in the colour of ours
 _SHOWN = {"cifar10": (0.6, 0.95), "digits": (0.5, 1.0)}  # test accuracy
 
 
@@ -26,7 +33,7 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[window:] - sums[:-window]) / window
 
 
-def loss_panel(axes: Axes, run: ResNetRun, seeds: Sequence[int], colour: tuple) -> None:
+def loss_panel(axes: Axes, run: ResNetRun, seeds: Sequence[int], colour: tuple | str) -> None:
     """Training loss against passes over the data: every point is the mean over the pass before it."""
     curves = [results.load(run.path(seed))["loss"].numpy() for seed in seeds]
     window = len(curves[0]) // run.passes  # steps of a pass
@@ -35,7 +42,7 @@ def loss_panel(axes: Axes, run: ResNetRun, seeds: Sequence[int], colour: tuple) 
     _line(axes, (shown + window) / window, values[:, shown], colour)
 
 
-def accuracy_panel(axes: Axes, run: ResNetRun, seeds: Sequence[int], colour: tuple) -> None:
+def accuracy_panel(axes: Axes, run: ResNetRun, seeds: Sequence[int], colour: tuple | str) -> None:
     """Test accuracy after every pass, over the published one where there is one."""
     if seeds:
         values = np.stack([results.load(run.path(seed))["accuracy"].numpy() for seed in seeds])
@@ -46,7 +53,7 @@ def accuracy_panel(axes: Axes, run: ResNetRun, seeds: Sequence[int], colour: tup
         axes.plot(curve.x, curve.y, **own)
 
 
-def _line(axes: Axes, x: np.ndarray, values: np.ndarray, colour: tuple) -> None:
+def _line(axes: Axes, x: np.ndarray, values: np.ndarray, colour: tuple | str) -> None:
     axes.plot(x, values.mean(axis=0), color=colour)
     if len(values) > 1:
         axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
@@ -68,6 +75,34 @@ def accuracies(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     figure = _panels(spec, seeds, accuracy_panel, "test accuracy", theirs=True)
     for axes in figure.axes:
         axes.set(ylim=_SHOWN[spec.runs[0].dataset])
+    return figure
+
+
+@publish.layout
+def start(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
+    """Test accuracy of all optimizers at one batch size over the first passes, one panel each, and their losses."""
+    at_hand = {run: records.seeds_at_hand(run, spec.seeds if seeds is None else seeds) for run in spec.runs}
+    with panels.style():
+        figure = Figure(figsize=(10.5, 3.6))
+        accuracy, loss = figure.subplots(1, 2, width_ratios=(3, 2))
+        for run in spec.runs:
+            colour = _TINTS[run.optimizer]
+            if at_hand[run]:
+                accuracies = np.stack([results.load(run.path(seed))["accuracy"].numpy() for seed in at_hand[run]])
+                _line(accuracy, np.arange(accuracies.shape[1]), accuracies, colour)
+                loss_panel(loss, run, at_hand[run], colour)
+            curve = published.accuracy(run)
+            if curve is not None:
+                accuracy.plot(curve.x, curve.y, color=colour, **_THEIRS)
+        accuracy.set(ylim=(0.2, 0.9), xlabel="passes over the data", ylabel="test accuracy")
+        loss.set(yscale="log", xlabel="passes over the data", ylabel="training loss, mean over a pass")
+        panels.readable_logarithm(loss)
+        for axes in (accuracy, loss):
+            axes.set_xlim(0, spec.runs[0].passes)
+        entries = [(_TITLES[run.optimizer], {"color": _TINTS[run.optimizer]}) for run in spec.runs]
+        entries.append(("published, a single run", {"color": "0.4", **_THEIRS}))
+        note = f"batch size {spec.runs[0].batch_size}; {panels.seed_note(at_hand.values())}"
+        panels.legend(figure, entries, note)
     return figure
 
 
@@ -101,5 +136,5 @@ def _panels(spec: grid.Figure, seeds: Sequence[int] | None, panel: Callable, lab
 
 
 def table(section: str) -> Table:
-    """Final and best test accuracy of the runs of a section that are at hand."""
-    return Table(fidelity.accuracy_table(grid.SECTIONS[section].wanted(requested_seeds())))
+    """The test accuracies of the runs of a section that are at hand."""
+    return Table(fidelity.numbers(section, requested_seeds()))

@@ -34,7 +34,7 @@ _LIMIT_MB = {("circle", "diffusion"): 16.4, ("circle", "projected"): 32.9, ("tor
 _INFINITE_DATA = 1.5  # times as much
 _MEASUREMENT_MS = 1.0  # of the distance to one limit, where epochs are few
 _DENSE_NS, _DENSE_NS_A_NEURON = 30.0, 0.1  # of a sample, a neuron and an epoch
-_IMAGE_MS = {"varprom": 2.0, "sgdm": 2.0, "shampoo": 2.3}  # a training image
+_IMAGE_MS = {"varprom": 2.0, "sgdm": 2.0, "shampoo": 2.3, "varpro-running": 2.0}  # a training image
 _SLOW_TEACHER = 2.0  # of gamma = infinity: neurons that come together need more steps of the inner solve
 _MEMORY_MB = {"circle": 1500, "torus": 1500, "resnet": 5000}  # of a process, at most
 

@@ -4,6 +4,7 @@ Curves are compared at the published vertices, which are data points. A curve is
 of \\|ours / published - 1\\| is at most what its quantity is :data:`ALLOWED`.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -171,6 +172,8 @@ def numbers(name: str, seeds: Sequence[int] | None = None) -> str:
     section = grid.SECTIONS[name]
     if section.table == "accuracies":
         return accuracy_table(section.wanted(seeds))
+    if section.table == "passes":
+        return pass_table(section.wanted(seeds))
     if section.table == "arrivals":
         return arrivals.table(section.wanted(seeds))
     if section.table == "limits":
@@ -288,6 +291,45 @@ def accuracy_table(wanted) -> str:
         if ours or curve is not None:
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+_COLUMNS = 6  # passes that the table of passes shows
+_LAST = 10  # passes over which it takes the noise
+
+
+def pass_table(wanted: Mapping[grid.ResNetRun, Sequence[int]]) -> str:
+    """Test accuracy on the way, every run at hand above its published curve, as a Markdown table.
+
+    ``wanted`` has the seeds of every run.
+    """
+    passes = max(run.passes for run in wanted)
+    shown = sorted({math.ceil(passes * part / _COLUMNS) for part in range(1, _COLUMNS + 1)})
+    noise = f"last {min(_LAST, passes)}: mean, largest less smallest, largest fall"
+    columns = ["run", *(f"pass {number}" for number in shown), noise, "from published, mean"]
+    lines = [
+        "Test accuracy after so many passes, single runs; the noise is that of the last passes, from one to the next.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "| --- |" + " ---: |" * (len(columns) - 1),
+    ]
+    for run, seeds in wanted.items():
+        curve = published.accuracy(run)
+        for seed in seeds:
+            if run.path(seed).exists():
+                ours = results.load(run.path(seed))["accuracy"].numpy()
+                away = "" if curve is None else f"{np.abs(ours[: len(curve.y)] - curve.y)[1:].mean():.3f}"
+                lines.append(_pass_row(f"{run.optimizer}, seed {seed}", ours, shown, away))
+        if curve is not None:
+            lines.append(_pass_row(f"{run.optimizer}, published", curve.y, shown, ""))
+    return "\n".join(lines)
+
+
+def _pass_row(name: str, accuracy: np.ndarray, shown: Sequence[int], away: str) -> str:
+    last = accuracy[1:][-_LAST:]
+    fall = max(0.0, -float(np.diff(last).min(initial=0.0)))
+    cells = [f"{accuracy[number]:.3f}" for number in shown]
+    cells += [f"{last.mean():.3f}, {np.ptp(last):.3f}, {fall:.3f}", away]
+    return f"| {' | '.join([name, *cells])} |"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -28,7 +28,7 @@ def _length(usual: int) -> int:
     return int(text)
 
 
-FULL_EPOCHS, FULL_PASSES, DIGITS_PASSES = 32000, 100, 10
+FULL_EPOCHS, FULL_PASSES, START_PASSES, DIGITS_PASSES = 32000, 100, 30, 10
 EPOCHS = _length(FULL_EPOCHS)
 _LAST_SEED = np.iinfo(np.uint32).max  # of numpy's generator
 _MOST_SEEDS = 1000  # in a range
@@ -287,13 +287,15 @@ class ResNetRun:
     def parameters(self) -> str:
         """The configuration for people."""
         variant = f" ({self.variant})" if self.variant else ""
-        return f"{self.optimizer}{variant}, batch size {self.batch_size}, {self.dataset}"
+        part = "" if self.final_epochs else f", the first {self.epochs} passes"
+        return f"{self.optimizer}{variant}, batch size {self.batch_size}, {self.dataset}{part}"
 
     @property
     def label(self) -> str:
         """A name for jobs and log files."""
         variant = f"_{self.variant}" if self.variant else ""
-        return f"{self.experiment}_{self.dataset}_{self.optimizer}{variant}_batch_size={self.batch_size}"
+        part = "" if self.final_epochs else f"_start={self.epochs}"
+        return f"{self.experiment}_{self.dataset}_{self.optimizer}{variant}_batch_size={self.batch_size}{part}"
 
     @property
     def inputs(self) -> list[Path]:
@@ -362,7 +364,7 @@ class Section:
     more: Sequence[AnyRun] = ()  # runs that no figure shows, made with seed 0
     seeds: str = ""  # where none are asked for; "" for those of each figure
     full_epochs: int = FULL_EPOCHS
-    table: str = "published"  # what its numbers are: "published" beside ours, "accuracies", "arrivals", "limits"
+    table: str = "published"  # its numbers: "published" beside ours, "accuracies", "passes", "arrivals", "limits"
 
     @property
     def figures(self) -> list[Figure]:
@@ -514,6 +516,16 @@ _CIFAR = Section(
     full_epochs=FULL_PASSES,
     table="accuracies",
 )
+START_RUNS = [
+    ResNetRun(optimizer, 128, epochs=_length(START_PASSES), final_epochs=0)
+    for optimizer in (*OPTIMIZERS, "varpro-running")
+]
+_CIFAR_START = Section(
+    "Section 6.2, the first 30 passes over CIFAR-10",
+    {"Results_resnets": [Figure("resnet_start", "start", START_RUNS, seeds=SEEDS[:1], needs="nothing")]},
+    full_epochs=START_PASSES,
+    table="passes",
+)
 
 # --- beyond the paper: what Section 6.1 converges to --------------------------------------------------------------
 
@@ -638,14 +650,14 @@ _OPTIMIZERS = Section(
     table="arrivals",
 )
 
-_CIFAR_NAME = "resnets-cifar10"
+_ON_CIFAR = {"resnets-start": _CIFAR_START, "resnets-cifar10": _CIFAR}
 SECTIONS = {
     "6.1": _CIRCLE,
     "appendix-b": _TORUS,
     "mean-field": mean_field(EPOCHS),
     "optimizers": _OPTIMIZERS,
     "resnets": _DIGITS,
-    _CIFAR_NAME: _CIFAR,
+    **_ON_CIFAR,
 }
 ALL = "all"  # every section, in one
 
@@ -653,10 +665,10 @@ ALL = "all"  # every section, in one
 def parse_sections(text: str) -> list[str]:
     """The names of sections from ``"6.1"``, ``"6.1,mean-field"`` or ``"all"``, each once and in the order of the grid.
 
-    ``all`` has no ``resnets-cifar10`` where :func:`left_out` says so. Raises ValueError on anything else.
+    ``all`` has none on CIFAR-10 where :func:`left_out` says so. Raises ValueError on anything else.
     """
     if text == ALL:
-        return [name for name in SECTIONS if name != _CIFAR_NAME or image_files.at_hand(image_files.folder())]
+        return [name for name in SECTIONS if name not in _ON_CIFAR or image_files.at_hand(image_files.folder())]
     named = text.split(",")
     for name in named:
         if name not in SECTIONS:
@@ -665,13 +677,14 @@ def parse_sections(text: str) -> list[str]:
 
 
 def left_out(text: str) -> str:
-    """Which section is not in ``all`` since its data are not at hand, and how to get them; "" if none is."""
-    if text != ALL or _CIFAR_NAME in parse_sections(text):
+    """Which sections are not in ``all`` since their data are not at hand, and how to get these; "" if all are."""
+    if text != ALL or not _ON_CIFAR.keys().isdisjoint(parse_sections(text)):
         return ""
     return (
-        f"Without {_CIFAR_NAME}: CIFAR-10 is not in {image_files.folder()}. Put {image_files.ARCHIVE} there, or class "
-        "folders train/<class>/*.png and test/<class>/*.png, or name where they are: make reproduce SECTION=all "
-        f"DATA_DIR=DIR; make reproduce SECTION={_CIFAR_NAME} downloads it."
+        f"Without {' and '.join(_ON_CIFAR)}: CIFAR-10 is not in {image_files.folder()}. "
+        f"Put {image_files.ARCHIVE} there, or class folders train/<class>/*.png and test/<class>/*.png, or name "
+        "where they are: make reproduce SECTION=all DATA_DIR=DIR; "
+        f"make reproduce SECTION={next(iter(_ON_CIFAR))} downloads it."
     )
 
 

@@ -1,6 +1,7 @@
 """The grid, the published numbers, ours beside them, and what it all costs."""
 
 import math
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -198,7 +199,8 @@ def test_sections_by_name(tmp_path, monkeypatch):
     assert grid.parse_sections("mean-field,6.1,mean-field") == ["6.1", "mean-field"]
     assert grid.left_out("6.1,resnets") == ""
     without = grid.parse_sections("all")
-    assert without == [name for name in grid.SECTIONS if name != "resnets-cifar10"]
+    assert without == [name for name in grid.SECTIONS if name not in ("resnets-start", "resnets-cifar10")]
+    assert "SECTION=resnets-start downloads it" in grid.left_out("all")
     assert f"CIFAR-10 is not in {tmp_path / 'data'}. Put cifar-10-python.tar.gz there" in grid.left_out("all")
     pictures(tmp_path / "data")
     assert grid.parse_sections("all") == list(grid.SECTIONS)
@@ -397,6 +399,40 @@ def test_accuracy_table():
     assert fidelity.accuracy_table({grid.DIGITS_RUNS[0]: [0]}).count("\n") == 3  # nothing ours, nothing published
 
 
+def test_pass_table():
+    run, new = (replace(grid.ResNetRun(name, 128), final_epochs=0, epochs=12) for name in ("sgdm", "varpro-running"))
+    published_curve = published.accuracy(run)
+    np.testing.assert_array_equal(published_curve.x, np.arange(13))  # of 110 passes
+    accuracy = torch.tensor([0.1, 0.3, 0.5, *[0.6] * 6, 0.9, 0.7, 0.75, 0.8], dtype=torch.float64)
+    for each in (run, new):
+        results.save(each.path(1), {"accuracy": accuracy})
+    lines = fidelity.pass_table({run: [0, 1], new: [1]}).splitlines()
+    assert lines[2].startswith("| run | pass 2 | pass 4 | pass 6 | pass 8 | pass 10 | pass 12 | last 10: ")
+    away = np.abs(accuracy.numpy() - published_curve.y)[1:].mean()
+    noise = f"{accuracy[-10:].mean():.3f}, 0.300, 0.200"  # from .6 to .9; .9 to .7
+    assert lines[4] == f"| sgdm, seed 1 | 0.500 | 0.600 | 0.600 | 0.600 | 0.700 | 0.800 | {noise} | {away:.3f} |"
+    assert re.match(r"\| sgdm, published \| 0\.562 \| .* \|  \|$", lines[5])
+    assert lines[6] == f"| varpro-running, seed 1 | 0.500 | 0.600 | 0.600 | 0.600 | 0.700 | 0.800 | {noise} |  |"
+
+
+@pytest.mark.parametrize(
+    ("changed", "vertices"),
+    [
+        ({}, 111),
+        ({"epochs": 30, "final_epochs": 0}, 31),
+        ({"epochs": 100, "final_epochs": 0}, 101),
+        ({"epochs": 110, "final_epochs": 0}, 101),  # the published ones slow down there
+        ({"dataset": "digits"}, None),
+        ({"variant": "gupta"}, None),
+        ({"optimizer": "varpro-running"}, None),
+        ({"batch_size": 100}, None),
+    ],
+)
+def test_published_accuracies_reach_as_far_as_the_rates_agree(changed, vertices):
+    curve = published.accuracy(replace(grid.ResNetRun("shampoo", 128), **changed))
+    assert (curve and len(curve.x)) == vertices
+
+
 @pytest.mark.parametrize("experiment", [grid.UNBIASED, grid.BIASED, grid.TORUS_UNBIASED, grid.TORUS_BIASED])
 def test_six_seeds_meet_the_published_curves(experiment):
     """The real thing at the smallest width: 32000 epochs, six seeds, against the paper's own numbers."""
@@ -521,6 +557,17 @@ def test_the_command_refuses_in_one_line(arguments, said, capsys):
     assert line.count("\n") == 1
 
 
+def test_a_table_is_kept_whole_or_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fidelity, "report", lambda sections, seeds: "the table")
+    command.main(["--output", str(tmp_path / "new" / "table.md")])
+    assert (tmp_path / "new" / "table.md").read_text(encoding="utf-8") == "the table\n"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--output", str(tmp_path / "new" / "table.md" / "more.md")])
+    assert stopped.value.code == 2
+    assert re.fullmatch(r"\S+: error: \S+more\.md: cannot be written: [^\n]*\n", capsys.readouterr().err)
+
+
 # --- costs --------------------------------------------------------------------------------------------------------
 
 SAME = {"circle": 1.0, "torus": 1.0, "resnet": 1.0}
@@ -561,7 +608,7 @@ def test_the_plan_of_all_says_how_to_get_what_is_not_at_hand(capsys, tmp_path, m
     command.main(["--plan", "--section", "all"])
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if " of them to be computed" in line]) == 6
-    assert lines[-1].startswith("Without resnets-cifar10: ")
+    assert lines[-1].startswith("Without resnets-start and resnets-cifar10: ")
 
 
 def test_the_report_of_several_ends_with_the_verdict():

@@ -5,8 +5,10 @@ import pickle
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from varpro import names, results
+from varpro.figures import publish
 
 
 def test_round_trip_keeps_types_and_values(tmp_path):
@@ -31,6 +33,23 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         results.save(path, {"value": lambda: None})
     assert results.load(path) == {"value": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_figure_that_fails_half_way_leaves_the_old_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("VARPRO_FIGURES", str(tmp_path))
+    figure = Figure()
+    publish.save(figure, "one.pdf")
+    before = (tmp_path / "one.pdf").read_bytes()
+
+    def fail(stream, **options):
+        stream.write(before[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figure, "savefig", fail)
+    with pytest.raises(KeyboardInterrupt):
+        publish.save(figure, "one.pdf")
+    assert (tmp_path / "one.pdf").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [tmp_path / "one.pdf"]
 
 
 class Attack:

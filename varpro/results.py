@@ -10,7 +10,8 @@ import platform
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -45,35 +46,39 @@ def _not_finite(value: Any, name: str = "") -> str:
 
 
 def save(path: Path, contents: Mapping[str, Any]) -> None:
-    """Write ``contents`` to ``path`` in one step: readers see the old file or the whole new one.
+    """Write ``contents`` to ``path`` in one step (:func:`replacing`)."""
+    with replacing(path) as file:
+        stream = _Stream(file)
+        try:
+            torch.save(_compact(contents), cast("IO[bytes]", stream))
+        except RuntimeError:  # torch's writer hides what went wrong below it
+            if stream.error is None:
+                raise
+            raise stream.error from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of ``path`` at the end: readers see the old file or the whole new one.
 
     Raises ResultError where it cannot be written; what was there is still there then.
     """
+    path = Path(path)
     try:
-        _save(Path(path), contents)
-    except OSError as error:
-        raise ResultError(f"{path}: cannot be written: {error.strerror}; what was there is kept") from None
-
-
-def _save(path: Path, contents: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            stream = _Stream(file)
-            try:
-                torch.save(_compact(contents), cast("IO[bytes]", stream))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_UNFINISHED)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-            except RuntimeError:  # torch's writer hides what went wrong below it
-                if stream.error is None:
-                    raise
-                raise stream.error from None
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ResultError(f"{path}: cannot be written: {error.strerror}; what was there is kept") from None
 
 
 class _Stream:

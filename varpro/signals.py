@@ -31,8 +31,9 @@ def farewell(number: int) -> str:
 
 
 def program() -> str:
-    """The name of this script, in one line."""
-    return printable(Path(sys.argv[0]).name)
+    """The name of this script, or of the module that ``python -m`` runs, in one line."""
+    spec = sys.modules["__main__"].__spec__
+    return printable(Path(sys.argv[0]).name if spec is None else spec.name.removesuffix(".__main__"))
 
 
 def printable(message: str) -> str:

@@ -49,8 +49,8 @@ def test_a_signal_during_imports_ends_in_one_line(name, how, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "VARPRO_RESULTS": str(tmp_path / "results")}
     if name.startswith("compiles"):
         environment["NUMBA_CACHE_DIR"] = str(tmp_path / "cache")  # empty
-    script = arguments[0] if arguments[0] != "-m" else ""
-    command = [sys.executable, str(ROOT / script), *arguments[1:]] if script else [sys.executable, *arguments]
+    module = arguments[0] == "-m"
+    command = [sys.executable, *arguments] if module else [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
     with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
         keywords = {"cwd": tmp_path, "env": environment, "stdout": out, "stderr": err, "stdin": subprocess.DEVNULL}
         process = subprocess.Popen(command, **keywords, start_new_session=True)
@@ -70,8 +70,7 @@ def test_a_signal_during_imports_ends_in_one_line(name, how, tmp_path):
         process.wait()
     said = (tmp_path / "err").read_text().splitlines()
     assert code == 128 + how, (code, said)
-    program = {"table": "__main__.py", "batch": "work.py", "download": "cifar.py"}.get(name, script)
-    assert said == [farewell(program, how)]
+    assert said == [farewell(arguments[1] if module else arguments[0], how)]
     ledger.took(ANSWER, time.monotonic() - sent)
     ledger.count(f"kills by {how.name}")
     ledger.count(EARLY)

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from varpro import results
 from varpro.paper import grid
 
 _FRAMES = 125
@@ -52,7 +53,9 @@ class Film:
         palette = self.palette or self.frames[-1].quantize(32)
         frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
         durations = [_HOLD_MS, *[_FRAME_MS] * (len(frames) - 2), _HOLD_MS]
-        frames[0].save(path, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=True)
+        film = {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0, "optimize": True}
+        with results.replacing(path) as stream:
+            frames[0].save(stream, format="GIF", **film)
         return Animation(path)
 
 

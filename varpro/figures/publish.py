@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from varpro import names
+from varpro import names, results
 from varpro.figures import panels
 from varpro.figures.animation import Animation, Film
 from varpro.paper import grid, records
@@ -63,11 +63,10 @@ def requested_seeds() -> list[int] | None:
 def save(drawn: Figure | Film, file: str) -> Figure | Animation:
     """Write ``figures/<file>`` and return what a notebook shows; the same data give the same bytes."""
     path = folder() / file
-    path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(drawn, Film):
         return drawn.write(path)
-    with panels.style():
-        drawn.savefig(path, metadata={"CreationDate": None})
+    with panels.style(), results.replacing(path) as stream:
+        drawn.savefig(stream, format=path.suffix[1:], metadata={"CreationDate": None})
     return drawn
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from varpro import cli
+from varpro import cli, results
 
 _PROGRAM = "varpro.paper"
 
@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     text += f"\n\n{absent}" if absent else ""
     print(text)
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n", encoding="utf-8")
+        with results.replacing(options.output) as file:
+            file.write(f"{text}\n".encode())
     if not verdict:
         raise SystemExit(1)
 

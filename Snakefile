@@ -26,7 +26,7 @@ for key, value in config.items():
     if key not in CONFIG:
         refuse(f"--config {key!r} is not allowed: {', '.join(CONFIG)}")
     if CONFIG[key]:
-        os.environ.setdefault(CONFIG[key], str(value))
+        os.environ[CONFIG[key]] = str(value)
 
 try:
     from varpro.paper import cost, grid, work  # reads VARPRO_EPOCHS

@@ -18,6 +18,9 @@ from varpro.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()  # before the imports that take seconds
 
+from argparse import ArgumentParser
+from collections.abc import Sequence
+
 from tqdm import tqdm
 
 from varpro import cli, names
@@ -26,7 +29,7 @@ from varpro.runs.options import add_diffusion, chosen_limit
 from varpro.runs.schedule import TIME_SCALE, schedule
 
 
-def parser():
+def parser() -> ArgumentParser:
     """The options of this script."""
     options = cli.parser(__doc__)
     add_diffusion(options, LIMITS, gamma=100.0, epochs=32000, time_scale=TIME_SCALE)
@@ -35,14 +38,14 @@ def parser():
 
 
 @cli.command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """The limit that the options name, into a file."""
     options = cli.parse(parser(), argv)
-    limit = chosen_limit(options, LIMITS)
+    limit, gamma = chosen_limit(options, LIMITS)
     kept = schedule(options.epochs, options.saving_step)
     with tqdm(total=1.0, desc="diffusion", disable=not options.progress) as bar:
         limit.contents(
-            gamma=options.gamma,
+            gamma=gamma,
             epochs=options.epochs,
             time_scale=options.time_scale,
             snapshot_epochs=kept.snapshot_epochs if options.saving_step else kept.measured_epochs,

@@ -7,7 +7,7 @@ distances are those to the ultra-fast diffusion and to the projected one (docs/l
 this script, one file per seed; Results_mean_field.ipynb draws them.
 
     python Experiment.py --lambda 1e-6 --student_width 4096 --time_scale 2.44140625e-4
-    python Experiment.py --seed 0-5 --init random --samples 4096 --teacher_width 4096
+    python Experiment.py --seed 0 1 2 3 4 5 --init random --samples 4096 --teacher_width 4096
     python Experiment.py --features squared_relu_circle --samples 2048 --student_width 256 --dtype float64
 
 Measured on one core: linear solver, infinite data, 32000 epochs and all distances in 4 s at width 1024; dense solver in
@@ -19,6 +19,8 @@ from varpro.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()  # before the imports that take seconds
 
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,7 +43,7 @@ CHOICES = Choices(
 )
 
 
-def parser():
+def parser() -> ArgumentParser:
     """The options of this experiment with its numbers."""
     options = cli.parser(__doc__)
     infinite = float("inf")
@@ -63,7 +65,7 @@ def parser():
 
 
 @cli.command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """The runs that the options name, one after the other."""
     options = cli.parse(parser(), argv)
     choices = replace(CHOICES, features=FEATURES[options.features]())

@@ -14,6 +14,8 @@ from varpro.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()  # before the imports that take seconds
 
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 
 from varpro import cli
@@ -32,7 +34,7 @@ CHOICES = Choices(
 )
 
 
-def parser():
+def parser() -> ArgumentParser:
     """The options of this experiment with its numbers."""
     options = cli.parser(__doc__)
     add_problem(options, CIRCLE, lmbda=1e-3, student_width=1024, gamma=100.0, samples=4096, teacher_width=4096)
@@ -43,7 +45,7 @@ def parser():
 
 
 @cli.command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """The runs that the options name, one after the other."""
     options = cli.parse(parser(), argv)
     for run in runs(options, CHOICES, folder=Path(__file__).resolve().parent):

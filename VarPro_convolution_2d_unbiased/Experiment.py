@@ -15,6 +15,8 @@ from varpro.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()  # before the imports that take seconds
 
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from varpro import cli
@@ -28,7 +30,7 @@ from varpro.runs.schedule import TIME_SCALE
 LIMITS = (TORUS_DIFFUSION,)  # the features are compared with it, and with the teacher
 
 
-def choices(options):
+def choices(options: Namespace) -> Choices:
     """The three choices of this experiment."""
     return Choices(
         features=RadialTorus(RADIAL_KERNELS[options.activation]),  # phi(w, x) = g(|wrap(w - x)|)
@@ -38,7 +40,7 @@ def choices(options):
     )
 
 
-def parser():
+def parser() -> ArgumentParser:
     """The options of this experiment with its numbers."""
     options = cli.parser(__doc__)
     add_problem(
@@ -58,7 +60,7 @@ def parser():
 
 
 @cli.command
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     """The runs that the options name, one after the other."""
     options = cli.parse(parser(), argv)
     for run in runs(options, choices(options), folder=Path(__file__).resolve().parent):

@@ -19,11 +19,14 @@ from varpro.signals import end_on_signals
 if __name__ == "__main__":
     end_on_signals()  # before the imports that take seconds
 
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+
 from torch.optim import SGD
 
 from varpro import cli
 from VarPro_resnet import runs
-from VarPro_resnet.resnet import WIDTH
+from VarPro_resnet.resnet import WIDTH, ResNet20
 from VarPro_resnet.runs import Numbers
 from VarPro_resnet.shampoo import Shampoo
 from VarPro_resnet.training import Descent, RunningVarPro, VarProM
@@ -36,7 +39,7 @@ OPTIMIZERS = {  # with the numbers of the published curves
 }
 
 
-def step(network, options):
+def step(network: ResNet20, options: Namespace) -> Descent:
     """The training step of the chosen optimizer."""
     rate = WIDTH * options.time_scale  # eta = M * time_scale
     shared = {"lmbda": options.lmbda, "mixed_precision": options.mixed_precision}
@@ -54,7 +57,7 @@ def step(network, options):
     return Descent(network, descent, **shared)
 
 
-def parser(optimizer=None, dataset="digits", description=__doc__):
+def parser(optimizer: str | None = None, dataset: str = "digits", description: str = __doc__) -> ArgumentParser:
     """The options of this experiment with its numbers; ``optimizer`` names one where the user has no choice."""
     options = cli.parser(description)
     runs.add_problem(options, dataset=dataset, lmbda=1e-3)
@@ -65,7 +68,13 @@ def parser(optimizer=None, dataset="digits", description=__doc__):
 
 
 @cli.command
-def main(argv=None, *, optimizer=None, dataset="digits", description=__doc__):
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    optimizer: str | None = None,
+    dataset: str = "digits",
+    description: str = __doc__,
+) -> None:
     """The runs that the options name, one after the other."""
     options = runs.parse(parser(optimizer, dataset, description), argv, OPTIMIZERS, optimizer)
     for run in runs.runs(options):

@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -239,7 +238,7 @@ def parse(
 def runs(options: argparse.Namespace) -> Iterator[Run]:
     """The runs that ``options`` ask for and that do not exist yet; the others are reported and skipped.
 
-    Raises UsageError or ResultError, each a line for the user, before a run with wrong options starts.
+    Raises UsageError or ResultError, each a line for the user, before the first run starts.
     """
     # of any images the result states which; otherwise one that has its results needs no data
     images = _images(options) if options.dataset == "images" else None
@@ -250,10 +249,11 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
         if not options.force and _kept(config, path):
             tidy(path)
             continue
-        results.prepare(path)
         wanted.append((seed, config, path))
+    images = images or (_images(options) if wanted else None)
+    for _, _, path in wanted:
+        results.prepare(path)
     for seed, config, path in wanted:
-        images = images or _images(options)
         plan = Plan(len(images.train), options.batch_size, options.epochs, options.final_epochs)
         sitting = dict(zip(_OF_A_SITTING, (options.device, images.digest), strict=True))
         yield Run(config | sitting, path, images.to(options.device), plan, _network(options, seed, images.classes))
@@ -375,7 +375,7 @@ def _label(config: dict) -> str:
 def _images(options: argparse.Namespace) -> cifar.Images:
     folder = options.data_dir or image_files.folder()
     cache = _directory(options) / "images"
-    images = cifar.load(options.dataset, folder, flips=options.flips, cache=cache, report=partial(print, flush=True))
+    images = cifar.load(options.dataset, folder, flips=options.flips, cache=cache, report=cli.say)
     if options.batch_size > len(images.train):
         raise cli.UsageError(f"--batch_size {options.batch_size}: {options.dataset} has {len(images.train)} images")
     return images

@@ -26,7 +26,7 @@ SAMPLES = 4096
 LMBDA, CENTRE, TIME_SCALE = 1e-3, 1.0, 2**-10
 WIDTHS = (32, 128, 512, 1024)
 WIDE = tuple(4**k for k in range(6, 11))  # 2^12 ... 2^20
-PARALLEL_WORK = 110  # multiply-adds per neuron and epoch outside the two chains, counted in varpro/circle.py
+PARALLEL_WORK = 110  # multiply-adds per neuron and epoch outside the two chains, counted in varpro/solvers/circle.py
 
 
 @njit(cache=True, error_model="numpy")

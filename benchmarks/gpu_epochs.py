@@ -1,6 +1,6 @@
 """What a GPU gives: VarPro epochs on the torus and passes of the ResNet, measured into a section of RESULTS.md.
 
-    python -m benchmarks.gpu_epochs           # on a GPU, at most 8 minutes; the section is written after every row
+    python -m benchmarks.gpu_epochs           # on a GPU; no row is begun after 6.5 minutes, and each is written at once
     python -m benchmarks.gpu_epochs --trial   # the same at tiny sizes on any machine; nothing is written
 
 On the torus take turns: captured epochs by fused kernels and by tensors, the plain loop of

@@ -232,6 +232,18 @@ def test_the_epochs_before_a_failure_are_kept(monkeypatch):
     assert model.report()["epochs"] == 60
 
 
+def test_solves_without_epochs_are_booked_too():
+    inputs, targets, weights = drawn("laplace")
+    model, w = solver("laplace", inputs, targets), torch.from_numpy(weights)
+    model.solve(w)
+    first = model.report()
+    model.reduced(w + 1e-3)
+    second = model.report()
+    assert 0 < first["worst_residual"] <= second["worst_residual"] < RESIDUAL["float64"]
+    assert 0 < first["steps"] < second["steps"]
+    assert second["epochs"] == 0
+
+
 def test_a_useless_preconditioner_is_replaced():
     inputs, targets, weights = drawn("laplace")
     model, w = solver("laplace", inputs, targets), torch.from_numpy(weights.copy())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tolerances import EXACT, LOSS, SOLVE
 from torch import nn
 
-from varpro import ridge
+from varpro import loss, ridge
 from varpro.loss import VarProLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -305,6 +305,9 @@ def test_fit_of_what_cannot_be():
             criterion.fit(batches)
     with pytest.raises(FloatingPointError, match="features are not finite"):
         criterion.fit([(features * torch.nan, labels)])
+    for second in (torch.ones(12), torch.ones(12, 2)):
+        with pytest.raises(ValueError, match=r"outer would be \(5, 3\) after the first ones, \(5(, 2)?,?\) after this"):
+            VarProLoss(1e-2).fit([(features, torch.ones(12, 3)), (features, second)])
     row = VarProLoss(1e-2)
     row.fit([(features, labels.double())])
     torch.testing.assert_close(
@@ -490,6 +493,36 @@ def test_what_cannot_be_solved_raises_and_changes_nothing(memory):
     with pytest.raises(FloatingPointError, match="not positive definite at lambda 1e-12; use a larger lambda"):
         criterion.check()
     criterion.check()
+
+
+@pytest.mark.parametrize("options", [{}, {"averaging": 0.5}, {"memory": 0.5}])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_failure_that_the_host_does_not_see_is_forgotten(options, first, monkeypatch):
+    """As on a GPU: NaN for the mini-batch that failed, and the next ones as if it had not been."""
+    monkeypatch.setattr(loss, "_host_knows", lambda features: False)
+    criterion, twin = VarProLoss(1e-2, **options), VarProLoss(1e-2, **options)
+    if not first:
+        criterion(*problem(seed=1))
+        if "averaging" not in options:  # it is not known what it was before: an average starts anew
+            twin(*problem(seed=1))
+    features, targets = problem(seed=2)
+    assert criterion(features * torch.nan, targets).isnan()
+    assert criterion.outer.isnan().all()
+    for seed in (3, 4):
+        assert torch.equal(criterion(*problem(seed=seed)), twin(*problem(seed=seed)))
+    assert torch.equal(criterion.outer, twin.outer)
+    with pytest.raises(FloatingPointError):
+        criterion.check()
+
+
+def test_what_was_there_does_not_count_in_a_fit():
+    features, targets = problem()
+    expected = VarProLoss(1e-2)
+    expected.fit([(features, targets)])
+    for before in (torch.nan, torch.inf, 1e308):
+        criterion = VarProLoss(1e-2, outer=torch.full((5, 3), before, dtype=torch.float64))
+        criterion.fit([(features, targets)])
+        torch.testing.assert_close(criterion.outer, expected.outer.double(), rtol=0, atol=10 * SOLVE)
 
 
 # --- end to end --------------------------------------------------------------------------------------------------

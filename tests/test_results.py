@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from varpro import names, results
 from varpro.figures import publish
+from varpro.runs.bookkeeping import Checkpoint
 
 
 def test_round_trip_keeps_types_and_values(tmp_path):
@@ -111,3 +112,23 @@ def test_results_root_can_be_moved(monkeypatch, tmp_path):
     assert names.directory("VarPro_ReLU_1d") == names.ROOT / "VarPro_ReLU_1d" / "results"
     monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
     assert names.directory("VarPro_ReLU_1d") == tmp_path / "VarPro_ReLU_1d" / "results"
+
+
+@pytest.mark.parametrize("config", [None, [1], torch.ones(2), {}, {"seed": torch.arange(3)}, {"seed": None}])
+def test_a_file_with_another_config_of_any_kind_is_refused(tmp_path, config):
+    path = tmp_path / "run.pt"
+    results.save(path, {"config": config})
+    with pytest.raises(
+        results.ResultError, match=r"was made with seed = [^\n]*, not 1; use --name or --output, or --force"
+    ):
+        results.complete(path, {"seed": 1})
+
+
+@pytest.mark.parametrize("contents", [{}, {"state": 1}, {"config": [1]}, {"config": {"seed": torch.arange(2)}}])
+def test_a_checkpoint_of_any_other_kind_is_not_gone_on_from(tmp_path, contents):
+    said = []
+    kept = Checkpoint(tmp_path / "run.checkpoint", {"seed": 1}, 2, report=said.append)
+    results.save(kept.path, {"version": 2, "config": {"seed": 1}} | contents)
+    assert kept.restore() is None
+    assert len(said) == 1
+    assert said[0].startswith("starts anew: ")

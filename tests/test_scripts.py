@@ -23,6 +23,7 @@ from VarPro_resnet.Experiment import parser as resnet_parser
 BIASED, UNBIASED, TWO_TIMESCALE = (f"{name}/Experiment.py" for name in (grid.BIASED, grid.UNBIASED, grid.TWO_TIMESCALE))
 CIRCLE = (BIASED, UNBIASED, TWO_TIMESCALE)
 TORUS = f"{grid.TORUS_UNBIASED}/Experiment.py"
+MEAN_FIELD = f"{grid.MEAN_FIELD}/Experiment.py"
 TINY = ["--epochs", "6", "--student_width", "8", "--samples", "64", "--teacher_width", "32"]
 
 
@@ -483,6 +484,18 @@ def test_every_command_of_a_page_is_one_the_scripts_take(page):
         parser.parse_args(arguments)
 
 
+@pytest.mark.parametrize("script", [MEAN_FIELD, *CIRCLE, TORUS, "make_diffusion.py", "VarPro_resnet/Experiment.py"])
+def test_every_command_in_the_text_of_a_script_is_one_it_takes(script):
+    text = load_script(script).__doc__
+    named = re.findall(r"^    python (\S+) ?([^#\n]*)", text, flags=re.MULTILINE)
+    assert named
+    for name, arguments in named:
+        path = str(Path(script).parent / name) if not (ROOT / name).exists() else name
+        module = load_script(path)
+        parser = resnet_parser(**module.CHOICES) if "CIFAR10_" in path else module.parser()
+        parser.parse_args(shlex.split(arguments))
+
+
 def test_the_own_data_of_the_page_are_trained_on(tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs" / "scripts.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -514,7 +527,6 @@ def test_the_readme_lists_every_run_of_the_grid_that_the_user_asked_for():
     assert {replace(run, epochs=grid.EPOCHS) for run in listed} <= runs
 
 
-MEAN_FIELD = "Mean_field_limit/Experiment.py"
 SMALL = ("--student_width", "8", "--epochs", "4")
 
 

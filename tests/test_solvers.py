@@ -1,5 +1,6 @@
 """What all solvers have in common: the reduced risk, which of them is chosen, and what they refuse."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from problems import random_problem, reduced_risk
 from tolerances import GRADIENT, SOLVE
 
-from varpro.features import LAPLACE, RADIAL_KERNELS, FeatureMap, RadialTorus, ReLUCircle
+from varpro.features import LAPLACE, RADIAL_KERNELS, RadialTorus, ReLUCircle
 from varpro.problem import Problem, drawn_problem
 from varpro.solvers import choose
 from varpro.solvers.base import Objective, merged
@@ -34,8 +35,6 @@ class LeakyCircle(ReLUCircle):
 
     def pull_back(self, weights, inputs, features, cotangent):
         return cotangent.where(features > 0, 0.1 * cotangent).T @ inputs
-
-    predict = FeatureMap.predict
 
 
 def objective(features, centre=1.0, outer_update="ridge") -> Objective:
@@ -173,6 +172,41 @@ def test_the_others_refuse_in_one_line(goal, problem, options, line, monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(choose.Refusal, match=f"^--solver {options}: .*{line}.*; allowed here: [a-z, ]*dense$"):
         choose.choose(goal, problem, solver=options)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "float16"}, {"device": "cuda"}, {"device": "cuda", "solver": "dense"}])
+def test_where_no_solver_is_left_each_says_why(options, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(choose.Refusal, match=r"^--solver [^\n]*(not in float16|not on cuda)") as refused:
+        choose.choose(objective(ReLUCircle()), CIRCLE, **options)
+    assert "--solver dense: " in str(refused.value)
+    named = 1 if "solver" in options else len(choose.NAMES)
+    assert str(refused.value).count("--solver ") == named
+
+
+def test_a_subclass_draws_its_targets_from_its_own_features():
+    student = CIRCLE.student
+    expected = LeakyCircle()(student, CIRCLE.inputs).mean(dim=1)
+    torch.testing.assert_close(LeakyCircle().predict(student, CIRCLE.inputs), expected)
+    assert not torch.allclose(expected, ReLUCircle().predict(student, CIRCLE.inputs))
+
+
+@pytest.mark.parametrize(("kind", "features", "problem"), CASES)
+@pytest.mark.parametrize("what", ["weights", "targets"])
+def test_what_is_not_finite_is_never_solved(kind, features, problem, what):
+    """No solver returns numbers for a NaN, with or without a state from before; a training has no losses then."""
+    start, targets = problem.student.clone(), problem.targets.clone()
+    (start if what == "weights" else targets)[0, 0] = torch.nan
+    solver = build(kind, objective(features), replace(problem, targets=targets))
+    if what == "weights":
+        solver.reduced(solver.own(problem.student))
+    weights = solver.own(start)
+    for call in (solver.solve, solver.reduced):
+        with pytest.raises(FloatingPointError):
+            call(weights)
+    outer = torch.ones(len(start)) if isinstance(weights, np.ndarray) else torch.ones(len(start), 1)
+    with suppress(FloatingPointError):
+        assert np.isnan(np.asarray(solver.advance(weights, solver.own(outer), 3))).all()
 
 
 def test_reports_of_sittings_are_merged():

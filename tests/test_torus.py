@@ -243,6 +243,19 @@ def test_what_cannot_be_solved_is_an_error():
         TorusSolver("gauss", inputs, targets, LMBDA, 1.0, TIME_SCALE)
 
 
+def test_where_no_sample_is_seen_the_outer_weights_are_those_of_the_penalty():
+    """b = 0: the best u is 0, also from a state that was another."""
+    inputs, targets = np.array([[-1.9, -1.9], [-1.8, -1.9]]), np.ones(2)
+    seen, unseen = np.array([[-1.9, -1.9]]), np.array([[0.1, 0.1]])
+    solver = TorusSolver("cos", inputs, targets, LMBDA, 0.0, TIME_SCALE, "float64")
+    assert solver.report()["worst_residual"] == 0.0
+    assert abs(solver.reduced(seen).outer[0]) > 0.1
+    reduced = solver.reduced(unseen)
+    assert reduced.outer[0] == 0.0
+    assert reduced.risk == pytest.approx(1 / (2 * LMBDA), rel=EXACT)
+    assert np.isnan(solver.advance(unseen * np.nan, reduced.outer, 2)).all()
+
+
 def test_the_same_every_time_however_divided(monkeypatch):
     inputs, targets, weights = drawn("laplace", 1000, 64)
     runs = []

@@ -230,7 +230,11 @@ def add_output(to: argparse.ArgumentParser) -> None:
         help="folder of the result files (default: results/ beside the script)",
     )
     group.add_argument("--name", type=_label, metavar="NAME", help="put NAME in front of the file name")
-    group.add_argument("--force", action="store_true", help="compute again and replace an existing result")
+    group.add_argument(
+        "--force",
+        action="store_true",
+        help="compute again and replace an existing result; an interrupted run still goes on",
+    )
     group.add_argument(
         "-p",
         "--progress",

@@ -1,8 +1,9 @@
 """How functions are compiled: numba's flags, and a cache that knows all the sources that a function was made of.
 
 numba keeps the machine code of a function as long as the file that the function stands in is unchanged. Functions that
-it inlines from other files are not looked at. Here the key is the content of the file and of every compiled file of
-this package that it imports, so that a change anywhere below is seen, and a mere touch is not.
+it inlines from other files are not looked at. Here the key is the content of the file, of every compiled file of this
+package that it imports, and of those that it imports CONSTANTS from by name, which become part of the code: so that a
+change anywhere below is seen, and a mere touch is not.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ FUSED = {"contract", "nsz"}  # fused multiply-adds; NaN and infinity keep their 
 VECTORISED = {"contract", "nsz", "reassoc"}  # sums in any order, for reductions
 
 _PACKAGE = Path(__file__).parent
-_IMPORTS = re.compile(r"^from (varpro[.\w]*) import (\w+(?:, \w+)*)", re.MULTILINE)
+_IMPORTS = re.compile(r"^from (varpro[.\w]*) import (?:\(([^)]*)\)|([^(\n]+))", re.MULTILINE)
 
 
 def compiled(**flags) -> Callable[[Callable], Dispatcher]:
@@ -44,7 +45,7 @@ def in_cache(function: Dispatcher, mentioning: str = "") -> bool:
 
 @cache
 def _stamp(path: Path) -> str:
-    """A hash of the file and of all compiled files of this package that it imports, directly or not."""
+    """A hash of the file and of all files of this package that its machine code is made of."""
     digest = hashlib.sha256()
     for source in sorted(_sources(path, set())):
         digest.update(source.read_bytes())
@@ -57,17 +58,21 @@ def _sources(path: Path, seen: set[Path]) -> set[Path]:
     text = path.read_text(encoding="utf-8")
     if "numba" in text or "varpro.compiled" in text:
         seen.add(path)
-        for other in _imported(text):
+        for other, has_constants in _imported(text):
+            if has_constants:
+                seen.add(other)
             _sources(other, seen)
     return seen
 
 
-def _imported(text: str) -> Iterator[Path]:
-    for module, names in _IMPORTS.findall(text):
+def _imported(text: str) -> Iterator[tuple[Path, bool]]:
+    """The files of this package that a source imports from, and whether it imports constants by name."""
+    for module, several, few in _IMPORTS.findall(text):
         base = _PACKAGE.joinpath(*module.split(".")[1:])
-        for candidate in (base, *(base / name for name in names.split(", "))):
+        names = re.findall(r"\w+", several or few.partition("#")[0])
+        for candidate, named in ((base, names), *((base / name, []) for name in names)):
             if candidate.with_suffix(".py").is_file():
-                yield candidate.with_suffix(".py")
+                yield candidate.with_suffix(".py"), any(name.isupper() for name in named)
 
 
 def _by_all_sources(locator: type) -> type:

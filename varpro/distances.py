@@ -61,8 +61,10 @@ class CircleMeasure:
             self.angles = np.sort(angles)
             self.masses = np.full(len(angles), 1.0 / len(angles))
         else:
-            order = np.argsort(angles)
-            masses = np.asarray(masses, dtype=np.float64)[order]
+            order, masses = np.argsort(angles), np.asarray(masses, dtype=np.float64)
+            if masses.shape != angles.shape:
+                raise ValueError(f"masses {masses.shape} are not allowed for {len(angles)} points: ({len(angles)},)")
+            masses = masses[order]
             self.angles, self.masses = angles[order], masses / masses.sum()
         self.cosines, self.sines = np.cos(self.angles / 2), np.sin(self.angles / 2)
 

@@ -126,13 +126,16 @@ class VarProLoss(nn.Module):
         memory stays as it is. The host waits for a GPU. Raises FloatingPointError where features are not finite, and
         ValueError as a call does.
         """
-        second = cross = None
+        second = cross = shape = None
         count = 0
         for features, targets in batches:
             targets = self._checked_targets(features, targets)
+            before, shape = shape, (features.shape[1], *targets.shape[1:])
+            if before not in (None, shape):
+                raise ValueError(f"batches: outer would be {before} after the first ones, {shape} after this one")
             dtype = self._solve_dtype(features)
             columns = targets if targets.ndim == 2 else targets[:, None]
-            with _full_precision(features), _few_threads(features), ridge.matrix_products(tf32=False):
+            with _full_precision(features), _few_threads(features, moments=True), ridge.matrix_products(tf32=False):
                 new = ridge.moments(features.to(dtype), columns.to(dtype), self.centre)
             count += len(features)
             share = len(features) / count
@@ -142,7 +145,7 @@ class VarProLoss(nn.Module):
                 second, cross = second.lerp(new[0], share), cross.lerp(new[1], share)
         if second is None or cross is None:
             raise ValueError("batches: there are none")
-        with _full_precision(features), _few_threads(features):
+        with _full_precision(features), _few_threads(features, moments=True):
             solution = ridge.solve_moments(second, cross, self.lmbda, self.centre)
         self._update(features, solution if targets.ndim == 2 else solution[:, 0], weight=1.0)
 
@@ -186,7 +189,8 @@ class VarProLoss(nn.Module):
         dtype = self._loss_dtype(torch.promote_types(features.dtype, torch.float32))
         solve_dtype = self._solve_dtype(features)
         columns = targets if targets.ndim == 2 else targets[:, None]
-        with _full_precision(features), _few_threads(features), ridge.matrix_products(tf32=False):
+        few_threads = _few_threads(features, moments=self.memory > 0)
+        with _full_precision(features), few_threads, ridge.matrix_products(tf32=False):
             wide = features.to(solve_dtype), columns.to(solve_dtype)
             if self.memory > 0:
                 solution = self._solve_remembered(*wide)
@@ -202,8 +206,12 @@ class VarProLoss(nn.Module):
             stored = torch.promote_types(features.dtype, torch.float32)
             self.outer = torch.empty(solution.shape, dtype=stored, device=solution.device)
             outer = solution
-        else:  # the copy has the layout of the buffer
-            outer = self.outer.to(solution.dtype, copy=True).lerp_(solution, weight)
+        else:  # in the layout of the buffer; what a failed solve has left there is not averaged with
+            outer = torch.empty_like(self.outer, dtype=solution.dtype).copy_(solution)
+            if weight < 1:
+                outer.copy_(
+                    torch.where(self.outer.isfinite(), self.outer.to(solution.dtype).lerp(outer, weight), outer)
+                )
         self.outer.copy_(outer)
         return outer
 
@@ -211,7 +219,7 @@ class VarProLoss(nn.Module):
         self, solution: torch.Tensor, failed: torch.Tensor, features: torch.Tensor, solved: torch.Tensor
     ) -> torch.Tensor:
         """``solution``, or an error about the matrix ``solved``, or NaN where the host would have to wait for that."""
-        if features.device.type != "cpu":
+        if not _host_knows(features):
             self._failed = self._failed.to(features.device) | (failed != 0)
             return torch.where(failed != 0, math.nan, solution)
         if not failed.item():
@@ -233,6 +241,10 @@ class VarProLoss(nn.Module):
             cross = self.cross_moment.to(cross.dtype).lerp(cross, share)
         solution, failed = ridge.solve_moments_unchecked(second, cross, self.lmbda, self.centre)
         solution = self._checked(solution, failed, features, second)
+        if not _host_knows(features):  # of a failure, which would have raised
+            second = _unless(failed, second, self.second_moment)
+            cross = _unless(failed, cross, self.cross_moment)
+            count = _unless(failed, count, count - 1)
         self.second_moment, self.cross_moment, self.remembered = second, cross, count
         return solution
 
@@ -263,7 +275,7 @@ class VarProLoss(nn.Module):
 
     def _real(self, targets: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """Targets as numbers: class labels become one-hot vectors."""
-        if len(targets) != len(features) or targets.ndim not in (1, 2):
+        if targets.ndim not in (1, 2) or len(targets) != len(features) or 0 in targets.shape:
             raise ValueError(
                 f"targets {tuple(targets.shape)} are not allowed with features {tuple(features.shape)}: "
                 f"({len(features)}, k) or ({len(features)},)"
@@ -326,11 +338,25 @@ def _full_precision(features: torch.Tensor) -> Iterator[None]:
         yield
 
 
+def _host_knows(features: torch.Tensor) -> bool:
+    """Whether the host can look at a number without waiting for the device of ``features``."""
+    return features.device.type == "cpu"
+
+
+def _unless(failed: torch.Tensor, new: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
+    """``new``, or ``old`` (None: zeros) where the device knows of a failure."""
+    return torch.where(failed != 0, torch.zeros_like(new) if old is None else old.to(new), new)
+
+
 @contextmanager
-def _few_threads(features: torch.Tensor) -> Iterator[None]:
-    """One thread of the CPU where the products of ``features (N, M)`` are too small to be shared out."""
+def _few_threads(features: torch.Tensor, *, moments: bool = False) -> Iterator[None]:
+    """One thread of the CPU where the products of ``features (N, M)`` are too small to be shared out.
+
+    With ``moments`` the matrix to be factored is M x M also for N < M.
+    """
     samples, width = features.shape
-    small = features.device.type == "cpu" and samples * width * min(samples, width) <= _SMALL
+    products = (samples + width) * width**2 if moments else samples * width * min(samples, width)
+    small = features.device.type == "cpu" and products <= _SMALL
     with one_torch_thread() if small else nullcontext():
         yield
 

@@ -169,15 +169,21 @@ def complete(path: Path, config: Mapping[str, Any]) -> bool:
     """Whether ``path`` holds the result of ``config``. Raises ResultError where it holds another run's."""
     if not os.path.exists(path):  # also where the name is too long for any file
         return False
-    found = load(path).get("config", {})
-    differing = [key for key in config if found.get(key) != config[key]]
-    if differing:
-        key = differing[0]
-        raise ResultError(
-            f"{path} was made with {key} = {found.get(key)}, not {config[key]}; use --name or --output, "
-            "or --force to replace it"
-        )
+    found = load(path).get("config")
+    difference = differing(found, config)
+    if difference:
+        raise ResultError(f"{path} was made with {difference}; use --name or --output, or --force to replace it")
     return True
+
+
+def differing(found: Any, config: Mapping[str, Any]) -> str:
+    """``"seed = 1, not 0"``, the first entry in which what a file has as its config is not ``config``; "" if none."""
+    found = found if isinstance(found, Mapping) else {}
+    for key, value in config.items():
+        own = found.get(key)
+        if isinstance(own, torch.Tensor) or own != value:
+            return f"{key} = {'a tensor' if isinstance(own, torch.Tensor) else own}, not {value}"
+    return ""
 
 
 def provenance(device: str) -> dict[str, str]:

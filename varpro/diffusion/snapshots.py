@@ -44,8 +44,8 @@ def _combined(density: np.ndarray, epochs: np.ndarray, epoch: float, place: int,
 def choose_snapshots(density: np.ndarray, epochs: np.ndarray, count: int) -> np.ndarray:
     """Indices, increasing, of at most ``count`` of the snapshots ``density (S, ...)`` that give the others best.
 
-    ``epochs (S,)`` increase. From the first and the last, in rounds: the worst epoch of each interval that errs most,
-    in the mean of the absolute differences to :func:`density_at`, is added. A coarse grid serves to choose for a
+    ``epochs (S,)`` increase. From a few at geometric distances, in rounds: the worst epoch of each interval that errs
+    most, in the mean of the absolute differences to :func:`density_at`, is added. A coarse grid serves to choose for a
     finer one.
     """
     epochs = np.asarray(epochs)

@@ -33,7 +33,7 @@ class Measure(Protocol):
 
 @dataclass(frozen=True)
 class Law:
-    """The law of a teacher of infinitely many neurons: its density, and points with masses that are it to round-off.
+    """The law of a teacher of infinitely many neurons: its density, and points with masses that stand for it.
 
     ``density`` takes angles in radians; ``points (n, d)`` and ``masses (n,)`` that sum to 1.
     """

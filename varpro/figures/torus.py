@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from PIL import Image
 
 from varpro import results
@@ -88,7 +89,7 @@ def square(axes: Axes) -> None:
     axes.set_yticks(range(-2, 3))
 
 
-def density_image(axes: Axes, density: np.ndarray, most: float):
+def density_image(axes: Axes, density: np.ndarray, most: float) -> AxesImage:
     """A density (G, G), first coordinate to the right; colours go from 0 to ``most``, finer near 0."""
     extent = (-_HALF, _HALF, -_HALF, _HALF)
     norm = PowerNorm(0.5, vmin=0, vmax=most)

@@ -53,7 +53,8 @@ class LevenbergMarquardt(Optimizer):
 
     @classmethod
     def obstacle(cls, solver: type[Solver[Any]], objective: Objective, problem: Problem) -> str:
-        entries = 0 if solver in _STEPS else problem.samples * problem.student.numel()
+        coordinates = chart_of(objective.features.domain).coordinates(problem.student)  # (M, p)
+        entries = 0 if solver in _STEPS else problem.samples * coordinates.numel()
         if entries > _MOST_ENTRIES:
             return (
                 f"needs a matrix of {entries:.0f} numbers without the linear solver; allowed: at most {_MOST_ENTRIES}"

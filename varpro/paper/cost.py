@@ -83,7 +83,7 @@ def megabytes(run: grid.AnyRun) -> float:
     """
     if isinstance(run, grid.ResNetRun):
         return 1.2 + run.passes * _IMAGES[run.dataset][0] / run.batch_size * 8 / 1e6
-    snapshots = run.epochs // (run.saving_step or max(1, run.epochs // 1000)) + 1
+    snapshots = run.epochs // (run.saving_step or math.ceil(run.epochs / 1000)) + 1
     return (snapshots * run.width * 3 * 4 + run.epochs * 8) / 1e6
 
 

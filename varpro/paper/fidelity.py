@@ -271,7 +271,7 @@ def _making(name: str, absent: Sequence[Comparison]) -> str:
     return grid.make_command(name, None if enough else sorted({seed for row in absent for seed in row.seeds}))
 
 
-def accuracy_table(wanted) -> str:
+def accuracy_table(wanted: Mapping[grid.ResNetRun, Sequence[int]]) -> str:
     """Final and best test accuracy of the runs at hand, mean and spread over seeds, as a Markdown table.
 
     ``wanted`` has the seeds of every run.

@@ -54,12 +54,11 @@ class Checkpoint:
             return self._anew(str(error))
         if saved.get("version") != self.version:
             return self._anew(f"{self.path} is of another version")
-        found = saved.get("config") or {}
-        differing = [key for key in self.config if found.get(key) != self.config[key]]
-        if differing:
-            key = differing[0]
-            return self._anew(f"{self.path} has {key} = {found.get(key)}, not {self.config[key]}")
-        return saved["state"]
+        difference = results.differing(saved.get("config"), self.config)
+        if difference:
+            return self._anew(f"{self.path} has {difference}")
+        state = saved.get("state")
+        return state if isinstance(state, dict) else self._anew(f"{self.path} holds no state")
 
     def offer(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Write what ``state`` returns, if it is time."""

@@ -72,8 +72,8 @@ class Run:
 def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterator[Run]:
     """The runs that ``options`` ask for and that do not exist yet; the others are reported and skipped.
 
-    ``folder`` is the experiment's folder. Raises UsageError or ResultError, each a line for the user, before a run
-    with wrong options starts.
+    ``folder`` is the experiment's folder. Raises UsageError or ResultError, each a line for the user, before the first
+    run starts.
     """
     tensors, data_label = _read_data(options)
     cli.resolve_device(options)
@@ -86,57 +86,67 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
         )
     if options.optimizer != GRADIENT_DESCENT and "epochs" not in options.given:
         options.epochs = OPTIMIZERS[options.optimizer].usual_iterations
-    outer_rate = options.outer_rate if "outer_rate" in options else 1.0
+    wanted = []
     for seed in options.seed:
-        problem = _problem(options, choices.features, seed, tensors)
-        objective = Objective(
-            choices.features, options.lmbda, choices.centre, options.time_scale, choices.outer_update, outer_rate
-        )
-        choice = _choice(options, objective, problem)
-        plan = schedule(options.epochs, options.saving_step)
-        config = {
-            "experiment": folder.name,
-            "features": choices.features.name,
-            "centre": choices.centre,
-            "outer_update": choices.outer_update,
-            "seed": seed,
-            "lambda": options.lmbda,
-            "student_width": len(problem.student),
-            "teacher_width": problem.teacher_width,
-            "gamma": None if tensors else options.gamma,
-            "samples": problem.samples,
-            "epochs": options.epochs,
-            "time_scale": options.time_scale,
-            "saving_step": int(plan.snapshot_epochs[1]),
-            "solver": choice.solver.name,
-            "dtype": choice.dtype,
-            "data": data_label,
-            "name": options.name,
-        }
-        if "activation" in options:
-            config["activation"] = options.activation
-        if outer_rate != 1.0:
-            config["outer_rate"] = outer_rate
-        if not options.init == INITS[0] == options.defaults["init"]:
-            config["init"] = options.init
-        if options.tf32:
-            config["tf32"] = True
-        if options.optimizer != GRADIENT_DESCENT:
-            config |= {"optimizer": options.optimizer, "tolerance": options.tolerance}
-        if options.continuation is not None:
-            config["continuation"] = options.continuation
-        limits = _limits(options, choices, tensors)
-        if limits not in ((), choices.limits[:1]) or _is_changed(options, "distances"):
-            config["distances"] = "+".join(limit.name for limit in limits) or "none"
-        path = (options.output or names.directory(folder.name)) / _file_name(options, config, usual=choice.usual)
-        run = Run(config, path, problem, objective, choice, plan, limits, options.output)
+        run = _run(options, choices, folder, seed, tensors, data_label)
         if not options.force and _kept(run):
-            tidy(path)
+            tidy(run.path)
             continue
-        results.prepare(path)
-        _warn_of_precision(config)
-        config["device"] = choice.device
+        results.prepare(run.path)
+        wanted.append(seed)
+    for seed in wanted:  # drawn anew: many problems at once might not fit into memory
+        run = _run(options, choices, folder, seed, tensors, data_label)
+        _warn_of_precision(run.config)
+        run.config["device"] = run.choice.device
         yield run
+
+
+def _run(
+    options: argparse.Namespace, choices: Choices, folder: Path, seed: int, tensors: dict | None, data_label: str
+) -> Run:
+    outer_rate = options.outer_rate if "outer_rate" in options else 1.0
+    problem = _problem(options, choices.features, seed, tensors)
+    objective = Objective(
+        choices.features, options.lmbda, choices.centre, options.time_scale, choices.outer_update, outer_rate
+    )
+    choice = _choice(options, objective, problem)
+    plan = schedule(options.epochs, options.saving_step)
+    config = {
+        "experiment": folder.name,
+        "features": choices.features.name,
+        "centre": choices.centre,
+        "outer_update": choices.outer_update,
+        "seed": seed,
+        "lambda": options.lmbda,
+        "student_width": len(problem.student),
+        "teacher_width": problem.teacher_width,
+        "gamma": None if tensors else options.gamma,
+        "samples": problem.samples,
+        "epochs": options.epochs,
+        "time_scale": options.time_scale,
+        "saving_step": int(plan.snapshot_epochs[1]),
+        "solver": choice.solver.name,
+        "dtype": choice.dtype,
+        "data": data_label,
+        "name": options.name,
+    }
+    if "activation" in options:
+        config["activation"] = options.activation
+    if outer_rate != 1.0:
+        config["outer_rate"] = outer_rate
+    if not options.init == INITS[0] == options.defaults["init"]:
+        config["init"] = options.init
+    if options.tf32:
+        config["tf32"] = True
+    if options.optimizer != GRADIENT_DESCENT:
+        config |= {"optimizer": options.optimizer, "tolerance": options.tolerance}
+    if options.continuation is not None:
+        config["continuation"] = options.continuation
+    limits = _limits(options, choices, tensors)
+    if limits not in ((), choices.limits[:1]) or _is_changed(options, "distances"):
+        config["distances"] = "+".join(limit.name for limit in limits) or "none"
+    path = (options.output or names.directory(folder.name)) / _file_name(options, config, usual=choice.usual)
+    return Run(config, path, problem, objective, choice, plan, limits, options.output)
 
 
 def perform(run: Run, *, progress: bool, force: bool = False) -> None:
@@ -151,7 +161,9 @@ def perform(run: Run, *, progress: bool, force: bool = False) -> None:
 
 
 def _perform(run: Run, progress: bool) -> None:
-    checkpoint = Checkpoint(results.checkpoint(run.path), run.config, STATE_VERSION)
+    checkpoint = Checkpoint(
+        results.checkpoint(run.path), run.config, STATE_VERSION, report=lambda line: _say(run, line)
+    )
     measure = _measurement(run)  # before the training: it may have to be made
     kind, _, dtype, _ = run.choice
     seconds = kind.compilation(run.objective, run.problem, dtype)

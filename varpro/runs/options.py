@@ -200,7 +200,7 @@ def add_diffusion(
         default=first.name,
         help="diffusion is the paper's; projected, on the circle, is what ReLU features without bias follow",
     )
-    add_gamma(group, gamma, first.domain)
+    group.add_argument("--gamma", default=gamma, metavar="G", help=Domain.shape_parameter)  # allowed: by the domain
     group.add_argument("--epochs", type=cli.whole(1), default=epochs, metavar="E", help="last epoch")
     group.add_argument("--time_scale", type=cli.time_scale, default=time_scale, metavar="H", help="time of one epoch")
     sizes = dict.fromkeys(f"{limit.grid_size} on the {limit.domain.name}" for limit in limits)
@@ -215,11 +215,17 @@ def add_diffusion(
     )
 
 
-def chosen_limit(options: argparse.Namespace, limits: Sequence[Limit]) -> Limit:
-    """The one of ``limits`` that ``--domain`` and ``--limit`` name. Raises UsageError where there is none."""
+def chosen_limit(options: argparse.Namespace, limits: Sequence[Limit]) -> tuple[Limit, float]:
+    """The one of ``limits`` that ``--domain`` and ``--limit`` name, and gamma.
+
+    Raises UsageError where there is none, or where the domain does not allow ``--gamma``.
+    """
     for limit in limits:
         if (limit.domain.name, limit.name) == (options.domain, options.limit):
-            return limit
+            try:
+                return limit, limit.domain.gamma(str(options.gamma))
+            except ValueError as error:
+                raise cli.UsageError(f"argument --gamma: {options.gamma!r} is not allowed: {error}") from None
     allowed = ", ".join(limit.name for limit in limits if limit.domain.name == options.domain)
     raise cli.UsageError(f"--limit {options.limit}: not on the {options.domain}; allowed there: {allowed}")
 

@@ -64,7 +64,7 @@ def train(
     ``measure`` is called at the distance epochs with their number among the distinct ones and the weights (M, d) in
     float64, and returns named values. With ``checkpoint`` the state is kept there now and then, and a later call goes
     on from it; the caller removes it. ``signals`` are those of a caller who takes care of them already. ``report``
-    receives one line with the estimated cost.
+    receives lines for the user, with the estimated cost.
 
     Raises FloatingPointError with the epoch where the loss stops being finite or the state too large to be kept; the
     last sound state is in the checkpoint then. Raises Stopped after a signal, with the state likewise.
@@ -73,6 +73,8 @@ def train(
     state = checkpoint.restore() if checkpoint is not None else None
     if state is not None:
         run.restore(state)
+        if report is not None:
+            report(f"goes on after epoch {run.epoch} of {plan.epochs}")
     events = np.union1d(plan.snapshot_epochs, plan.measured_epochs)
     watch = Watch(report, run.estimate)
 

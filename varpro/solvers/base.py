@@ -117,7 +117,8 @@ def wide_student(problem: Problem) -> str:
 
 
 def merged(earlier: Mapping[str, float], report: Mapping[str, float]) -> dict[str, float]:
-    """The report of two parts of a run: the larger of every ``worst_...``, the sum of every count."""
+    """The report of two parts of a run, by the names of the second: the larger of every ``worst_...``, the sum of every
+    count."""
     return {
         name: max(value, earlier.get(name, 0)) if name.startswith("worst_") else value + earlier.get(name, 0)
         for name, value in report.items()

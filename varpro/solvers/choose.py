@@ -4,7 +4,7 @@ Everything known about a solver stands in its class; here is only the order of p
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -44,14 +44,19 @@ def choose(
     refused: dict[str, str] = {}
     usual = next(_choices(objective, problem, "auto", "auto", None, refused), None)
     if usual is None:
-        raise Refusal("; ".join(f"--solver {name}: {obstacle}" for name, obstacle in refused.items()))
+        raise Refusal(_all(refused))
     refused.clear()
     found = next(_choices(objective, problem, solver, device, dtype, refused), None)
     if found is None:
         able = dict.fromkeys(kind.name for kind, *_ in _choices(objective, problem, "auto", device, dtype, {}))
-        allowed = ", ".join(able) or "auto"
-        raise Refusal(f"--solver {solver}: {refused[solver]}; allowed here: {allowed}")
+        if not able:
+            raise Refusal(_all(refused))
+        raise Refusal(f"--solver {solver}: {refused[solver]}; allowed here: {', '.join(able)}")
     return Choice(*found, usual=(found[0].name, found[2]) == (usual[0].name, usual[2]))
+
+
+def _all(refused: Mapping[str, str]) -> str:
+    return "; ".join(f"--solver {name}: {obstacle}" for name, obstacle in refused.items())
 
 
 def _choices(

@@ -804,7 +804,7 @@ def _error_bound(tables, lmbda, centre, slope):
     |f - f*|_rms <= |grad|_rms / (2 sqrt(lam)), in units of the rms of the targets and of the penalty's prediction.
     """
     unit = math.sqrt(tables.totals[4]) + abs(centre) * math.sqrt(tables.totals[5])
-    return 0.5 * math.sqrt(slope / lmbda) / unit if unit > 0.0 else 0.0
+    return 0.5 * math.sqrt(slope / lmbda) / unit if unit != 0.0 else 0.0
 
 
 @compiled()
@@ -1083,16 +1083,25 @@ class CircleSolver(Solver[np.ndarray]):
         return tensor.double().numpy().copy()
 
     def solve(self, weights: np.ndarray) -> np.ndarray:
-        """Optimal outer weights (M,) for ``weights (M, 2)`` (docs/definitions.md, 1)."""
+        """Optimal outer weights (M,) for ``weights (M, 2)`` (docs/definitions.md, 1).
+
+        Raises FloatingPointError where weights or targets are not finite.
+        """
         outer = np.zeros(len(weights))
-        _optimise_outer(self.tables, self._room(weights), weights, outer, self.lmbda, self.centre, self._achieved)
+        state = self.tables, self._room(weights), weights, outer
+        data, _ = _optimise_outer(*state, self.lmbda, self.centre, self._achieved)
+        _check_finite(weights, data)
         return outer
 
     def reduced(self, weights: np.ndarray) -> Reduced:
-        """R(w) = min_u L at ``weights (M, 2)``, unit vectors, with its tangential gradient (M, 2) and u (M,)."""
+        """R(w) = min_u L at ``weights (M, 2)``, unit vectors, with its tangential gradient (M, 2) and u (M,).
+
+        Raises FloatingPointError as :meth:`solve` does.
+        """
         outer, gradient = np.zeros(len(weights)), np.empty_like(weights)
         state = self.tables, self._room(weights), weights, outer, gradient
         risk = _reduced_risk(*state, self.lmbda, self.centre, self._achieved)
+        _check_finite(weights, risk)
         return Reduced(risk, gradient, outer)
 
     def advance(self, weights: np.ndarray, outer: np.ndarray, epochs: int) -> np.ndarray:
@@ -1126,3 +1135,9 @@ class CircleSolver(Solver[np.ndarray]):
         if self._workspace is None or len(self._workspace.u) != len(weights):
             self._workspace = workspace(len(weights))
         return self._workspace
+
+
+def _check_finite(weights: np.ndarray, risk: float) -> None:
+    """Neurons that are NaN have no place in the order of the others: the solve leaves them out."""
+    if not (math.isfinite(risk) and np.isfinite(weights).all()):
+        raise FloatingPointError("inner solve: the weights or the targets are not finite")

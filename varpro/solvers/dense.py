@@ -53,13 +53,13 @@ class DenseSolver(Solver[torch.Tensor]):
     def solve(self, weights: torch.Tensor) -> torch.Tensor:
         """Optimal outer weights (M, k) for ``weights (M, d)``."""
         with matrix_products(tf32=self.tf32):
-            return solve(self.feature_map(weights, self.inputs), self.targets, self.lmbda, self.centre)
+            return self._solved(self.feature_map(weights, self.inputs))
 
     def reduced(self, weights: torch.Tensor) -> Reduced:
         """R(w) = min_u L at ``weights (M, d)``, its gradient (M, d), and u (M, k)."""
         with matrix_products(tf32=self.tf32):
             features = self.feature_map(weights, self.inputs)
-            outer = solve(features, self.targets, self.lmbda, self.centre)
+            outer = self._solved(features)
             risk = loss(features, self.targets, outer, self.lmbda, self.centre)
             descent = self._weight_gradient(weights, outer, features, predict(features, outer) - self.targets)
         return Reduced(risk.item(), self.feature_map.domain.tangent(weights, descent / len(weights)), outer)
@@ -84,10 +84,17 @@ class DenseSolver(Solver[torch.Tensor]):
                 if self.outer_update == "ridge":
                     solution, failed = solve_unchecked(features, self.targets, self.lmbda, self.centre)
                     outer.copy_(solution)
-                    failures[epoch] = failed
+                    failures[epoch] = (failed != 0) & weights.isfinite().all()  # else the loss will say it
         if failures.any():
             raise not_definite(features, self.lmbda)
         return losses.cpu()
+
+    def _solved(self, features: torch.Tensor) -> torch.Tensor:
+        """argmin_u L (M, k) at ``features (N, M)``. Raises FloatingPointError where it cannot be had."""
+        outer = solve(features, self.targets, self.lmbda, self.centre)
+        if not outer.isfinite().all():
+            raise FloatingPointError("inner solve: the weights or the targets are not finite")
+        return outer
 
     def _weight_gradient(
         self, weights: torch.Tensor, outer: torch.Tensor, features: torch.Tensor, residual: torch.Tensor

@@ -172,7 +172,7 @@ class GraphSolver(Solver[torch.Tensor]):
         return losses
 
     def report(self) -> dict[str, float]:
-        """``worst_residual``: the largest |b - A u| / |b| that was accepted; and the effort of the epochs so far."""
+        """``worst_residual``: the largest |b - A u| / |b| that was accepted; and the effort so far."""
         return {"worst_residual": self._worst} | self._counts
 
     @property
@@ -235,8 +235,8 @@ class GraphSolver(Solver[torch.Tensor]):
             self._graphs[steps] = capture.captured(self.problem.targets.device, action)[0]
         return self._graphs[steps]
 
-    def _settle(self) -> tuple[float, int]:
-        """u <- argmin_u L at the features at hand, with a fresh preconditioner; returns the residual and the steps."""
+    def _settle(self) -> None:
+        """u <- argmin_u L at the features at hand, with the preconditioner at hand."""
         epoch = self._epoch
         for round_ in range(1, _SETTLING + 1):
             for _ in range(_FIRST_STEPS):
@@ -244,7 +244,8 @@ class GraphSolver(Solver[torch.Tensor]):
             epoch.evaluate()
             residual = epoch.relative_residual().item()
             if residual <= self._tolerance:
-                return residual, round_ * _FIRST_STEPS
+                self._count(residual=residual, steps=round_ * _FIRST_STEPS)
+                return
         dtype = str(self.problem.inputs.dtype).removeprefix("torch.")
         raise FloatingPointError(
             f"inner solve: the relative residual stays at {residual:.1e} in {dtype} at lambda "
@@ -305,8 +306,8 @@ class GraphSolver(Solver[torch.Tensor]):
         if not (math.isfinite(loss) and epoch.weights.isfinite().all()):
             return math.nan
         self._renew()
-        residual, steps = self._settle()
-        self._count(residual=residual, epochs=1, steps=steps)
+        self._settle()
+        self._count(epochs=1)
         self._steps = _FIRST_STEPS
         return loss
 

@@ -435,10 +435,13 @@ def _conjugate_gradients(samples, ws, width, lmbda, size, tolerance):
 
     u, the slope b - A u and the residual f - y go along together.
     """
+    if size == 0.0:  # b = 0, and so is u: no step would come that close
+        ws.u[:], ws.slope[:] = 0.0, 0.0
+        ws.residual[:] = -samples.y
     single, z = np.empty(ws.u.shape[0], ws.phi.dtype), np.empty(ws.u.shape[0])
     previous = 1.0
     for step in range(_STEPS + 1):
-        ws.worst[1] = math.sqrt(_dot(ws.slope, ws.slope)) / size if size > 0.0 else 0.0
+        ws.worst[1] = math.sqrt(_dot(ws.slope, ws.slope)) / size if size != 0.0 else 0.0
         if ws.worst[1] <= tolerance or step == _STEPS:
             break
         _precondition(ws, ws.worst[1] * size, single, z)
@@ -642,7 +645,7 @@ class TorusSolver(Solver[np.ndarray]):
 
     @classmethod
     def compilation(cls, objective: Objective, problem: Problem, dtype: str) -> int:
-        return 0 if in_cache(_epochs, mentioning=dtype + ", 3d") else 20
+        return 0 if in_cache(_epochs, mentioning=f"(Samples(array({dtype}, 3d") else 20
 
     @classmethod
     def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "TorusSolver":
@@ -658,6 +661,7 @@ class TorusSolver(Solver[np.ndarray]):
 
     def solve(self, weights: np.ndarray) -> np.ndarray:
         """Optimal outer weights (M,) for ``weights (M, 2)``."""
+        _check_finite(weights)
         self._enter(weights, np.full(len(weights), self.centre))
         return self._workspace.u[: self._width].copy()
 
@@ -666,6 +670,7 @@ class TorusSolver(Solver[np.ndarray]):
 
         The outer weights and the preconditioner of the last state are the start: close states cost least.
         """
+        _check_finite(weights)
         with _threads(self._most_threads(len(weights))):
             if self._workspace is None or self._width != len(weights):
                 self._enter(weights, np.full(len(weights), self.centre))
@@ -685,9 +690,12 @@ class TorusSolver(Solver[np.ndarray]):
         The state must have optimal outer weights, and has them afterwards. A state other than the one this solver left
         last is taken up with a new preconditioner.
         """
+        losses, epoch = np.full(epochs, np.nan), 0
+        if not (np.isfinite(weights).all() and np.isfinite(outer).all()):
+            return losses
         if not self._holds(weights, outer):
             self._enter(weights, outer)
-        ws, losses, epoch = self._workspace, np.full(epochs, np.nan), 0
+        ws = self._workspace
         problem = (self.lmbda, self.centre, self.time_scale, self._tolerance, self._price())
         while epoch < epochs:
             threads, count = self._sharing.plan(self._most_threads(self._width), epochs - epoch)
@@ -704,9 +712,10 @@ class TorusSolver(Solver[np.ndarray]):
 
     def report(self) -> dict[str, float]:
         """``worst_residual``: the largest |b - A u| / |b| that was accepted; and the effort since the width was set."""
-        ws = self._workspace
-        counts = dict(zip(("solves", "steps", "factorisations", "exact"), map(int, ws.counts[:4]), strict=True))
-        return {"worst_residual": float(ws.worst[0])} | counts
+        ws, names = self._workspace, ("solves", "steps", "factorisations", "exact")
+        if ws is None:
+            return {"worst_residual": 0.0} | dict.fromkeys(names, 0)
+        return {"worst_residual": float(ws.worst[0])} | dict(zip(names, map(int, ws.counts[:4]), strict=True))
 
     def _price(self) -> float:
         """The cost of a preconditioner in conjugate-gradient steps: multiply-adds, those of matrix products faster."""
@@ -795,6 +804,12 @@ class TorusSolver(Solver[np.ndarray]):
         steps, met = _conjugate_gradients(self.samples, ws, self._width, self.lmbda, self._evaluate(), self._tolerance)
         _count(ws, steps, self._price())
         return met
+
+
+def _check_finite(weights: np.ndarray) -> None:
+    """The raised cosine takes a NaN for a place that no sample sees."""
+    if not np.isfinite(weights).all():
+        raise FloatingPointError("inner solve: the weights are not finite")
 
 
 def _compiled_kernels() -> list[RadialKernel]:

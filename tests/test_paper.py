@@ -88,7 +88,7 @@ def test_the_grid_holds_each_run_once():
         grid.MEAN_FIELD: 54,
         grid.TORUS_BIASED: 7,
         grid.TORUS_UNBIASED: 8,
-        names.RESNET: 15 + 8,
+        names.RESNET: 15 + 8 + 4,
     }
     everywhere = {run for section in grid.SECTIONS.values() for run in section.runs}  # some serve two sections
     assert len({run.path(0) for run in everywhere}) == len(everywhere) == len({run.label for run in everywhere})

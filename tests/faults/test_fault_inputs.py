@@ -112,7 +112,7 @@ def answer(main: Callable, arguments: list[str]) -> str:
 
 
 DRAWN = ("circle", "biased", "two-timescale", "torus")
-NAMES = [*DRAWN, "mean field", "resnet", "diffusion", "paper", "work"]
+NAMES = ["circle", "mean field", "two-timescale", "torus", "resnet", "diffusion", "paper", "work"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,6 +4,7 @@ Draws, targets, solver, training, distances, result file and resumption, against
 """
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_a_whole_experiment(features, centre, outer_update, tmp_path):
 def test_an_interrupted_one_resumes(features, tmp_path, monkeypatch):
     main, arguments = script(features, 1.0, "ridge"), [*TINY, "--seed", "3"]
     main([*arguments, "--output", str(tmp_path / "whole")], folder=tmp_path)
-    monkeypatch.setattr(experiment, "Checkpoint", lambda *a: bookkeeping.Checkpoint(*a, seconds=0.0, share=1e9))
+    monkeypatch.setattr(experiment, "Checkpoint", partial(bookkeeping.Checkpoint, seconds=0.0, share=1e9))
     advance, calls = training._Run.advance, []
 
     def interrupted(run, event):

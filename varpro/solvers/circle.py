@@ -1140,4 +1140,4 @@ class CircleSolver(Solver[np.ndarray]):
 def _check_finite(weights: np.ndarray, risk: float) -> None:
     """Neurons that are NaN have no place in the order of the others: the solve leaves them out."""
     if not (math.isfinite(risk) and np.isfinite(weights).all()):
-        raise FloatingPointError("inner solve: the weights or the targets are not finite")
+        raise FloatingPointError("inner solve: weights or targets not finite or too large; try a smaller time scale")

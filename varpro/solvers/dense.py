@@ -93,7 +93,8 @@ class DenseSolver(Solver[torch.Tensor]):
         """argmin_u L (M, k) at ``features (N, M)``. Raises FloatingPointError where it cannot be had."""
         outer = solve(features, self.targets, self.lmbda, self.centre)
         if not outer.isfinite().all():
-            raise FloatingPointError("inner solve: the weights or the targets are not finite")
+            dtype = str(outer.dtype).removeprefix("torch.")
+            raise FloatingPointError(f"inner solve: numbers are not finite in {dtype}; use float64 or smaller targets")
         return outer
 
     def _weight_gradient(

@@ -809,7 +809,7 @@ class TorusSolver(Solver[np.ndarray]):
 def _check_finite(weights: np.ndarray) -> None:
     """The raised cosine takes a NaN for a place that no sample sees."""
     if not np.isfinite(weights).all():
-        raise FloatingPointError("inner solve: the weights are not finite")
+        raise FloatingPointError("inner solve: the weights are not finite; try a smaller time scale")
 
 
 def _compiled_kernels() -> list[RadialKernel]:

@@ -126,13 +126,15 @@ class VarProLoss(nn.Module):
         memory stays as it is. The host waits for a GPU. Raises FloatingPointError where features are not finite, and
         ValueError as a call does.
         """
-        second = cross = shape = None
+        second = cross = None
+        shape: tuple[int, ...] | None = None
         count = 0
         for features, targets in batches:
             targets = self._checked_targets(features, targets)
-            before, shape = shape, (features.shape[1], *targets.shape[1:])
-            if before not in (None, shape):
-                raise ValueError(f"batches: outer would be {before} after the first ones, {shape} after this one")
+            own = (features.shape[1], *targets.shape[1:])
+            if shape not in (None, own):
+                raise ValueError(f"batches: outer would be {shape} after the first ones, {own} after this one")
+            shape = own
             dtype = self._solve_dtype(features)
             columns = targets if targets.ndim == 2 else targets[:, None]
             with _full_precision(features), _few_threads(features, moments=True), ridge.matrix_products(tf32=False):

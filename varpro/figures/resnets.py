@@ -42,15 +42,18 @@ def loss_panel(axes: Axes, run: ResNetRun, seeds: Sequence[int], colour: tuple |
     _line(axes, (shown + window) / window, values[:, shown], colour)
 
 
-def accuracy_panel(axes: Axes, run: ResNetRun, seeds: Sequence[int], colour: tuple | str) -> None:
-    """Test accuracy after every pass, over the published one where there is one."""
+def accuracy_panel(
+    axes: Axes, run: ResNetRun, seeds: Sequence[int], colour: tuple | str, theirs: dict | None = None
+) -> None:
+    """Test accuracy after every pass, over the published one, in the look ``theirs``, where there is one."""
     if seeds:
         values = np.stack([results.load(run.path(seed))["accuracy"].numpy() for seed in seeds])
         _line(axes, np.arange(values.shape[1]), values, colour)
     curve = published.accuracy(run)
-    if curve is not None:  # without runs of ours the colour tells the batch sizes apart
-        own = panels.PUBLISHED_LOOK if seeds else panels.PUBLISHED_LOOK | {"color": colour, "alpha": 0.6}
-        axes.plot(curve.x, curve.y, **own)
+    if curve is not None:
+        if theirs is None:  # without runs of ours the colour tells the batch sizes apart
+            theirs = panels.PUBLISHED_LOOK if seeds else panels.PUBLISHED_LOOK | {"color": colour, "alpha": 0.6}
+        axes.plot(curve.x, curve.y, **theirs)
 
 
 def _line(axes: Axes, x: np.ndarray, values: np.ndarray, colour: tuple | str) -> None:
@@ -80,20 +83,16 @@ def accuracies(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
 
 @publish.layout
 def start(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
-    """Test accuracy of all optimizers at one batch size over the first passes, one panel each, and their losses."""
+    """All optimizers at one batch size over the first passes: test accuracy (left) and training loss."""
     at_hand = {run: records.seeds_at_hand(run, spec.seeds if seeds is None else seeds) for run in spec.runs}
     with panels.style():
         figure = Figure(figsize=(10.5, 3.6))
         accuracy, loss = figure.subplots(1, 2, width_ratios=(3, 2))
         for run in spec.runs:
             colour = _TINTS[run.optimizer]
+            accuracy_panel(accuracy, run, at_hand[run], colour, {"color": colour, **_THEIRS})
             if at_hand[run]:
-                accuracies = np.stack([results.load(run.path(seed))["accuracy"].numpy() for seed in at_hand[run]])
-                _line(accuracy, np.arange(accuracies.shape[1]), accuracies, colour)
                 loss_panel(loss, run, at_hand[run], colour)
-            curve = published.accuracy(run)
-            if curve is not None:
-                accuracy.plot(curve.x, curve.y, color=colour, **_THEIRS)
         accuracy.set(ylim=(0.2, 0.9), xlabel="passes over the data", ylabel="test accuracy")
         loss.set(yscale="log", xlabel="passes over the data", ylabel="training loss, mean over a pass")
         panels.readable_logarithm(loss)

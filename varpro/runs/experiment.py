@@ -93,9 +93,8 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
             tidy(run.path)
             continue
         results.prepare(run.path)
-        wanted.append(seed)
-    for seed in wanted:  # drawn anew: many problems at once might not fit into memory
-        run = _run(options, choices, folder, seed, tensors, data_label)
+        wanted.append(run)
+    for run in wanted:
         _warn_of_precision(run.config)
         run.config["device"] = run.choice.device
         yield run

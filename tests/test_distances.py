@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from problems import circle_points
 from tolerances import EXACT, GRID
 
-from varpro.distances import CircleMeasure
+from varpro.distances import CircleMeasure, EuclideanMeasure, TorusMeasure
 
 ANGLES = st.lists(st.floats(-10, 10), min_size=1, max_size=30)
 
@@ -60,3 +60,22 @@ def test_a_dirac_and_the_uniform_law():
     grid = CircleMeasure(np.linspace(-np.pi, np.pi, 4096, endpoint=False))
     found = CircleMeasure(np.array([0.3])).energy_distance(grid)
     assert found == pytest.approx(math.sqrt(4 / np.pi), abs=GRID)
+
+
+@pytest.mark.parametrize("measure", [CircleMeasure, TorusMeasure, EuclideanMeasure])
+@pytest.mark.parametrize(
+    ("points", "masses", "said"),
+    [
+        (np.zeros((5, 2)), np.ones(1), r"masses \(1,\) are not allowed for 5 points: \(5,\)"),
+        (np.zeros((5, 2)), np.ones((5, 1)), r"masses \(5, 1\) are not allowed"),
+        (np.zeros((5, 2)), np.zeros(5), "one of them above 0"),
+        (np.zeros((2, 2)), np.array([2.0, -1.0]), "finite numbers >= 0"),
+        (np.zeros((2, 2)), np.array([1.0, np.nan]), "finite numbers >= 0"),
+        (np.zeros((2, 2)), np.array([1.0, np.inf]), "finite numbers >= 0"),
+        (np.zeros((0, 2)), None, r"points \(0, 2\) are not allowed"),
+        (np.zeros((2, 2, 2)), None, r"points \(2, 2, 2\) are not allowed"),
+    ],
+)
+def test_refuses_what_is_no_measure(measure, points, masses, said):
+    with pytest.raises(ValueError, match=said):
+        measure(points, masses)

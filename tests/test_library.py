@@ -103,4 +103,50 @@ def test_reduced_risk_has_the_gradient_of_the_minimum(width, centre):
     perfect = torch.tanh(inputs @ weights.T).mean(dim=1, keepdim=True)
     risk, outer = varpro.reduced_risk(torch.tanh(inputs @ weights.T), perfect, 1e-2, 1.0)
     assert risk.item() == pytest.approx(0, abs=EXACT)
-    np.testing.assert_allclose(outer, 1.0, atol=EXACT)
+    np.testing.assert_allclose(outer, 1.0, rtol=0, atol=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("features", "targets", "lmbda", "said"),
+    [
+        ((20, 5), (20,), 1e-2, r"targets \(20,\) are not allowed: \(N, M\) with \(N, k\)"),
+        ((20, 5), (19, 1), 1e-2, r"targets \(19, 1\) are not allowed"),
+        ((20,), (20, 1), 1e-2, r"features \(20,\)"),
+        ((0, 5), (0, 1), 1e-2, r"features \(0, 5\)"),
+        ((20, 5), (20, 1), 0.0, "lmbda: 0.0 is not allowed: a finite number above 0"),
+        ((20, 5), (20, 1), float("nan"), "lmbda: nan is not allowed"),
+    ],
+)
+def test_reduced_risk_refuses_what_would_be_another_number(features, targets, lmbda, said):
+    with pytest.raises(ValueError, match=said):
+        varpro.reduced_risk(torch.ones(features), torch.ones(targets), lmbda)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "more", "said"),
+    [
+        ((20, 3), (20,), {}, r"inputs \(20, 3\) with targets \(20,\) are not allowed: \(N, 2\) with \(N,\)"),
+        ((20, 2), (20, 1), {}, r"targets \(20, 1\)"),
+        ((20, 2), (21,), {}, r"targets \(21,\)"),
+        ((0, 2), (0,), {}, "N >= 1"),
+        ((20, 2), (20,), {"lmbda": -1e-3}, "lmbda: -0.001 is not allowed: a finite number above 0"),
+        ((20, 2), (20,), {"lmbda": float("inf")}, "lmbda: inf is not allowed"),
+        ((20, 2), (20,), {"outer_update": "rigde"}, "outer_update: 'rigde' is not allowed: ridge or gradient"),
+    ],
+)
+def test_the_circle_solver_refuses_what_it_would_misread(inputs, targets, more, said):
+    with pytest.raises(ValueError, match=said):
+        varpro.CircleSolver(np.ones(inputs), np.ones(targets), **{"lmbda": 1e-3, "centre": 1.0} | more)
+
+
+def test_the_circle_solver_refuses_weights_of_another_shape():
+    solver = varpro.CircleSolver(np.ones((20, 2)), np.ones(20), 1e-3, 1.0)
+    for use in (solver.solve, solver.reduced):
+        with pytest.raises(ValueError, match=r"weights \(5, 4\) of float64 are not allowed: an array \(M, 2\)"):
+            use(np.ones((5, 4)))
+        with pytest.raises(ValueError, match=r"weights torch.Size\(\[5, 2\]\) of torch.float64 are not allowed"):
+            use(torch.ones(5, 2, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"weights \(5,\) of float64 are not allowed"):
+        solver.advance(np.ones(5), np.ones(5), 1)
+    with pytest.raises(ValueError, match=r"outer \(3,\) of float64 is not allowed: an array \(5,\) of float64"):
+        solver.advance(np.ones((5, 2)), np.ones(3), 1)

@@ -23,6 +23,7 @@ _HOMES = {
     "TorusMeasure": "varpro.distances",
     "EuclideanMeasure": "varpro.distances",
     "solve_diffusion": "varpro.diffusion.circle",
+    "solve_projected": "varpro.diffusion.projected",
     "solve_torus_diffusion": "varpro.diffusion.torus",
 }
 

@@ -1,6 +1,7 @@
 """The lazy names of ``__init__.py``, for type checkers and editors."""
 
 from varpro.diffusion.circle import solve_diffusion as solve_diffusion
+from varpro.diffusion.projected import solve_projected as solve_projected
 from varpro.diffusion.torus import solve_torus_diffusion as solve_torus_diffusion
 from varpro.distances import CircleMeasure as CircleMeasure
 from varpro.distances import EuclideanMeasure as EuclideanMeasure

@@ -4,7 +4,9 @@ On the circle the chord |e^{ia} - e^{ib}| = 2 sin((b - a)/2), for a <= b < a + 2
 of b, so that each mean costs one merge of two sorted lists.
 """
 
+from abc import ABC, abstractmethod
 from functools import cached_property, lru_cache
+from typing import Self
 
 import numpy as np
 from numba import prange
@@ -16,18 +18,60 @@ from varpro.compiled import VECTORISED, compiled
 _PAIRS = 1 << 20  # distances that are held at a time
 
 
-class EuclideanMeasure:
-    """A weighted point set in R^d: ``points (n, d)``, any d; all pairs are summed, a few rows at a time.
+class PointSet(ABC):
+    """A weighted point set in one space: ``points (n, ...)``, n >= 1, and ``masses (n,)``, which are divided by their
+    sum (default: equal).
 
-    ``masses (n,)`` are non-negative and are divided by their sum (default: equal).
+    Raises ValueError where the points have another shape, or the masses are not n finite numbers >= 0, one above 0.
     """
 
-    def __init__(self, points: np.ndarray, masses: np.ndarray | None = None) -> None:
-        self.points = np.asarray(points, dtype=np.float64)
-        masses = np.ones(len(self.points)) if masses is None else np.asarray(masses, dtype=np.float64)
-        self.masses = masses / masses.sum()
+    @abstractmethod
+    def mean_distance(self, other: Self) -> float:
+        """E|X - Y| with X from this measure and Y from ``other``, independent."""
 
-    def mean_distance(self, other: "EuclideanMeasure") -> float:
+    @cached_property
+    def self_distance(self) -> float:
+        """E|X - X'|; kept, since one measure is often compared with many."""
+        return self.mean_distance(self)
+
+    def energy_distance(self, other: Self) -> float:
+        """D(self, other) >= 0, in the units of the points (on the circle chords of the unit circle)."""
+        return _energy_distance(self.mean_distance(other), self.self_distance, other.self_distance)
+
+
+def _energy_distance(mean: float, own: float, others: float) -> float:
+    return float(np.sqrt(max(2 * mean - own - others, 0.0)))
+
+
+def _points(points: np.ndarray, dimension: int | None = None) -> np.ndarray:
+    """``points (n, d)`` in float64; d = ``dimension`` unless that is None."""
+    points = np.asarray(points, dtype=np.float64)
+    if points.ndim != 2 or 0 in points.shape or dimension not in (None, points.shape[1]):
+        raise ValueError(f"points {points.shape} are not allowed: (n, {dimension or 'd'}), n >= 1")
+    return points
+
+
+def _masses(masses: np.ndarray | None, count: int) -> np.ndarray:
+    """``masses (count,)`` divided by their sum; for None equal ones."""
+    if masses is None:
+        return np.full(count, 1.0 / count)
+    masses = np.asarray(masses, dtype=np.float64)
+    if masses.shape != (count,):
+        raise ValueError(f"masses {masses.shape} are not allowed for {count} points: ({count},)")
+    total = masses.sum()
+    if not (masses.min() >= 0 and 0 < total < np.inf):
+        raise ValueError("masses are not allowed: finite numbers >= 0, one of them above 0")
+    return masses / total
+
+
+class EuclideanMeasure(PointSet):
+    """A weighted point set in R^d: ``points (n, d)``, any d; all pairs are summed, a few rows at a time."""
+
+    def __init__(self, points: np.ndarray, masses: np.ndarray | None = None) -> None:
+        self.points = _points(points)
+        self.masses = _masses(masses, len(self.points))
+
+    def mean_distance(self, other: Self) -> float:
         """E|X - Y| with X from this measure and Y from ``other``, independent."""
         rows = max(1, _PAIRS // len(other.points))
         return sum(
@@ -35,41 +79,26 @@ class EuclideanMeasure:
             for i in range(0, len(self.points), rows)
         )
 
-    @cached_property
-    def self_distance(self) -> float:
-        """E|X - X'|; kept, since one measure is often compared with many."""
-        return self.mean_distance(self)
 
-    def energy_distance(self, other: "EuclideanMeasure") -> float:
-        """D(self, other) >= 0, in the units of the points."""
-        squared = 2 * self.mean_distance(other) - self.self_distance - other.self_distance
-        return float(np.sqrt(max(squared, 0.0)))
-
-
-class CircleMeasure:
-    """A weighted point set on the circle, sorted once.
-
-    ``points`` holds directions (n, 2), or angles (n,) in radians; ``masses (n,)`` are non-negative and are divided
-    by their sum (default: equal).
-    """
+class CircleMeasure(PointSet):
+    """A weighted point set on the circle, sorted once: ``points`` are directions (n, 2), or angles (n,) in radians."""
 
     def __init__(self, points: np.ndarray, masses: np.ndarray | None = None) -> None:
-        points = np.asarray(points, dtype=np.float64)
-        angles = np.arctan2(points[:, 1], points[:, 0]) if points.ndim == 2 else points
-        angles = np.mod(angles, 2 * np.pi)
+        if np.ndim(points) == 1 and len(points):
+            angles = np.asarray(points, dtype=np.float64)
+        else:
+            x, y = _points(points, 2).T
+            angles = np.arctan2(y, x)
+        angles, self.masses = np.mod(angles, 2 * np.pi), _masses(masses, len(angles))
         if masses is None:  # numpy sorts values several times faster than it finds their order
             self.angles = np.sort(angles)
-            self.masses = np.full(len(angles), 1.0 / len(angles))
         else:
-            order, masses = np.argsort(angles), np.asarray(masses, dtype=np.float64)
-            if masses.shape != angles.shape:
-                raise ValueError(f"masses {masses.shape} are not allowed for {len(angles)} points: ({len(angles)},)")
-            masses = masses[order]
-            self.angles, self.masses = angles[order], masses / masses.sum()
+            order = np.argsort(angles)
+            self.angles, self.masses = angles[order], self.masses[order]
         self.cosines, self.sines = np.cos(self.angles / 2), np.sin(self.angles / 2)
 
-    def mean_chord(self, other: "CircleMeasure") -> float:
-        """E|X - Y| with X from this measure and Y from ``other``, independent."""
+    def mean_distance(self, other: Self) -> float:
+        """E|X - Y| of chords, X from this measure and Y from ``other``, independent, in O(n)."""
         return _mean_chord(
             self.angles,
             self.masses,
@@ -80,16 +109,6 @@ class CircleMeasure:
             other.cosines,
             other.sines,
         )
-
-    @cached_property
-    def self_chord(self) -> float:
-        """E|X - X'|; kept, since one measure is often compared with many."""
-        return self.mean_chord(self)
-
-    def energy_distance(self, other: "CircleMeasure") -> float:
-        """D(self, other) >= 0, in the units of the plane (chords of the unit circle)."""
-        squared = 2 * self.mean_chord(other) - self.self_chord - other.self_chord
-        return float(np.sqrt(max(squared, 0.0)))
 
 
 @compiled()
@@ -113,32 +132,18 @@ def _mean_chord(a, p, cos_a, sin_a, b, q, cos_b, sin_b):
     return 2.0 * total
 
 
-class TorusMeasure:
-    """A weighted point set on the torus R^2 / (4 Z)^2: ``points (n, 2)``, any representatives.
-
-    ``masses (n,)`` are non-negative and are divided by their sum (default: equal).
-    """
+class TorusMeasure(PointSet):
+    """A weighted point set on the torus R^2 / (4 Z)^2: ``points (n, 2)``, any representatives."""
 
     def __init__(self, points: np.ndarray, masses: np.ndarray | None = None) -> None:
-        self.x, self.y = np.ascontiguousarray(np.asarray(points, dtype=np.float64).T)
-        masses = np.ones(len(self.x)) if masses is None else np.asarray(masses, dtype=np.float64)
-        self.masses = masses / masses.sum()
+        self.x, self.y = np.ascontiguousarray(_points(points, 2).T)
+        self.masses = _masses(masses, len(self.x))
 
-    def mean_distance(self, other: "TorusMeasure") -> float:
+    def mean_distance(self, other: Self) -> float:
         """E|wrap(X - Y)|, all pairs, memory O(n)."""
         rows = np.empty(len(self.x))
         _mean_distances(self.x, self.y, other.x, other.y, other.masses, rows)
         return float((self.masses * rows).sum())  # numpy's sum: the same digits for any number of threads
-
-    @cached_property
-    def self_distance(self) -> float:
-        """E|wrap(X - X')|; kept, since one measure is often compared with many."""
-        return self.mean_distance(self)
-
-    def energy_distance(self, other: "TorusMeasure") -> float:
-        """D(self, other) >= 0, in the units of the plane."""
-        squared = 2 * self.mean_distance(other) - self.self_distance - other.self_distance
-        return float(np.sqrt(max(squared, 0.0)))
 
 
 @compiled(parallel=True, fastmath=VECTORISED)
@@ -179,8 +184,7 @@ class TorusDensity:
 
     def energy_distance(self, other: TorusMeasure) -> float:
         """D(self, other) >= 0, in the units of the plane."""
-        squared = 2 * self.mean_distance(other) - self.self_distance - other.self_distance
-        return float(np.sqrt(max(squared, 0.0)))
+        return _energy_distance(self.mean_distance(other), self.self_distance, other.self_distance)
 
 
 @lru_cache(maxsize=4)

@@ -3,9 +3,10 @@
     L(u) = (1 / (2 lam)) mean_{i,k} (phi u / M - y)^2 + (1/2) mean_{j,k} (u - c)^2
 
 Writing u = c + delta turns every penalty centre into the centred problem with targets y - phi c / M: where u is
-close to c nothing cancels, and a student equal to its teacher gets u = 1 to the last bit.
+close to c nothing cancels, and for c = 1 and targets that are the row means of phi, bit for bit, u = 1 to the last bit.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -104,8 +105,14 @@ def reduced_risk(
 
     The scalar can be differentiated once in whatever the features depend on: u is solved for on detached features and
     then held fixed, which gives the exact gradient of the minimum (envelope theorem). A second derivative would lack
-    the part that goes through u. Raises FloatingPointError as :func:`solve` does.
+    the part that goes through u. Raises ValueError for other shapes and where ``lmbda`` is not above 0, and
+    FloatingPointError as :func:`solve` does.
     """
+    if features.ndim != 2 or targets.ndim != 2 or len(features) != len(targets) or 0 in features.shape:
+        shapes = f"features {tuple(features.shape)} with targets {tuple(targets.shape)}"
+        raise ValueError(f"{shapes} are not allowed: (N, M) with (N, k), N, M >= 1")
+    if not 0 < lmbda < math.inf:
+        raise ValueError(f"lmbda: {lmbda} is not allowed: a finite number above 0")
     outer = solve(features.detach(), targets, lmbda, centre)
     return loss(features, targets, outer, lmbda, centre), outer
 

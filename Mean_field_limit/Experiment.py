@@ -10,8 +10,7 @@ this script, one file per seed; Results_mean_field.ipynb draws them.
     python Experiment.py --seed 0 1 2 3 4 5 --init random --samples 4096 --teacher_width 4096
     python Experiment.py --features squared_relu_circle --samples 2048 --student_width 256 --dtype float64
 
-Measured on one core: linear solver, infinite data, 32000 epochs and all distances in 4 s at width 1024; dense solver in
-float64, 2048 samples, 20 ms an epoch at width 256.
+Times, by processor, are in benchmarks/RESULTS.md; ``make plan SECTION=mean-field`` says them for this machine.
 """
 
 from varpro.signals import end_on_signals
@@ -34,9 +33,9 @@ from varpro.runs.schedule import TIME_SCALE
 
 # phi(w, x) = max(w . x, 0), |w| = 1, whose limit is conjectured to be the projected diffusion; or
 # phi(w, x) = max(w . x, 0) + max(w . x, 0)^2, for which it is the plain one
-FEATURES = {kind.name: kind for kind in (ReLUCircle, SquaredReLUCircle)}
+FEATURES = {each.name: each for each in (ReLUCircle(), SquaredReLUCircle())}
 CHOICES = Choices(
-    features=ReLUCircle(),
+    features=FEATURES["relu_circle"],
     centre=1.0,  # penalty (u - 1)^2 / 2: the teacher itself costs nothing
     outer_update="ridge",  # u solves the inner problem at every epoch
     limits=(CIRCLE_DIFFUSION, CIRCLE_PROJECTED),  # the features are compared with both, and with the teacher
@@ -57,7 +56,9 @@ def parser() -> ArgumentParser:
         teacher_width=infinite,
         init="quantile",
     )
-    add_features(options, maps=FEATURES)
+    add_features(
+        options, FEATURES, what="ReLU, or ReLU plus its square, which sees all harmonics (dense, finite samples)"
+    )
     add_training(options, epochs=32000, time_scale=TIME_SCALE)
     add_distances(options, CHOICES.limits, usual=2)
     add_run(options)
@@ -68,7 +69,7 @@ def parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """The runs that the options name, one after the other."""
     options = cli.parse(parser(), argv)
-    choices = replace(CHOICES, features=FEATURES[options.features]())
+    choices = replace(CHOICES, features=FEATURES[options.features])
     for run in runs(options, choices, folder=Path(__file__).resolve().parent):
         perform(run, progress=options.progress, force=options.force)
 

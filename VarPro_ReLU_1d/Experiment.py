@@ -5,8 +5,7 @@ ReLU features on the circle S^1, penalty centre 0, outer weights by the inner ri
 
     python Experiment.py --seed 0 --epochs 32000 --lambda 1e-3 --student_width 1024
 
-Measured on one core, linear solver: 32000 epochs and all distances take 0.5 s at width 32 and 2.4 s at width 1024,
-after 2.5 s of imports. Memory 0.5 GB, result file 0.7 MB and 13 MB.
+Times, by processor, are in benchmarks/RESULTS.md; ``make plan`` says them for this machine.
 """
 
 from varpro.signals import end_on_signals

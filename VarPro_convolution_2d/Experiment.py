@@ -43,16 +43,8 @@ def choices(options: Namespace) -> Choices:
 def parser() -> ArgumentParser:
     """The options of this experiment with its numbers."""
     options = cli.parser(__doc__)
-    add_problem(
-        options,
-        TORUS,
-        lmbda=1e-3,
-        student_width=1024,
-        gamma=100.0,
-        samples=4096,
-        teacher_width=4096,
-    )
-    add_activation(options, kernels=list(RADIAL_KERNELS))
+    add_problem(options, TORUS, lmbda=1e-3, student_width=1024, gamma=100.0, samples=4096, teacher_width=4096)
+    add_activation(options, RADIAL_KERNELS)
     add_training(options, epochs=32000, time_scale=TIME_SCALE)
     add_distances(options, LIMITS)
     add_run(options)

@@ -138,11 +138,12 @@ def test_a_step_is_refined_where_the_factor_is_wrong():
     circle_newton._factor_pairs(tables, space, ns, 80 * lmbda * 1e-1, 80 * lmbda)
     circle_newton._precondition_step(ns, ns.step)
     wrong = ns.step.copy()
-    bound, rounds = circle_newton._refine_step(tables, space, ns, 80 * lmbda * damping, 80 * lmbda, 1e-8)
+    asked = 1e-8
+    bound, rounds = circle_newton._refine_step(tables, space, ns, 80 * lmbda * damping, 80 * lmbda, asked)
     expected = np.linalg.solve(dense_matrix(tables, space, lmbda, damping), ns.right)
     assert np.abs(wrong - expected).max() > 0.1 * np.abs(expected).max()
     assert rounds > 1
-    assert bound <= 1e-8
+    assert bound <= asked
     np.testing.assert_allclose(ns.step, expected, rtol=0, atol=NEWTON["refined"] * np.abs(expected).max())
 
 
@@ -157,8 +158,7 @@ def test_the_risk_falls_in_every_iteration_and_outer_weights_stay_optimal(proble
     assert (np.diff(done.risks) < 0).all()
     np.testing.assert_allclose(np.hypot(*weights.T), 1.0, rtol=0, atol=EXACT)
     np.testing.assert_allclose(outer, linear.solve(weights), rtol=0, atol=NEWTON["outer"] * np.abs(outer).max())
-    risk, _ = newton.start(weights)
-    assert risk == pytest.approx(done.risks[-1], rel=NEWTON["risk"], abs=EXACT)
+    assert linear.reduced(weights).risk == pytest.approx(done.risks[-1], rel=NEWTON["risk"], abs=EXACT)
 
 
 def test_one_call_is_many_calls():
@@ -187,8 +187,8 @@ def test_the_damping_starts_and_decays_as_asked():
         assert done.evaluations == 1
         assert done.risks[1] < 0.8 * done.risks[0]
         found.append((done.damping, weights))
-    assert found[0][0] * 5.0 == pytest.approx(found[1][0] * 1.5)
-    assert found[2][0] == pytest.approx(100 * found[0][0])
+    assert found[0][0] * 5.0 == pytest.approx(found[1][0] * 1.5, rel=EXACT)
+    assert found[2][0] == pytest.approx(100 * found[0][0], rel=EXACT)
     np.testing.assert_array_equal(found[0][1], found[1][1])
     moved = [np.abs(weights - problem.weights).max() for _, weights in found]
     assert moved[2] < moved[0]
@@ -233,8 +233,6 @@ def test_a_moved_teacher_is_found_again_and_the_end_is_said():
     np.testing.assert_allclose(outer, 1.0, rtol=0, atol=NEWTON["found"])
     np.testing.assert_allclose(weights, problem.weights, rtol=0, atol=NEWTON["found"])
     assert newton.report()["worst_step_bound"] <= circle_newton._STEP_TOLERANCE
-    loose = circle_points(angles)
-    assert newton.advance(loose, linear.solve(loose), 60, tolerance=0.99).ending == circle_newton.CONVERGED
 
 
 def test_targets_that_are_not_finite_are_said():

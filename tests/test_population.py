@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import circle_points
-from tolerances import EXACT, GRADIENT, POPULATION, SOLVE
+from tolerances import EXACT, GRADIENT, GRID, POPULATION, SOLVE
 
 from varpro.domains.circle import circle_density, quantile_directions
 from varpro.relu import predict
 from varpro.solvers import circle
 from varpro.solvers.circle import CircleSolver
-from varpro.solvers.population import input_moments, population_tables
+from varpro.solvers.population import population_tables
 
 
 def arc_cosine_kernel(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -156,11 +156,16 @@ def test_risk_without_cancellation_is_the_same(teacher):
     assert direct == pytest.approx(short, rel=SOLVE)
 
 
-def both_mean_squares(tables, student, outer):
+def moments(tables, student, outer):
     space = circle.workspace(len(student))
     circle._gather(space, student, outer)
     circle._sort(space)
     circle._moments(tables, space, 0, len(student))
+    return space
+
+
+def both_mean_squares(tables, student, outer):
+    space = moments(tables, student, outer)
     circle._half_plane_sums(tables, space, space.u, 1.0)
     return circle._reductions(tables, space, 1e-3, 1.0)[0], circle._population_mean_square(tables, space)
 
@@ -174,10 +179,14 @@ def test_tiny_risks_keep_their_digits():
 
 
 def test_input_moments_are_integrals():
-    angles = np.linspace(0, 2.2, 20001)
-    e = np.stack([np.sin(angles), -np.cos(angles)], axis=1)
-    expected = np.trapezoid(e[:, :, None] * e[:, None, :], angles, axis=0) / math.pi
-    np.testing.assert_allclose(input_moments(np.array([2.2]))[0], expected, rtol=0, atol=1e-8)
+    """(F13) of the rows that the neurons write, xx, xy and yy for either sign."""
+    space = moments(population_tables(random_points(9, 1)), random_points(30, 0), np.ones(30))
+    for place, (x, y) in enumerate(space.v):
+        angles = np.linspace(0, math.atan2(y, x), 40961)
+        e = np.stack([np.sin(angles), -np.cos(angles)], axis=1)
+        mean = np.trapezoid(e[:, :, None] * e[:, None, :], angles, axis=0) / math.pi
+        expected = mean[[0, 0, 1], [0, 1, 1]]
+        np.testing.assert_allclose(space.rows[place + 1, :6], np.tile(expected, 2), rtol=0, atol=GRID / 100)
 
 
 @pytest.mark.parametrize(

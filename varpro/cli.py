@@ -110,6 +110,11 @@ def say(line: str) -> None:
         _mute()
 
 
+def warn(line: str) -> None:
+    """Tell the user on the error stream, at once."""
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
 def _mute() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing fails when Python flushes
 

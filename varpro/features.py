@@ -86,11 +86,18 @@ class SquaredReLUCircle(FeatureMap):
 
 @dataclass(frozen=True)
 class RadialKernel:
-    """A radial profile g: ``value(r)`` and ``slope(r)`` = g'(r) / r, finite at r = 0; r is a tensor of radii >= 0."""
+    """A radial profile g: ``value(r)`` and ``slope(r)`` = g'(r) / r, finite at r = 0; r is a tensor of radii >= 0.
+
+    ``label`` is its name in figures, ``name`` by default.
+    """
 
     name: str
     value: Callable[[torch.Tensor], torch.Tensor]
     slope: Callable[[torch.Tensor], torch.Tensor]
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.name)
 
 
 _SCALE = 0.5  # s of the Laplace kernel
@@ -99,11 +106,13 @@ LAPLACE = RadialKernel(
     "laplace",  # g(r) = (2 / s^2) exp(-r / s); no derivative at r = 0, where 0 stands for it
     value=lambda r: (2 / _SCALE**2) * torch.exp(-r / _SCALE),
     slope=lambda r: torch.where(r > 0, (-2 / _SCALE**3) * torch.exp(-r / _SCALE) / r.clamp_min(1e-30), 0.0),
+    label="Laplace",
 )
 RAISED_COSINE = RadialKernel(
     "cos",  # g(r) = (1 + cos(pi r / 2)) / 2 for r <= 2, 0 beyond
     value=lambda r: (1 + torch.cos(math.pi / 2 * r.clamp_max(2.0))) / 2,
     slope=lambda r: torch.where(r < 2, -(math.pi**2) / 8 * torch.sinc(r / 2), 0.0),
+    label="raised cosine",
 )
 RADIAL_KERNELS = {kernel.name: kernel for kernel in (LAPLACE, RAISED_COSINE)}
 

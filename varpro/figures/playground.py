@@ -35,7 +35,6 @@ from varpro.solvers.base import Objective
 from varpro.solvers.choose import choose
 
 EPOCHS = 32000  # of gradient descent, as in the paper
-ITERATIONS = {"momentum": 2000, "lbfgs": 200, "lm": 100}  # of an optimizer at most
 TOLERANCE = 1e-6  # of the risk, where an optimizer ends
 TEACHER_WIDTH = 4096
 _SNAPSHOTS = 120
@@ -107,7 +106,7 @@ def train(setting: Setting) -> Course:
     else:
         kind = OPTIMIZERS[setting.optimizer]
         descent = Iterations(kind(solver, objective, problem, tolerance=TOLERANCE))
-        epochs = kept_epochs(ITERATIONS[setting.optimizer])
+        epochs = kept_epochs(kind.usual_iterations)
     states = [_state(descent)]
     reached = [0]
     risks: list[float] = []
@@ -236,12 +235,8 @@ class Playground(widgets.VBox):
                 description="penalty",
             ),
             "optimizer": widgets.Dropdown(
-                options=[
-                    ("gradient descent", GRADIENT_DESCENT),
-                    ("momentum", "momentum"),
-                    ("L-BFGS", "lbfgs"),
-                    ("Levenberg-Marquardt", "lm"),
-                ],
+                options=[("gradient descent", GRADIENT_DESCENT)]
+                + [(kind.label, name) for name, kind in OPTIMIZERS.items()],
                 value=start.optimizer,
                 description="optimizer",
             ),

@@ -43,7 +43,8 @@ class Optimizer(ABC):
     risk is not finite. Trainings are deterministic: one that goes on from a ``state_dict`` does as if never stopped.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # of --optimizer
+    label: ClassVar[str]  # in sentences and on buttons
     usual_iterations: ClassVar[int]  # that a training is given where nothing is said
 
     def __init__(

@@ -25,7 +25,7 @@ class LBFGS(Optimizer):
     Where the line search finds no lower point the memory is dropped once; after that the training ends.
     """
 
-    name, usual_iterations = "lbfgs", 1000
+    name, label, usual_iterations = "lbfgs", "L-BFGS", 1000
 
     def _start(self, weights: Array) -> tuple[float, Array]:
         self._point = self.chart.coordinates(torch.as_tensor(weights))
@@ -82,7 +82,7 @@ class LBFGS(Optimizer):
         return {"point": self._point, "scale": self._scale, "fresh": self._fresh, "library": library}
 
     def _recall(self, memory: Mapping[str, Any]) -> None:
-        self._point, self._scale = memory["point"], memory["scale"]
+        self._point, self._scale = memory["point"].to(self._point), memory["scale"]
         evaluations = self._evaluations
         self._known = [(self._point, self._reduced(self._point))]
         self._evaluations = evaluations

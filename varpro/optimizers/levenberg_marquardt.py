@@ -34,7 +34,7 @@ class LevenbergMarquardt(Optimizer):
     are those of :class:`varpro.optimizers.base.Optimizer`.
     """
 
-    name, usual_iterations = "lm", 100
+    name, label, usual_iterations = "lm", "Levenberg-Marquardt", 100
 
     def __init__(
         self,
@@ -85,13 +85,13 @@ class _LinearSteps:
 
     def __init__(self, run: LevenbergMarquardt, weights: Array) -> None:
         self.run, self.newton = run, CircleNewton(cast("CircleSolver", run.solver))
-        self.risk, self.outer = self.newton.start(np.asarray(weights))
+        self.risk, _, self.outer = self.newton.solver.reduced(np.asarray(weights))
         run._evaluations += 1
 
     def iterate(self) -> tuple[Array, Array, float] | None:
         run = self.run
         weights, outer = np.array(run.state.weights), np.array(run.state.outer)
-        done = self.newton.advance(weights, outer, 1, run._damping, 0.0, run._first_damping, *run._decays)
+        done = self.newton.advance(weights, outer, 1, run._damping, run._first_damping, *run._decays)
         run._damping = done.damping
         run._evaluations += done.evaluations
         return None if done.ending == circle_newton.STATIONARY else (weights, outer, float(done.risks[-1]))

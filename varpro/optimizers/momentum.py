@@ -20,7 +20,7 @@ class Momentum(Optimizer):
     starts anew where it points uphill. The risk may rise now and then.
     """
 
-    name, usual_iterations = "momentum", 2000
+    name, label, usual_iterations = "momentum", "Nesterov's momentum", 2000
 
     def _start(self, weights: Array) -> tuple[float, Array]:
         coordinates = self.chart.coordinates(torch.as_tensor(weights))
@@ -43,5 +43,6 @@ class Momentum(Optimizer):
         return {"point": self._point, "last": self._last, "gradient": self._gradient, "steps": self._steps}
 
     def _recall(self, memory: Mapping[str, Any]) -> None:
-        self._point, self._last, self._gradient = memory["point"], memory["last"], memory["gradient"]
+        names = "point", "last", "gradient"
+        self._point, self._last, self._gradient = (memory[name].to(self._point) for name in names)
         self._steps = memory["steps"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from varpro import cli
 from varpro.domains.base import Domain
-from varpro.features import FeatureMap
+from varpro.features import FeatureMap, RadialKernel
 from varpro.optimizers.base import Optimizer
 from varpro.optimizers.lbfgs import LBFGS
 from varpro.optimizers.levenberg_marquardt import LevenbergMarquardt
@@ -19,7 +19,7 @@ GRADIENT_DESCENT = "gd"
 OPTIMIZERS: dict[str, type[Optimizer]] = {kind.name: kind for kind in (Momentum, LBFGS, LevenbergMarquardt)}
 
 
-def add_gamma(group, default: float, domain: Domain) -> None:
+def add_gamma(group: argparse._ActionsContainer, default: float, domain: Domain) -> None:
     """The shape parameter of the teacher law on ``domain``."""
     group.add_argument(
         "--gamma", type=_parser_of(domain.gamma), default=default, metavar="G", help=domain.shape_parameter
@@ -103,13 +103,13 @@ def add_distances(to: argparse.ArgumentParser, limits: Sequence[Limit], *, usual
     )
 
 
-def add_features(to: argparse.ArgumentParser, *, maps: Mapping[str, FeatureMap]) -> None:
-    """The feature map, by its name; the first one is the default."""
+def add_features(to: argparse.ArgumentParser, maps: Mapping[str, FeatureMap], *, what: str) -> None:
+    """The feature map, by its name; the first one is the default. ``what`` says, for the user, what they are."""
     to.add_argument(
         "--features",
         choices=list(maps),
         default=next(iter(maps)),
-        help="feature map: ReLU, or ReLU plus its square, which sees all harmonics (dense, finite samples)",
+        help=f"feature map: {what}",
     )
 
 
@@ -125,13 +125,13 @@ def add_outer_rate(to: argparse.ArgumentParser) -> None:
     )
 
 
-def add_activation(to: argparse.ArgumentParser, *, kernels: Sequence[str]) -> None:
+def add_activation(to: argparse.ArgumentParser, kernels: Mapping[str, RadialKernel]) -> None:
     """The radial kernel, by its name; the first one is the default."""
     to.add_argument(
         "--activation",
-        choices=kernels,
-        default=kernels[0],
-        help="radial kernel: 2/s^2 exp(-r/s), s = 1/2, or raised cosine",
+        choices=list(kernels),
+        default=next(iter(kernels)),
+        help="radial kernel: " + ", ".join(kernel.label for kernel in kernels.values()),
     )
 
 
@@ -142,8 +142,8 @@ def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float)
         "--optimizer",
         choices=[GRADIENT_DESCENT, *OPTIMIZERS],
         default=GRADIENT_DESCENT,
-        help="outer step: gd is gradient descent, the paper's; the others work on the reduced risk: Nesterov's "
-        "momentum, L-BFGS, Levenberg-Marquardt",
+        help="outer step: gd is gradient descent, the paper's; the others work on the reduced risk: "
+        + ", ".join(kind.label for kind in OPTIMIZERS.values()),
     )
     group.add_argument(
         "--tolerance",

@@ -1,7 +1,8 @@
 """What a solver of the inner problem offers. A new one is one file with a subclass, and its place in ``choose``."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -12,7 +13,18 @@ from varpro.features import FeatureMap
 from varpro.problem import Problem
 
 Array = np.ndarray | torch.Tensor
+Factor = TypeVar("Factor", bound=Array)
 Own = TypeVar("Own", bound=Array)  # of the two, the form that a solver takes
+
+_OUTER_UPDATES = "ridge", "gradient"
+
+
+def check_constants(lmbda: float, outer_update: str) -> None:
+    """Raises ValueError, with what is allowed, where the inner problem or the step of u is none."""
+    if not 0 < lmbda < math.inf:
+        raise ValueError(f"lmbda: {lmbda} is not allowed: a finite number above 0")
+    if outer_update not in _OUTER_UPDATES:
+        raise ValueError(f"outer_update: {outer_update!r} is not allowed: {' or '.join(_OUTER_UPDATES)}")
 
 
 @dataclass(frozen=True)
@@ -20,7 +32,8 @@ class Objective:
     """The loss L of docs/definitions.md, section 1, and the descent on it.
 
     ``outer_update`` is ``"ridge"`` (VarPro: u solves the inner problem at every epoch) or ``"gradient"`` (two-timescale
-    descent: one gradient step of u at rate ``outer_rate`` times lam M).
+    descent: one gradient step of u at rate ``outer_rate`` times lam M). Raises ValueError for any other, and where
+    ``lmbda`` is not a finite number above 0.
     """
 
     features: FeatureMap
@@ -29,6 +42,9 @@ class Objective:
     time_scale: float
     outer_update: str
     outer_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_constants(self.lmbda, self.outer_update)
 
     @property
     def constants(self) -> tuple[float, float, float]:
@@ -57,6 +73,7 @@ class Solver(ABC, Generic[Own]):
     name: ClassVar[str]  # of --solver; solvers of one name share no device
     devices: ClassVar[tuple[str, ...]]  # the preferred one first
     dtypes: ClassVar[tuple[str, ...]]  # likewise
+    takes_tf32: ClassVar[bool] = False  # for products of float32 matrices on CUDA
 
     @classmethod
     @abstractmethod
@@ -69,6 +86,11 @@ class Solver(ABC, Generic[Own]):
         return ""
 
     @classmethod
+    def warning(cls, objective: Objective, dtype: str) -> str:
+        """One line for the user, before a training, where ``dtype`` is too little for ``objective``, else ""."""
+        return ""
+
+    @classmethod
     def compilation(cls, objective: Objective, problem: Problem, dtype: str) -> int:
         """Seconds, about, that compiling will take on this machine now; 0 where nothing is left to compile."""
         return 0
@@ -76,7 +98,8 @@ class Solver(ABC, Generic[Own]):
     @classmethod
     @abstractmethod
     def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "Solver[Any]":
-        """The solver of ``problem``, ready to train, on ``device`` in the precision ``dtype``."""
+        """The solver of ``problem``, ready to train, on ``device`` in the precision ``dtype``; ``tf32`` where it takes
+        that format."""
 
     @abstractmethod
     def own(self, tensor: torch.Tensor) -> Own:
@@ -114,6 +137,32 @@ def wide_student(problem: Problem) -> str:
     """The drawback of solvers whose preconditioner is an M x M matrix; "" where it is none."""
     wide = len(problem.student) > _WIDE * problem.samples
     return "its preconditioner is larger than the dual system" if wide else ""
+
+
+_RIDGE_GROWTH, _RIDGE_LIMIT = 100.0, 1e3  # from one ridge to the next; the largest, in units of the diagonal
+RESIDUAL = {"float32": 5e-7, "float64": 5e-11}  # |b - A u| / |b| of conjugate gradients; half of what is promised
+
+
+def unsolved(residual: float, dtype: str, lmbda: float) -> FloatingPointError:
+    """The error of conjugate gradients that end above their tolerance."""
+    return FloatingPointError(
+        f"inner solve: the relative residual stays at {residual:.1e} in {dtype} at lambda {lmbda:g}; use float64 or a "
+        "larger lambda"
+    )
+
+
+def with_least_ridge(factored: Callable[[float], Factor | None], lmbda: float, diagonal: float) -> Factor:
+    """``factored(ridge)`` with the first ridge of lam, 100 lam, ... with which it is not None: a preconditioner.
+
+    ``diagonal`` is the mean of the diagonal of its matrix. Raises FloatingPointError after the largest that can help.
+    """
+    ridge = lmbda
+    while ridge <= lmbda + _RIDGE_LIMIT * diagonal:
+        factor = factored(ridge)
+        if factor is not None:
+            return factor
+        ridge *= _RIDGE_GROWTH
+    raise FloatingPointError("inner solve: the features are not finite")
 
 
 def merged(earlier: Mapping[str, float], report: Mapping[str, float]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from varpro.compiled import FUSED, VECTORISED, compiled, in_cache
 from varpro.features import ReLUCircle
 from varpro.problem import Problem
 from varpro.relu import bucket_starts, folded_key, folded_samples
-from varpro.solvers.base import Objective, Reduced, Solver
+from varpro.solvers.base import Objective, Reduced, Solver, check_constants
 from varpro.solvers.population import PopulationTables, population_tables
 
 _BISECT_ABOVE = 16  # a bucket with more samples than this is searched by bisection
@@ -36,7 +36,7 @@ _INSERTION_MOVES = 0.5  # moves per neuron before the in-place insertion sort gi
 _MERGE_MOVES = 8.0  # moves per neuron before the merge gives way to a full sort
 _DIRECT_BELOW = 1e-8  # below this share of mean(y^2) the data term is summed over the samples themselves
 _REFINE_ABOVE = 1e-12  # bound on the relative prediction error that triggers refinement of the solve ...
-_REFINE_DIGITS = 1e-14  # ... but for small lambda this over sqrt(lambda), 40 times what round-off leaves of the bound
+_REFINE_DIGITS = 7e-15  # ... but for small lambda this times rms(|x|) / sqrt(lambda), 40 times what round-off leaves
 _REFINE_ALWAYS = 1e-10  # ... and never more than this
 _WARN_ABOVE = 1e-9  # the same bound, where refinement could not bring it below
 _REFINEMENTS = 300  # conjugate-gradient steps at most
@@ -87,8 +87,12 @@ class Workspace(NamedTuple):
 def sample_tables(inputs: np.ndarray, targets: np.ndarray) -> SampleTables:
     """Sort ``inputs (N, 2)`` with ``targets (N,)`` and build their prefix sums in O(N log N).
 
-    The sums run in extended precision where the platform has it and are rounded once.
+    The sums run in extended precision where the platform has it and are rounded once. Raises ValueError for other
+    shapes, and where there are no samples.
     """
+    if len(inputs) == 0 or tuple(inputs.shape) != (len(inputs), 2) or tuple(targets.shape) != (len(inputs),):
+        shapes = f"inputs {tuple(inputs.shape)} with targets {tuple(targets.shape)}"
+        raise ValueError(f"{shapes} are not allowed: (N, 2) with (N,), N >= 1")
     z, sign, keys = folded_samples(np.ascontiguousarray(inputs, dtype=np.float64))
     y = np.asarray(targets, dtype=np.float64)
     order = np.argsort(keys, kind="stable")
@@ -109,7 +113,7 @@ def sample_tables(inputs: np.ndarray, targets: np.ndarray) -> SampleTables:
 
 
 def workspace(width: int) -> Workspace:
-    """Arrays for ``width`` neurons (about 350 bytes each; 64 more with infinite data)."""
+    """Arrays for ``width`` neurons (about 225 bytes each; 64 more with infinite data)."""
     return Workspace(
         v=np.empty((width, 2)),
         pos=np.empty(width),
@@ -808,9 +812,9 @@ def _error_bound(tables, lmbda, centre, slope):
 
 
 @compiled()
-def _tolerated(lmbda):
-    """The error bound above which a solve is refined."""
-    return min(max(_REFINE_ABOVE, _REFINE_DIGITS / math.sqrt(lmbda)), _REFINE_ALWAYS)
+def _tolerated(tables, lmbda):
+    """The error bound above which a solve is refined, whatever the unit of the inputs."""
+    return min(max(_REFINE_ABOVE, _REFINE_DIGITS * math.sqrt(tables.totals[5] / lmbda)), _REFINE_ALWAYS)
 
 
 @compiled()
@@ -872,7 +876,7 @@ def _refine(tables, ws, lmbda, centre):
 
     For tiny lambda the factor itself can break down. It is then made for a larger ridge, which only costs steps.
     """
-    goal = 0.3 * _tolerated(lmbda)
+    goal = 0.3 * _tolerated(tables, lmbda)
     best, best_u = np.inf, np.full_like(ws.u, centre)
     for floor in _RIDGE_FLOORS:
         ridge = max(lmbda, floor * tables.totals[5])
@@ -931,7 +935,7 @@ def _settle(tables, ws, lmbda, centre, accuracy):
     _half_plane_sums(tables, ws, ws.u, 1.0)
     data, penalty, slope = _reductions(tables, ws, lmbda, centre)
     bound = _error_bound(tables, lmbda, centre, slope)
-    if not bound <= _tolerated(lmbda):
+    if not bound <= _tolerated(tables, lmbda):
         bound = _refine(tables, ws, lmbda, centre)
         _half_plane_sums(tables, ws, ws.u, 1.0)
         data, penalty, slope = _reductions(tables, ws, lmbda, centre)
@@ -1021,7 +1025,8 @@ class CircleSolver(Solver[np.ndarray]):
 
     ``inputs (N, 2)`` and ``targets (N,)`` are float64 arrays; ``lmbda > 0``; ``centre`` is the penalty centre c;
     ``time_scale`` is the learning rate of the weights per neuron (eta_w = M time_scale); ``outer_update`` is
-    ``"ridge"`` (VarPro) or ``"gradient"`` (two-timescale, eta_u = lam M times ``outer_rate``).
+    ``"ridge"`` (VarPro) or ``"gradient"`` (two-timescale, eta_u = lam M times ``outer_rate``). Raises ValueError for
+    other shapes and for what is neither.
     """
 
     name, devices, dtypes, takes_infinite_data = "linear", ("cpu",), ("float64",), True
@@ -1036,7 +1041,19 @@ class CircleSolver(Solver[np.ndarray]):
         outer_update: str = "ridge",
         outer_rate: float = 1.0,
     ) -> None:
-        self.tables = sample_tables(inputs, targets)
+        self._prepare(sample_tables(inputs, targets), lmbda, centre, time_scale, outer_update, outer_rate)
+
+    def _prepare(
+        self,
+        tables: SampleTables | PopulationTables,
+        lmbda: float,
+        centre: float,
+        time_scale: float,
+        outer_update: str,
+        outer_rate: float,
+    ) -> None:
+        check_constants(lmbda, outer_update)
+        self.tables = tables
         self.lmbda, self.centre, self.time_scale = float(lmbda), float(centre), float(time_scale)
         self.outer_update, self.outer_rate = outer_update, float(outer_rate)
         self._workspace: Workspace | None = None
@@ -1053,8 +1070,8 @@ class CircleSolver(Solver[np.ndarray]):
         outer_rate: float = 1.0,
     ) -> "CircleSolver":
         """The same solver on tables already built: of samples, or of infinite data (``population_tables``)."""
-        solver = cls(np.ones((1, 2)), np.zeros(1), lmbda, centre, time_scale, outer_update, outer_rate)
-        solver.tables = tables
+        solver = cls.__new__(cls)
+        solver._prepare(tables, lmbda, centre, time_scale, outer_update, outer_rate)
         return solver
 
     @classmethod
@@ -1083,9 +1100,9 @@ class CircleSolver(Solver[np.ndarray]):
         return tensor.double().numpy().copy()
 
     def solve(self, weights: np.ndarray) -> np.ndarray:
-        """Optimal outer weights (M,) for ``weights (M, 2)`` (docs/definitions.md, 1).
+        """Optimal outer weights (M,) for ``weights (M, 2)``, unit vectors (docs/definitions.md, 1).
 
-        Raises FloatingPointError where weights or targets are not finite.
+        Raises ValueError for another shape, FloatingPointError where weights or targets are not finite.
         """
         outer = np.zeros(len(weights))
         state = self.tables, self._room(weights), weights, outer
@@ -1096,7 +1113,7 @@ class CircleSolver(Solver[np.ndarray]):
     def reduced(self, weights: np.ndarray) -> Reduced:
         """R(w) = min_u L at ``weights (M, 2)``, unit vectors, with its tangential gradient (M, 2) and u (M,).
 
-        Raises FloatingPointError as :meth:`solve` does.
+        Raises as :meth:`solve` does.
         """
         outer, gradient = np.zeros(len(weights)), np.empty_like(weights)
         state = self.tables, self._room(weights), weights, outer, gradient
@@ -1108,9 +1125,13 @@ class CircleSolver(Solver[np.ndarray]):
         """Train ``weights (M, 2)`` and ``outer (M,)`` in place for ``epochs`` epochs; returns the losses (epochs,).
 
         The state must have optimal outer weights where ``outer_update`` is ``"ridge"``, and has them afterwards.
+        Raises ValueError for other shapes and types.
         """
         losses = np.full(epochs, np.nan)
-        state = (self.tables, self._room(weights), weights, outer, self.lmbda, self.centre, self.time_scale)
+        room = self._room(weights)
+        if not (isinstance(outer, np.ndarray) and outer.dtype == np.float64 and outer.shape == (len(weights),)):
+            raise ValueError(f"outer {_described(outer)} is not allowed: an array ({len(weights)},) of float64")
+        state = (self.tables, room, weights, outer, self.lmbda, self.centre, self.time_scale)
         if self.outer_update == "ridge":
             _varpro_epochs(*state, losses, self._achieved)
         else:
@@ -1127,14 +1148,20 @@ class CircleSolver(Solver[np.ndarray]):
         if bound <= _WARN_ABOVE:
             return ""
         return (
-            f"inner solve: predictions may be off by {bound:.1e} of the targets' size at lambda {self.lmbda:g}; "
+            f"inner solve: predictions may be off by {bound:.1e} (rms(y) + |c| rms(|x|)) at lambda {self.lmbda:g}; "
             "raise --lambda or compare with --solver dense --dtype float64"
         )
 
     def _room(self, weights: np.ndarray) -> Workspace:
+        if not (isinstance(weights, np.ndarray) and weights.dtype == np.float64 and weights.shape == (len(weights), 2)):
+            raise ValueError(f"weights {_described(weights)} are not allowed: an array (M, 2) of float64")
         if self._workspace is None or len(self._workspace.u) != len(weights):
             self._workspace = workspace(len(weights))
         return self._workspace
+
+
+def _described(values: object) -> str:
+    return f"{getattr(values, 'shape', type(values).__name__)} of {getattr(values, 'dtype', 'no type')}"
 
 
 def _check_finite(weights: np.ndarray, risk: float) -> None:

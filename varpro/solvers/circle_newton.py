@@ -51,8 +51,8 @@ TRIALS = 40  # dampings tried in one iteration
 LEAST_FALL = 1e-13  # of the risk: a step that cannot be expected to lower it by more ends the training
 _STEP_BOUND, _STEP_REFINED, _EVALUATIONS = 2, 3, 4  # places in the effort; the first two are the solver's
 
-# How a call ended: all iterations done, tolerance met, no step lowers the risk, the risk at the start is not finite.
-DONE, CONVERGED, STATIONARY, NOT_FINITE = range(4)
+# How a call ended: all iterations done, no step lowers the risk, the risk at the start is not finite.
+DONE, STATIONARY, NOT_FINITE = range(3)
 
 
 class NewtonSpace(NamedTuple):
@@ -381,7 +381,7 @@ def damping_after(damping, before, after, slow_decay, decay):
 
 
 @compiled()
-def _iterations(tables, ws, trial, ns, weights, outer, lmbda, centre, damping, rule, tolerance, risks, effort):
+def _iterations(tables, ws, trial, ns, weights, outer, lmbda, centre, damping, rule, risks, effort):
     """Levenberg-Marquardt iterations from a state whose u is optimal; (accepted, damping, how it ended) (S10).
 
     ``risks[i]`` is the reduced risk after i accepted iterations. ``rule`` holds first damping, slow decay and decay. A
@@ -405,7 +405,7 @@ def _iterations(tables, ws, trial, ns, weights, outer, lmbda, centre, damping, r
             damping = max(damping, _least_damping(tables, ws, lmbda))
             new, expected = _try_step(tables, ws, trial, ns, lmbda, centre, damping, effort)
             if new < risk:
-                ending = CONVERGED if risk - new <= tolerance * risk else DONE
+                ending = DONE
                 break
             damping *= GROWTH
             if expected <= LEAST_FALL * risk:
@@ -426,8 +426,8 @@ class Training(NamedTuple):
     """What :meth:`CircleNewton.advance` did.
 
     ``risks (accepted + 1,)``: the reduced risk before, and after each accepted iteration; ``evaluations``: inner solves
-    for steps, rejected ones included; ``damping``: for the next call; ``ending``: one of DONE, CONVERGED, STATIONARY
-    and NOT_FINITE.
+    for steps, rejected ones included; ``damping``: for the next call; ``ending``: one of DONE, STATIONARY and
+    NOT_FINITE.
     """
 
     risks: np.ndarray
@@ -449,18 +449,12 @@ class CircleNewton:
         self._spaces: tuple[Workspace, Workspace, NewtonSpace] | None = None
         get_num_threads()  # loads numba's parallel runtime, which code from the cache may lack
 
-    def start(self, weights: np.ndarray) -> tuple[float, np.ndarray]:
-        """The reduced risk at ``weights (M, 2)`` and the optimal outer weights (M,)."""
-        outer = self.solver.solve(weights)
-        return float(self.advance(weights.copy(), outer, 0).risks[0]), outer
-
     def advance(
         self,
         weights: np.ndarray,
         outer: np.ndarray,
         iterations: int,
         damping: float = 0.0,
-        tolerance: float = 0.0,
         first_damping: float = FIRST_DAMPING,
         slow_decay: float = SLOW_DECAY,
         decay: float = DECAY,
@@ -469,8 +463,7 @@ class CircleNewton:
 
         The outer weights must be optimal, and are afterwards. ``damping`` is that of the first step, 0 for
         ``first_damping`` times the rms gradient. A step that lowers the risk by a fifth or more divides it by
-        ``slow_decay``, another accepted one by ``decay``. Go on with the one returned. The call ends early (CONVERGED)
-        where an iteration lowers the risk by less than ``tolerance`` times the risk.
+        ``slow_decay``, another accepted one by ``decay``. Go on with the one returned.
         """
         width = len(weights)
         if self._spaces is None or len(self._spaces[0].u) != width:
@@ -486,7 +479,6 @@ class CircleNewton:
             solver.centre,
             damping,
             (first_damping, slow_decay, decay),
-            tolerance,
             risks,
             self._effort,
         )

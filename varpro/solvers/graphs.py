@@ -25,10 +25,9 @@ from varpro import capture
 from varpro.features import FeatureMap
 from varpro.problem import Problem
 from varpro.ridge import matrix_products
-from varpro.solvers.base import Objective, Reduced, Solver, wide_student
+from varpro.solvers.base import RESIDUAL, Objective, Reduced, Solver, unsolved, wide_student, with_least_ridge
 from varpro.solvers.epochs import AFTER, LOSS, STRETCH, TINY, Epoch, EpochProblem, TensorEpoch
 
-_TOLERANCE = {torch.float32: 5e-7, torch.float64: 5e-11}  # |b - A u| / |b|; half of what is promised
 _MARGIN = 4.0  # steps are planned for a residual this much smaller, since epochs differ
 _LEAST_GAIN = 0.9  # factor on the residual that all steps of an epoch together are taken to have gained, at least
 _FIRST_STRETCH = 2  # epochs between two looks of the host after a new preconditioner or a failure
@@ -36,8 +35,6 @@ _FIRST_STEPS = 6  # after a state is taken up
 _FRESH_STEPS = 2  # that suffice while the preconditioner is new
 _STEPS = 40  # conjugate-gradient steps in an epoch, at most
 _SETTLING = 8  # times that the solve at a new state is restarted, at most
-_RIDGE_GROWTH = 100.0  # factor on the ridge of a preconditioner that could not be factored ...
-_RIDGE_LIMIT = 1e3  # ... up to this times the mean diagonal
 _WIDEST = 20000  # neurons; a new preconditioner holds six matrices M x M in float64, 19 GB
 _WARM_UPS = 3  # epochs before the first capture
 
@@ -85,7 +82,8 @@ class GraphSolver(Solver[torch.Tensor]):
     ) -> None:
         self.problem = EpochProblem(feature_map, inputs, targets.double(), lmbda, centre, time_scale)
         self.kind = kind or epoch_of(self.problem)
-        self._tolerance = _TOLERANCE[inputs.dtype]
+        self._dtype = str(inputs.dtype).removeprefix("torch.")
+        self._tolerance = RESIDUAL[self._dtype]
         self._epoch: Epoch | None = None
         self._graphs: dict[int, Callable[[], None]] = {}  # a whole epoch, by its number of steps
         self._steps, self._stretch = _FIRST_STEPS, _FIRST_STRETCH
@@ -208,7 +206,8 @@ class GraphSolver(Solver[torch.Tensor]):
         self._set(weights, self._epoch.outer.clone())
         try:
             self._settle()
-        except FloatingPointError:
+        except FloatingPointError:  # may have left outer weights that are not finite: start from the centre
+            self._set(weights, torch.full_like(self._epoch.outer, self.problem.centre))
             self._renew()
             self._settle()
         for past in (self._epoch.earlier, self._epoch.earliest):
@@ -246,11 +245,7 @@ class GraphSolver(Solver[torch.Tensor]):
             if residual <= self._tolerance:
                 self._count(residual=residual, steps=round_ * _FIRST_STEPS)
                 return
-        dtype = str(self.problem.inputs.dtype).removeprefix("torch.")
-        raise FloatingPointError(
-            f"inner solve: the relative residual stays at {residual:.1e} in {dtype} at lambda "
-            f"{self.problem.lmbda:g}; use float64 or a larger lambda"
-        )
+        raise unsolved(residual, self._dtype, self.problem.lmbda)
 
     def _attempt(self, length: int) -> tuple[_Record, int]:
         """Make ``length`` epochs; returns their record and how many of the first ones are sound.
@@ -347,12 +342,11 @@ class GraphSolver(Solver[torch.Tensor]):
 
 def _factored(gram: torch.Tensor, lmbda: float) -> torch.Tensor:
     """The lower Cholesky factor of gram + ridge I with the least ridge >= lam of a few that can be had."""
-    ridge, limit = lmbda, lmbda + _RIDGE_LIMIT * gram.diagonal().mean().item()
-    while ridge <= limit:
+
+    def factored(ridge: float) -> torch.Tensor | None:
         matrix = gram.clone()
         matrix.diagonal().add_(ridge)
         factor, failed = torch.linalg.cholesky_ex(matrix)
-        if not failed.item():
-            return factor
-        ridge *= _RIDGE_GROWTH
-    raise FloatingPointError("inner solve: the features are not finite")
+        return None if failed.item() else factor
+
+    return with_least_ridge(factored, lmbda, gram.diagonal().mean().item())

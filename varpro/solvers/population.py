@@ -63,15 +63,8 @@ def population_tables(teacher: np.ndarray | Density, outer: np.ndarray | None = 
     return _neuron_tables(weights, masses / len(weights))
 
 
-def input_moments(t: np.ndarray) -> np.ndarray:
-    """G(t) (n, 2, 2): the mean of z z^T over the samples with a < t and one sign (F13)."""
-    sine, cosine = np.sin(t), np.cos(t)
-    matrix = [[t - sine * cosine, -sine * sine], [-sine * sine, t + sine * cosine]]
-    return np.moveaxis(np.array(matrix), -1, 0) / (2 * math.pi)
-
-
 def _moved(t: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """G(t) v(t) = (t v - (sin t, 0)) / 2 pi, without the cancellation of the product: (n, 2)."""
+    """G(t) v(t) = (t v - (sin t, 0)) / 2 pi, G as in (F13), without the cancellation of the product: (n, 2)."""
     product = t[:, None] * v
     product[:, 0] -= np.sin(t)
     return product / (2 * math.pi)

@@ -28,21 +28,18 @@ from numba.extending import overload
 from scipy.linalg import blas, lapack
 
 from varpro.compiled import FUSED, VECTORISED, compiled, in_cache
-from varpro.features import RADIAL_KERNELS, RadialKernel, RadialTorus
+from varpro.features import LAPLACE, RAISED_COSINE, RadialTorus
 from varpro.problem import Problem
-from varpro.solvers.base import Objective, Reduced, Solver, wide_student
+from varpro.solvers.base import RESIDUAL, Objective, Reduced, Solver, unsolved, wide_student, with_least_ridge
 from varpro.threads import Sharing, one_blas_thread
 
-KERNELS = ("laplace", "cos")
+KERNELS = {kernel.name: kernel for kernel in (LAPLACE, RAISED_COSINE)}
 _BLOCK = 128  # samples per block; 1024 float32 neurons of a block fill 512 kB
 _CHUNKS = 16  # parts of the sums over samples, at most
 _LINE = 64  # bytes of a cache line, and of the longest vector
 _TILE = 32  # neurons whose features are summed in the precision of the features before float64 takes over
-_TOLERANCE = {"float32": 5e-7, "float64": 5e-11}  # |b - A u| / |b|; half of what is promised
 _STEPS = 40  # conjugate-gradient steps before the solve is made anew
 _MEMORY = 8  # epochs over which the number of steps is averaged
-_RIDGE_GROWTH = 100.0  # factor on the ridge of a preconditioner that could not be factored ...
-_RIDGE_LIMIT = 1e3  # ... up to this times the mean diagonal
 _SERIAL = 1 << 18  # features (N M) up to which threads cost more than they gain
 _MET, _STALE, _MISSED = 0, 1, 2  # how the compiled epochs ended: all done, a new preconditioner pays, solve missed
 _SOLVES, _STEPS_TAKEN, _FACTORISATIONS, _EXACT = 0, 1, 2, 3  # places in the counts: in all ...
@@ -601,7 +598,7 @@ def warm_up(dtype: str) -> None:
 class TorusSolver(Solver[np.ndarray]):
     """The ``cg`` solver on the CPU: VarPro for radial kernels on the torus, targets with one output.
 
-    ``kernel`` is ``"laplace"`` or ``"cos"``; ``inputs (N, 2)`` and ``targets (N,)`` are arrays; ``lmbda > 0``;
+    ``kernel`` is the name of one of :data:`KERNELS`; ``inputs (N, 2)`` and ``targets (N,)`` are arrays; ``lmbda > 0``;
     ``centre`` is the penalty centre c; ``time_scale`` is the learning rate of the weights per neuron; ``dtype`` is the
     precision of the features. Every inner solve leaves |b - A u| <= 1e-6 |b| in float32 and 1e-10 |b| in float64.
     """
@@ -619,13 +616,13 @@ class TorusSolver(Solver[np.ndarray]):
         dtype: str = "float32",
     ) -> None:
         if kernel not in KERNELS:
-            raise ValueError(f"unknown kernel {kernel!r}: one of {', '.join(KERNELS)}")
+            raise ValueError(f"kernel: {kernel!r} is not allowed: {' or '.join(KERNELS)}")
         self.dtype = dtype
         inputs, targets = np.asarray(inputs, np.float64), np.asarray(targets, np.float64).reshape(-1)
         self.samples = Samples(_blocked(inputs.T, dtype), _blocked(targets[None], np.float64)[0], len(inputs))
-        self.laplace = kernel == "laplace"
+        self.laplace = kernel == LAPLACE.name
         self.lmbda, self.centre, self.time_scale = float(lmbda), float(centre), float(time_scale)
-        self._tolerance = _TOLERANCE[dtype]
+        self._tolerance = RESIDUAL[dtype]
         self._workspace: Workspace | None = None
         self._width = 0
         self._sharing = Sharing()
@@ -633,7 +630,7 @@ class TorusSolver(Solver[np.ndarray]):
     @classmethod
     def obstacle(cls, objective: Objective, problem: Problem) -> str:
         features = objective.features
-        if type(features) is not RadialTorus or features.kernel not in _compiled_kernels():
+        if type(features) is not RadialTorus or features.kernel not in KERNELS.values():
             return f"is compiled for the kernels {' and '.join(KERNELS)} on the torus, not for {features.name}"
         if objective.outer_update != "ridge":
             return "computes VarPro, not two-timescale descent"
@@ -793,10 +790,7 @@ class TorusSolver(Solver[np.ndarray]):
             self._evaluate()
             ws.u[:] += lapack.dpotrs(factor, ws.slope, lower=0)[0]
         if not self._corrected():
-            raise FloatingPointError(
-                f"inner solve: the relative residual stays at {ws.worst[1]:.1e} in {self.dtype} at lambda "
-                f"{self.lmbda:g}; use float64 or a larger lambda"
-            )
+            raise unsolved(ws.worst[1], self.dtype, self.lmbda)
 
     def _corrected(self) -> bool:
         """Conjugate gradients from u at the features at hand; whether they met the tolerance."""
@@ -810,10 +804,6 @@ def _check_finite(weights: np.ndarray) -> None:
     """The raised cosine takes a NaN for a place that no sample sees."""
     if not np.isfinite(weights).all():
         raise FloatingPointError("inner solve: the weights are not finite; try a smaller time scale")
-
-
-def _compiled_kernels() -> list[RadialKernel]:
-    return [RADIAL_KERNELS[name] for name in KERNELS]
 
 
 @contextmanager
@@ -830,12 +820,11 @@ def _threads(count: int) -> Iterator[None]:
 def _factored(gram: np.ndarray, lmbda: float) -> np.ndarray:
     """The upper Cholesky factor of gram + ridge I with the least ridge >= lam of a few that can be had."""
     diagonal = np.arange(len(gram))
-    ridge, limit = lmbda, lmbda + _RIDGE_LIMIT * gram[diagonal, diagonal].mean()
-    while ridge <= limit:
+
+    def factored(ridge: float) -> np.ndarray | None:
         matrix = gram.copy(order="F")
         matrix[diagonal, diagonal] += ridge
         factor, failed = lapack.dpotrf(matrix, lower=0, clean=1, overwrite_a=1)
-        if failed == 0:
-            return factor
-        ridge *= _RIDGE_GROWTH
-    raise FloatingPointError("inner solve: the features are not finite")
+        return None if failed else factor
+
+    return with_least_ridge(factored, lmbda, gram[diagonal, diagonal].mean())

@@ -102,7 +102,7 @@ def load(
 
     Raises ResultError, with one line that says what is wrong or what to put where; ValueError for another name.
     """
-    folder, cache = Path(folder), cache or names.directory("VarPro_resnet") / "images"
+    folder, cache = Path(folder), cache or names.directory(names.RESNET) / "images"
     if name == "images":
         return _images(folder, cache, flips, report)
     if name == "cifar10":

@@ -54,7 +54,6 @@ class Replay:
     def __init__(self, step: Step, losses: torch.Tensor, batch_size: int) -> None:
         self.step, self.losses, self.batch_size = step, losses, batch_size
         self.place = torch.zeros(1, dtype=torch.int64, device=losses.device)  # of this step in ``losses``
-        self.parts: Sequence[capture.Action] = [self._forward, self._descend] if step.solves else [self._whole]
         self.replays: Sequence[capture.Action] = []
         self.rates: tuple[float, ...] = ()  # that were captured
         self.made = 0  # steps
@@ -77,14 +76,19 @@ class Replay:
         self.made += 1
         if self.made <= _WARM_UP:
             with capture.aside(self.losses.device):
-                self._run(self.parts)
+                self._run(self._parts())
+            self.features = self.features.detach()  # the graph of autograd has had its use
             return
         if self.rates != self.step.rates:
             self.replays = []  # the memory of those before
-            self.replays = capture.captured(self.losses.device, *self.parts)
-            self.features = self.features.detach()  # the graph of autograd has had its use
+            self.replays = capture.captured(self.losses.device, *self._parts())
+            self.features = self.features.detach()
             self.rates = self.step.rates
         self._run(self.replays)
+
+    def _parts(self) -> Sequence[capture.Action]:
+        """What is captured; not kept, since a cycle would keep the graphs and their memory until a collection."""
+        return [self._forward, self._descend] if self.step.solves else [self._whole]
 
     def _run(self, parts: Sequence[capture.Action]) -> None:
         parts[0]()

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from varpro import cli, image_files, names, results
-from varpro.runs.bookkeeping import Checkpoint, StopSignals, locked, tidy
+from varpro.runs.bookkeeping import Checkpoint, StopSignals, at_hand, once
 from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
@@ -246,8 +247,7 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
     for seed in options.seed:
         config = _config(options, seed, images)
         path = _directory(options) / _file_name(options, config)
-        if not options.force and _kept(config, path):
-            tidy(path)
+        if not options.force and at_hand(path, _identity(config), partial(_say, config)):
             continue
         wanted.append((seed, config, path))
     images = images or (_images(options) if wanted else None)
@@ -264,10 +264,8 @@ def perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
 
     Where another process works on it, wait for that one. A result that exists then is kept, unless ``--force``.
     """
-    with locked(run.path, lambda line: _say(run.config, line)):
-        results.sweep(run.path)
-        if options.force or not _kept(run.config, run.path):
-            _perform(run, step, options)
+    make, say = partial(_perform, run, step, options), partial(_say, run.config)
+    once(run.path, _identity(run.config), make, say, force=options.force)
 
 
 def _perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
@@ -277,7 +275,7 @@ def _perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
         config,
         STATE_VERSION,
         seconds=_CHECKPOINT_SECONDS,
-        report=lambda line: _say(config, line),
+        report=partial(_say, config),
     )
     keep_freed_memory()
     with StopSignals() as signals:  # one that comes when the training is over waits for the result
@@ -294,7 +292,7 @@ def _perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
             resume=options.resume,
             progress=options.progress,
             label=label,
-            report=lambda line: _say(config, line),
+            report=partial(_say, config),
         )
         results.save_result(run.path, _contents(run, record))
         checkpoint.remove()
@@ -307,12 +305,9 @@ def _perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
     signals.check()
 
 
-def _kept(config: dict, path: Path) -> bool:
-    """Whether the result of ``config`` exists, which is then reported. Raises ResultError where another one's does."""
-    kept = results.complete(path, {key: value for key, value in config.items() if key not in _OF_A_SITTING})
-    if kept:
-        _say(config, f"kept {path}")
-    return kept
+def _identity(config: dict) -> dict:
+    """The options that decide the numbers of a result."""
+    return {key: value for key, value in config.items() if key not in _OF_A_SITTING}
 
 
 def _say(config: dict, line: str) -> None:
@@ -341,7 +336,7 @@ def _contents(run: Run, record: Record) -> dict:
 
 def _config(options: argparse.Namespace, seed: int, images: cifar.Images | None) -> dict:
     config = {
-        "experiment": "VarPro_resnet",
+        "experiment": names.RESNET,
         "dataset": options.dataset,
         "optimizer": options.optimizer,
         "batch_size": options.batch_size,
@@ -383,7 +378,7 @@ def _images(options: argparse.Namespace) -> cifar.Images:
 
 def _directory(options: argparse.Namespace) -> Path:
     """Of the result files."""
-    return options.output or names.directory("VarPro_resnet")
+    return options.output or names.directory(names.RESNET)
 
 
 def _network(options: argparse.Namespace, seed: int, classes: int) -> ResNet20:

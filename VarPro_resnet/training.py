@@ -24,7 +24,7 @@ from varpro import ridge
 from varpro.cli import duration
 from varpro.loss import VarProLoss
 from varpro.runs.bookkeeping import Checkpoint, Report, StopSignals
-from varpro.threads import Sharing
+from varpro.threads import Sharing, torch_threads
 from VarPro_resnet import cifar
 from VarPro_resnet.replay import Replay, replayable
 from VarPro_resnet.resnet import ResNet20
@@ -110,6 +110,10 @@ class Descent:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in self.optimizer.state.items():
+            for name, value in kept.items():  # in the file they have lost the parameter's layout
+                if torch.is_tensor(value) and (value.shape, value.dtype) == (parameter.shape, parameter.dtype):
+                    kept[name] = torch.empty_like(parameter).copy_(value)
 
     def _loss(self, features: torch.Tensor, targets: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
         """L of ``features (B, M)``, with gradients."""
@@ -264,17 +268,6 @@ def arithmetic(*, tf32: bool) -> Iterator[None]:
         cudnn.conv.fp32_precision, cudnn.benchmark = usual, tried
 
 
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Tensor operations on the CPU in so many threads."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(usual)
-
-
 def accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of ``images (N, 3, 32, 32)`` that the network in evaluation mode gives the right of the ``labels (N,)``."""
     training = network.training
@@ -334,7 +327,7 @@ def train(
     watch = _Watch(run, None if progress else report)
     stopping = StopSignals() if signals is None else nullcontext(signals)
     bar = tqdm(total=plan.steps, initial=run.step, desc=label, unit="step", disable=not progress)
-    with bar, arithmetic(tf32=tf32), _threads(run.share(threads, report)), stopping as signals:
+    with bar, arithmetic(tf32=tf32), torch_threads(run.share(threads, report)), stopping as signals:
         run.begin()
         while run.step < plan.steps:
             for _ in run.steps_of_pass():
@@ -411,7 +404,7 @@ class _Run:
             threads, steps = sharing.plan(available, _TRIAL_STEPS)
             begin = time.perf_counter()
             try:
-                with _threads(threads):
+                with torch_threads(threads):
                     for _ in range(steps):
                         trial(images, targets)
             except FloatingPointError:
@@ -475,7 +468,12 @@ class _Run:
     def _test(self) -> None:
         _wait(self.losses.device)
         begin = time.perf_counter()
-        self.take_step.before_test(self._samples())
+        try:
+            self.take_step.before_test(self._samples())
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{self.label}: test after {self.tests} passes: {error}; try a smaller --time_scale"
+            ) from None
         self.accuracies[self.tests] = accuracy(self.network, self.test, self.images.test_labels)
         self.tests += 1
         self.testing += time.perf_counter() - begin
@@ -494,6 +492,7 @@ class _Run:
     def state(self) -> dict[str, Any]:
         """All that a later sitting needs to go on to the last bit. What has failed is not to be gone on from: raises
         FloatingPointError then."""
+        self._check_losses()
         self.take_step.check()
         return {
             "network": self.network.state_dict(),

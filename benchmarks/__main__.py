@@ -1,5 +1,6 @@
 """Measure, print the tables, and keep them in ``benchmarks/RESULTS.md`` with the plot ``benchmarks/epoch_time.png``."""
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,6 +15,7 @@ FOLDER = Path(__file__).parent
 
 def main() -> None:
     """About twenty minutes on two calm cores."""
+    ArgumentParser(description=__doc__).parse_args()
     print(machine(), flush=True)
     epochs, points = circle_epochs.solvers()
     wide, wide_points = circle_epochs.wide()

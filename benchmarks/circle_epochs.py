@@ -15,15 +15,17 @@ import numpy as np
 import torch
 from numba import njit
 
-from benchmarks.measure import by_turns, table
+from benchmarks.measure import by_turns
 from benchmarks.plain import PlainLoop
 from varpro import simd
 from varpro.features import ReLUCircle
+from varpro.paper.tables import markdown
 from varpro.problem import drawn_problem
+from varpro.runs.schedule import TIME_SCALE
 from varpro.solvers.circle import CircleSolver
 
 SAMPLES = 4096
-LMBDA, CENTRE, TIME_SCALE = 1e-3, 1.0, 2**-10
+LMBDA, CENTRE = 1e-3, 1.0
 WIDTHS = (32, 128, 512, 1024)
 WIDE = tuple(4**k for k in range(6, 11))  # 2^12 ... 2^20
 PARALLEL_WORK = 110  # multiply-adds per neuron and epoch outside the two chains, counted in varpro/solvers/circle.py
@@ -132,7 +134,7 @@ def solvers(rounds: int = 7) -> tuple[str, dict[str, list[tuple[int, float]]]]:
                 points["plain PyTorch"].append((width, seconds["plain"]))
                 points["linear"].append((width, seconds["linear"]))
     header = ["epoch", "M", "N", "plain loop", "linear solver", "ratio", "floor", "gap"]
-    return table(header, rows), points
+    return markdown(header, rows), points
 
 
 def wide(rounds: int = 5) -> tuple[str, list[tuple[int, float]]]:
@@ -145,7 +147,7 @@ def wide(rounds: int = 5) -> tuple[str, list[tuple[int, float]]]:
         rows.append([str(width), f"{seconds * 1e3:.3g} ms", f"{seconds / width * 1e9:.1f} ns"])
         points.append((width, seconds))
         print(" ".join(rows[-1]), flush=True)
-    return table(["M", "epoch", "per neuron"], rows), points
+    return markdown(["M", "epoch", "per neuron"], rows), points
 
 
 def threads() -> str:

@@ -24,10 +24,10 @@ from scipy.sparse import csc_matrix, diags_array
 
 from varpro.diffusion.circle import solve_diffusion
 from varpro.domains.circle import circle_cdf, circle_density
+from varpro.runs.schedule import TIME_SCALE
 
 EPOCHS = (0, 32, 1000, 5000, 10000, 32000)
 RUN_EPOCHS = np.linspace(0, 32000, 1001).astype(int)  # the snapshots of a run of the paper
-TIME_SCALE = 2**-10
 GRID_SIZE = 4096
 REFERENCE_RTOL = 1e-8  # with 1e-10 the reference moves by 2e-9
 

@@ -22,12 +22,6 @@ def by_turns(actions: Mapping[str, Callable[[], int]], rounds: int) -> dict[str,
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; the first column to the left, the others to the right."""
-    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def machine() -> str:
     """Processor, cores and versions, in one line."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "numpy", "numba", "llvmlite"))

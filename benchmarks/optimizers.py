@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.measure import table
 from varpro.distances import CircleMeasure
 from varpro.features import ReLUCircle
 from varpro.optimizers.base import Optimizer
@@ -25,12 +24,14 @@ from varpro.optimizers.continuation import continued
 from varpro.optimizers.lbfgs import LBFGS
 from varpro.optimizers.levenberg_marquardt import LevenbergMarquardt
 from varpro.optimizers.momentum import Momentum
+from varpro.paper.tables import markdown
 from varpro.problem import Problem, drawn_problem
+from varpro.runs.schedule import TIME_SCALE
 from varpro.solvers.base import Objective
 from varpro.solvers.circle import CircleSolver
 from varpro.solvers.circle_newton import CircleNewton
 
-SAMPLES, CENTRE, TIME_SCALE, EPOCHS = 4096, 1.0, 2**-10, 32_000
+SAMPLES, CENTRE, EPOCHS = 4096, 1.0, 32_000
 FEATURES = ReLUCircle()
 CASES = tuple((width, gamma, 1e-3) for gamma in (10.0, 100.0) for width in (32, 128, 512, 1024, 8192)) + tuple(
     (width, 1000.0, 1e-4) for width in (32, 128, 512, 1024, 8192)
@@ -150,7 +151,7 @@ def study(rounds: int = 3) -> str:
             rows.append(row)
             print(" | ".join(row), flush=True)
     marks = [f"{quantity} x {factor:g}" for quantity in ("risk", "distance") for factor in FACTORS]
-    return table(["M, gamma, lambda", "optimizer", *marks, "last risk", "last distance", "evaluations"], rows)
+    return markdown(["M, gamma, lambda", "optimizer", *marks, "last risk", "last distance", "evaluations"], rows)
 
 
 def goals(rounds: int = 7, seeds: int = 6) -> str:
@@ -188,7 +189,7 @@ def goals(rounds: int = 7, seeds: int = 6) -> str:
             )
             print(" | ".join(rows[-1]), flush=True)
     header = ["M = 1024, seeds 0 to 5", "mark", "reached", "evaluations", "time", "last distance", "that of gd"]
-    return table(header, rows)
+    return markdown(header, rows)
 
 
 def one_call(case: Case, path: list[Point], place: int, rounds: int, options: dict[str, float]) -> float:
@@ -227,7 +228,7 @@ def cost(rounds: int = 5) -> str:
         trial, descent = statistics.median(trials), statistics.median(descents)
         rows.append([str(width), f"{trial * 1e6:.3g} us", f"{trial / width * 1e9:.0f} ns", f"{trial / descent:.1f}"])
         print(" | ".join(rows[-1]), flush=True)
-    return table(["M", "trial", "per neuron", "in epochs of gradient descent"], rows)
+    return markdown(["M", "trial", "per neuron", "in epochs of gradient descent"], rows)
 
 
 def main() -> None:

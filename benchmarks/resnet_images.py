@@ -22,6 +22,7 @@ from PIL import Image
 from benchmarks import measure
 from benchmarks.resnet_plain import PlainLoop
 from varpro.paper import grid
+from varpro.paper.tables import markdown
 from varpro.threads import keep_freed_memory
 from VarPro_resnet.cifar import Images, load, synthetic
 from VarPro_resnet.Experiment import OPTIMIZERS, parser, step
@@ -50,7 +51,7 @@ def _ours(optimizer: str, *arguments: str) -> Steps:
             sets[count] = synthetic(count * BATCH, 1).to(options.device)
         layout = memory_format(options.device, options.mixed_precision)
         plan, threads = Plan(count * BATCH, BATCH, 1, 0), torch.get_num_threads()
-        train(take, sets[count], plan, seed=0, memory_format=layout, threads=threads)
+        train(take, sets[count], plan, seed=0, memory_format=layout, threads=threads, replay=False)
 
     return steps
 
@@ -130,7 +131,7 @@ def table(rounds: int = 5, count: int = 20) -> str:
             )
             print(" ".join(rows[-1]), flush=True)
     header = [f"batch {BATCH}", "plain, images/s", "ours, images/s", "ratio", "plain, 110 passes", "ours, 110 passes"]
-    return measure.table(header, rows)
+    return markdown(header, rows)
 
 
 def first_load(count: int = 6000) -> str:

@@ -24,6 +24,7 @@ from torch.optim import SGD
 from benchmarks import measure
 from varpro import image_files
 from varpro.loss import VarProLoss
+from varpro.paper.tables import markdown
 from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
 from VarPro_resnet.cifar import Images
@@ -163,7 +164,7 @@ def main() -> None:
         rest = {"mixed_precision": chosen.mixed_precision}
         rows.append(row(variant, [readings(images, variant, plan, chosen.last, seed, **rest) for seed in chosen.seed]))
         print(" | ".join(rows[-1]), flush=True)
-    print(measure.table(["variant", *READINGS], rows))
+    print(markdown(["variant", *READINGS], rows))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 
-from benchmarks.measure import table
+from varpro.paper.tables import markdown
 
 _PROGRAM = """
 import json, sys, time
@@ -66,4 +66,4 @@ def stages(rounds: int = 5) -> str:
             runs.append(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     medians = [statistics.median(values) for values in zip(*runs[1:], strict=True)]
     rows = [[name, f"{seconds:.2f} s"] for name, seconds in zip(_STAGES, medians, strict=True)]
-    return table(["stage", "time"], rows)
+    return markdown(["stage", "time"], rows)

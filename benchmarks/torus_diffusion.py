@@ -14,10 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.measure import machine, table
+from benchmarks.measure import machine
 from varpro.diffusion.snapshots import choose_snapshots, density_at
 from varpro.diffusion.torus import SIDE, TorusDiffusion, solve_torus_diffusion
 from varpro.distances import TorusDensity, TorusMeasure
+from varpro.paper.tables import markdown
 
 EPOCHS = (32, 1000, 5000, 10000)
 RUN_EPOCHS = 32000
@@ -62,7 +63,7 @@ def accuracy(gamma: float, sizes: list[int], reference_size: int) -> str:
         rows.append([f"{size}^2", *figures, *(f"{error:.1e}" for error in errors)])
         print(rows[-1], flush=True)
     header = ["cells", "CPU s", "µs per cell", "steps", "iterations", *(f"L1 at {epoch}" for epoch in EPOCHS)]
-    return table(header, rows)
+    return markdown(header, rows)
 
 
 def distances(gamma: float, size: int) -> str:
@@ -87,7 +88,7 @@ def distances(gamma: float, size: int) -> str:
     row.append(f"{np.abs(np.subtract(full, thinned)).max():.1e}")
     print(row, flush=True)
     header = ["gamma", "1001 distances, CPU s", "choice, CPU s", "MiB", "largest L1 error", "largest error of D"]
-    return table(header, [row])
+    return markdown(header, [row])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -19,11 +19,12 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from benchmarks.measure import machine, table
+from benchmarks.measure import machine
 from varpro.diffusion.torus import TorusTeacher, solve_torus_diffusion
 from varpro.distances import TorusDensity, TorusMeasure
 from varpro.domains.torus import TORUS
 from varpro.features import RADIAL_KERNELS, RadialTorus
+from varpro.paper.tables import markdown
 from varpro.problem import Problem
 from varpro.runs.descent import GradientDescent
 from varpro.runs.schedule import TIME_SCALE
@@ -149,11 +150,11 @@ def main(argv: list[str] | None = None) -> None:
         if options.lambdas:
             labels = [f"{lmbda:g} spread" for lmbda in options.lambdas]
             rows = _rows(labels, "lambda", options.lambdas, by_lambda[:, kind])
-            tables.append(f"{name}, M = {options.width}:\n\n" + table(["lambda", *header], rows))
+            tables.append(f"{name}, M = {options.width}:\n\n" + markdown(["lambda", *header], rows))
         for start, found in by_width.items():
             if options.widths:
                 rows = _rows([f"{width} {start}" for width in options.widths], "M", options.widths, found[:, kind])
-                tables.append(f"{name}, lambda = {options.lmbda:g}:\n\n" + table(["M", *header], rows))
+                tables.append(f"{name}, lambda = {options.lmbda:g}:\n\n" + markdown(["M", *header], rows))
     print("\n\n".join(tables))
 
 

@@ -46,7 +46,7 @@ def directory(experiment: str = "") -> Path:
 
 def file_name(parameters: Mapping[str, Any], name: str = "") -> str:
     """``[name_]key=value_..._key=value.pt`` in the order of ``parameters``; numbers in their shortest form."""
-    parts = [f"{key}={_short(value)}" for key, value in parameters.items()]
+    parts = [f"{key}={short(value)}" for key, value in parameters.items()]
     return "_".join([name, *parts] if name else parts) + ".pt"
 
 
@@ -83,5 +83,6 @@ def _ordered(changed: Mapping[str, Any] | None) -> dict[str, Any]:
     return {key: changed[key] for key in (*_ORDER, *changed) if key in changed}
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """``value`` as it stands in file names and on command lines."""
     return f"{value:.12g}" if isinstance(value, float) else str(value)

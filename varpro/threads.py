@@ -60,17 +60,25 @@ def one_blas_thread() -> Iterator[None]:
 
 
 @contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Tensor operations on the CPU in one thread: for those too small to be shared out.
+def torch_threads(number: int) -> Iterator[None]:
+    """Tensor operations on the CPU in so many threads.
 
-    With two threads on two busy cores a Cholesky factor of size 64 takes two hundred times as long, all of it waiting.
+    One is for those too small to be shared out: with two threads on two busy cores a Cholesky factor of size 64 takes
+    two hundred times as long, all of it waiting.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(usual)
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Tensor operations on the CPU in one thread."""
+    with torch_threads(1):
+        yield
 
 
 def keep_freed_memory() -> None:

@@ -1,6 +1,7 @@
 """Weighted ultra-fast diffusion on the circle, solved in the quantile coordinate (paper, Section 6.1).
 
-The limit of the unbiased VarPro flow is, for the teacher density nu on angles x (period 2 pi),
+The limit of the unbiased VarPro flow of injective features (of ReLU without a bias: ``projected``) is, for the teacher
+density nu on angles x (period 2 pi),
 
     d_t mu = - (1/2) d_x ( mu d_x (nu/mu)^2 ),      mu = nu is stationary.
 
@@ -32,6 +33,7 @@ from varpro.diffusion.stepping import (
     Step,
     Trial,
     accepted_steps,
+    check_gamma,
     check_grid_size,
     check_numbers,
     checked_epochs,
@@ -90,7 +92,8 @@ def solve_diffusion(
 
     Raises ValueError when an argument is out of range, RuntimeError when no step is short enough.
     """
-    check_numbers(gamma, MAX_GAMMA, time_scale, rtol)
+    check_gamma(gamma, MAX_GAMMA)
+    check_numbers(time_scale, rtol)
     check_grid_size(grid_size, MIN_GRID_SIZE)
     epochs = checked_epochs(snapshot_epochs)
     edges = np.linspace(-math.pi, math.pi, grid_size + 1)

@@ -37,6 +37,7 @@ from varpro.diffusion.stepping import (
     Step,
     Trial,
     accepted_steps,
+    check_gamma,
     check_grid_size,
     check_numbers,
     checked_epochs,
@@ -106,7 +107,9 @@ def solve_projected(
     progress: Callable[[float], None] | None = None,
     start: Density | np.ndarray | None = None,
 ) -> ProjectedDiffusion:
-    """Densities of the projected diffusion at the times ``snapshot_epochs * time_scale``, from uniform or ``start``.
+    """Densities (S, grid_size) of the projected diffusion at ``snapshot_epochs (S,)`` times ``time_scale``.
+
+    It starts from the uniform density or from ``start``.
 
     ``teacher`` is the gamma of nu_gamma, or a positive density: called with angles in radians, or as averages on equal
     cells of [-pi, pi); so is ``start``. Densities are divided by their integral. ``grid_size`` is even. ``rtol`` bounds
@@ -116,13 +119,16 @@ def solve_projected(
     Raises ValueError when an argument is out of range, RuntimeError when no step is short enough: at a density too
     sharp for the grid two nodes can meet (gamma = 1000 takes a grid_size of 512 or more).
     """
-    gamma = float(teacher) if isinstance(teacher, int | float | np.number) else 0.0
-    check_numbers(gamma, MAX_GAMMA, time_scale, rtol)
+    check_numbers(time_scale, rtol)
     check_grid_size(grid_size, 16)
     if grid_size % 2:
         raise ValueError(f"grid_size must be even, not {grid_size}")
     epochs = checked_epochs(snapshot_epochs)
-    law = _gamma_law(gamma) if isinstance(teacher, int | float | np.number) else _own_law(teacher, "teacher", grid_size)
+    if isinstance(teacher, int | float | np.number):
+        check_gamma(teacher, MAX_GAMMA)
+        law = _gamma_law(float(teacher))
+    else:
+        law = _own_law(teacher, "teacher", grid_size)
     edges = np.linspace(-math.pi, math.pi, grid_size + 1)
     x, share = _first_state(start, grid_size)
     state = _evaluate(x, share, law)

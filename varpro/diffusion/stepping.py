@@ -92,10 +92,14 @@ def accepted_steps(
         size *= min(high, max(low, SAFETY * (rtol / max(error, 1e-300)) ** (1 / 3)))
 
 
-def check_numbers(gamma: float, max_gamma: float, time_scale: float, rtol: float) -> None:
+def check_gamma(gamma: float, most: float) -> None:
+    """Raises ValueError where ``gamma`` is out of its range."""
+    if not (0 <= gamma <= most):
+        raise ValueError(f"gamma must be between 0 and {most:g}, not {gamma}")
+
+
+def check_numbers(time_scale: float, rtol: float) -> None:
     """Raises ValueError where a number is out of its range."""
-    if not (0 <= gamma <= max_gamma):
-        raise ValueError(f"gamma must be between 0 and {max_gamma:g}, not {gamma}")
     if not (0 < time_scale < math.inf):
         raise ValueError(f"time_scale must be finite and above 0, not {time_scale}")
     if not (0 < rtol < 1):

@@ -32,6 +32,7 @@ from varpro.diffusion.stepping import (
     Step,
     Trial,
     accepted_steps,
+    check_gamma,
     check_grid_size,
     check_numbers,
     checked_epochs,
@@ -152,12 +153,12 @@ def solve_torus_diffusion(
     Raises ValueError when an argument is out of range (gamma = infinity has no density), RuntimeError when no step
     is short enough.
     """
+    check_numbers(time_scale, rtol)
     if isinstance(gamma, TorusTeacher):
         teacher = gamma
-        check_numbers(0.0, MAX_GAMMA, time_scale, rtol)
         _check_sizes(len(teacher.cells))
     else:
-        check_numbers(gamma, MAX_GAMMA, time_scale, rtol)
+        check_gamma(gamma, MAX_GAMMA)
         _check_sizes(grid_size)
         teacher = TorusTeacher.of_law(gamma, grid_size)
     epochs = checked_epochs(snapshot_epochs)

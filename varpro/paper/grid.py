@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from varpro import image_files, names
+from varpro.runs.schedule import TIME_SCALE
 
 EPOCHS_VARIABLE = "VARPRO_EPOCHS"
 
@@ -36,7 +37,6 @@ SEEDS = tuple(range(6))  # the published curves are means over these; the two-ti
 WIDTHS = (32, 128, 512, 1024)
 WIDEST = WIDTHS[-1]
 GAMMAS = (10.0, 100.0, 1000.0)
-TIME_SCALE = 2**-10  # time of one epoch in every run
 
 BIASED = "VarPro_ReLU_1d"
 UNBIASED = "VarPro_ReLU_1d_unbiased"
@@ -79,15 +79,11 @@ class Diffusion:
         arguments = ["--epochs", str(self.epochs), "--gamma", f"{self.gamma:g}"]
         arguments += ["--domain", self.domain] if self.domain != "circle" else []
         arguments += ["--limit", self.limit] if self.limit != "diffusion" else []
-        return arguments + (["--time_scale", _short(self.time_scale)] if self.time_scale != TIME_SCALE else [])
+        return arguments + (["--time_scale", names.short(self.time_scale)] if self.time_scale != TIME_SCALE else [])
 
     def command(self) -> str:
         """The command line that makes this solution, from the top of the repository."""
         return " ".join(["python", self.script, *self.arguments()])
-
-
-def _short(value: float | str) -> str:
-    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -198,7 +194,7 @@ class Run:
 
     @staticmethod
     def _words(value: Option) -> tuple[str, ...]:
-        return value if isinstance(value, tuple) else (_short(value),)
+        return value if isinstance(value, tuple) else (names.short(value),)
 
     @property
     def script(self) -> str:
@@ -348,6 +344,10 @@ class Figure:
     def file(self) -> str:
         """The name of its file in ``figures/``."""
         return self.name + self.suffix
+
+    def chosen(self, seeds: Sequence[int] | None) -> Sequence[int]:
+        """``seeds``, or those of the published figure where none are asked for."""
+        return self.seeds if seeds is None else seeds
 
 
 def _drawn(run: AnyRun, seeds: Sequence[int]) -> list[int]:

@@ -147,6 +147,31 @@ def locked(path: Path, report: Report) -> Iterator[None]:
             _release(handle, name)
 
 
+def at_hand(path: Path, config: Mapping[str, Any], report: Report) -> bool:
+    """Whether ``path`` holds the result of ``config``; if so that is reported, and its surroundings are tidied.
+
+    Raises ResultError where it holds another run's.
+    """
+    if not results.complete(path, config):
+        return False
+    report(f"kept {path}")
+    tidy(path)
+    return True
+
+
+def once(path: Path, config: Mapping[str, Any], make: Callable[[], None], report: Report, *, force: bool) -> None:
+    """Let ``make`` write the result ``path`` while no other process does.
+
+    Another one that is at it is waited for, and its result of ``config`` is kept, unless ``force``.
+    """
+    with locked(path, report):
+        results.sweep(path)
+        if not force and results.complete(path, config):
+            report(f"kept {path}")
+        else:
+            make()
+
+
 def tidy(path: Path) -> None:
     """Remove what processes that were killed left beside the finished result ``path``, unless one works on it."""
     kept, lock = results.checkpoint(path), path.with_suffix(".lock")

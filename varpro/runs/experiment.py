@@ -3,9 +3,9 @@
 import argparse
 import hashlib
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,15 @@ from varpro import cli, names, results
 from varpro.features import FeatureMap
 from varpro.optimizers.continuation import continued
 from varpro.problem import Problem, drawn_problem, problem_from_tensors
-from varpro.runs.bookkeeping import Checkpoint, StopSignals, locked, tidy
+from varpro.runs.bookkeeping import Checkpoint, StopSignals, at_hand, once
 from varpro.runs.descent import Descent, GradientDescent, Iterations
 from varpro.runs.limits import Limit
 from varpro.runs.options import GRADIENT_DESCENT, INITS, OPTIMIZERS
 from varpro.runs.schedule import Schedule, schedule
-from varpro.runs.training import STATE_VERSION, Measurement, Training, train
+from varpro.runs.training import REMEDY, STATE_VERSION, Measurement, Training, train
 from varpro.solvers.base import Objective, Solver
 from varpro.solvers.choose import Choice, Refusal, choose
 
-_FLOAT32_LAMBDA = 1e-5  # there dense float32 runs are 1e-4 off in the weights after 60 epochs
 _NAMED = (
     "teacher_width",
     "samples",
@@ -68,6 +67,11 @@ class Run:
         """What lines about this run begin with."""
         return f"seed {self.config['seed']}"
 
+    @property
+    def identity(self) -> dict:
+        """The options that decide the numbers of its result."""
+        return {key: value for key, value in self.config.items() if key != "device"}
+
 
 def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterator[Run]:
     """The runs that ``options`` ask for and that do not exist yet; the others are reported and skipped.
@@ -89,13 +93,14 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
     wanted = []
     for seed in options.seed:
         run = _run(options, choices, folder, seed, tensors, data_label)
-        if not options.force and _kept(run):
-            tidy(run.path)
+        if not options.force and at_hand(run.path, run.identity, partial(_say, run)):
             continue
         results.prepare(run.path)
         wanted.append(run)
     for run in wanted:
-        _warn_of_precision(run.config)
+        warning = run.choice.solver.warning(run.objective, run.choice.dtype)
+        if warning:
+            cli.warn(warning)
         run.config["device"] = run.choice.device
         yield run
 
@@ -153,16 +158,11 @@ def perform(run: Run, *, progress: bool, force: bool = False) -> None:
 
     Where another process works on it, wait for that one. A result that exists then is kept, unless ``force``.
     """
-    with locked(run.path, lambda line: _say(run, line)):
-        results.sweep(run.path)
-        if force or not _kept(run):
-            _perform(run, progress)
+    once(run.path, run.identity, lambda: _perform(run, progress), partial(_say, run), force=force)
 
 
 def _perform(run: Run, progress: bool) -> None:
-    checkpoint = Checkpoint(
-        results.checkpoint(run.path), run.config, STATE_VERSION, report=lambda line: _say(run, line)
-    )
+    checkpoint = Checkpoint(results.checkpoint(run.path), run.config, STATE_VERSION, report=partial(_say, run))
     measure = _measurement(run)  # before the training: it may have to be made
     kind, _, dtype, _ = run.choice
     seconds = kind.compilation(run.objective, run.problem, dtype)
@@ -179,10 +179,11 @@ def _perform(run: Run, progress: bool) -> None:
             signals=signals,
             progress=progress,
             label=run.label,
-            report=None if progress else lambda line: _say(run, line),
+            report=None if progress else partial(_say, run),
+            remedy="a smaller --outer_rate" if run.objective.outer_rate != 1.0 else REMEDY,
         )
         if solver.caution():
-            print(f"warning: {solver.caution()}", file=sys.stderr, flush=True)
+            cli.warn(solver.caution())
         results.save_result(run.path, _contents(run, training))
         checkpoint.remove()
     distances = "".join(f", {name.replace('_', ' to ')} {values[-1]:.5f}" for name, values in training.measured.items())
@@ -224,37 +225,18 @@ def _say(run: Run, line: str) -> None:
     cli.say(f"{run.label}: {line}")
 
 
-def _kept(run: Run) -> bool:
-    """Whether the result of ``run`` exists, which is then reported. Raises ResultError where another one's does."""
-    known = {key: value for key, value in run.config.items() if key != "device"}
-    if not results.complete(run.path, known):
-        return False
-    _say(run, f"kept {run.path}")
-    return True
-
-
 def _choice(options: argparse.Namespace, objective: Objective, problem: Problem) -> Choice:
     try:
         choice = choose(objective, problem, solver=options.solver, device=options.device, dtype=options.dtype)
     except Refusal as error:
         raise cli.UsageError(str(error)) from None
-    if options.tf32 and (choice.solver.name, choice.device, choice.dtype) != ("dense", "cuda", "float32"):
+    if options.tf32 and not (choice.solver.takes_tf32 and (choice.device, choice.dtype) == ("cuda", "float32")):
         raise cli.UsageError("--tf32: has no effect here; it goes with --solver dense --device cuda --dtype float32")
     if options.optimizer != GRADIENT_DESCENT:
         obstacle = OPTIMIZERS[options.optimizer].obstacle(choice.solver, objective, problem)
         if obstacle:
             raise cli.UsageError(f"--optimizer {options.optimizer}: {obstacle}; allowed here: {GRADIENT_DESCENT}")
     return choice
-
-
-def _warn_of_precision(config: dict) -> None:
-    if config["solver"] == "dense" and config["dtype"] == "float32" and config["lambda"] < _FLOAT32_LAMBDA:
-        print(
-            f"warning: float32 loses digits at --lambda {config['lambda']:g}; below {_FLOAT32_LAMBDA:g} use "
-            "--dtype float64",
-            file=sys.stderr,
-            flush=True,
-        )
 
 
 def _contents(run: Run, training: Training) -> dict:

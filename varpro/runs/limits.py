@@ -17,7 +17,7 @@ from varpro.distances import TorusDensity
 from varpro.domains.base import Domain, Measure
 from varpro.domains.circle import CIRCLE
 from varpro.domains.torus import TORUS
-from varpro.runs.bookkeeping import locked, tidy
+from varpro.runs.bookkeeping import at_hand, once
 from varpro.runs.schedule import TIME_SCALE, schedule
 
 Progress = Callable[[float], None]
@@ -66,14 +66,8 @@ class Limit:
         path = folder / names.limit(self.prefix, {"gamma": gamma, "epochs": epochs}, changed, name)
         numbers = {"gamma": gamma, "epochs": epochs, "time_scale": time_scale, "grid_size": grid_size}
         config = numbers | {"saving_step": step}
-        if not force and results.complete(path, config):
-            tidy(path)
-            return self._kept(path)
-        results.prepare(path)
-        with locked(path, self._say):
-            results.sweep(path)
-            if not force and results.complete(path, config):
-                return self._kept(path)
+
+        def make() -> None:
             keywords = {"time_scale": time_scale, "grid_size": grid_size, "progress": progress}
             contents = {
                 "config": config,
@@ -84,10 +78,10 @@ class Limit:
             }
             results.save_result(path, contents)
             self._say(f"wrote {path}")
-        return contents
 
-    def _kept(self, path: Path) -> dict[str, Any]:
-        self._say(f"kept {path}")
+        if force or not at_hand(path, config, self._say):
+            results.prepare(path)
+            once(path, config, make, self._say, force=force)
         return results.load(path)
 
     def _say(self, line: str) -> None:

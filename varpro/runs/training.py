@@ -23,7 +23,7 @@ from varpro.solvers.base import merged
 
 STATE_VERSION = 4  # of what a checkpoint holds; to be counted up where that changes
 _STRETCH_SECONDS = 0.5  # of epochs between two looks at signals and clock, about
-_HINT = "try a smaller --time_scale"
+REMEDY = "a smaller --time_scale"
 _LARGEST = float(np.finfo(np.float32).max)  # of what a result can hold
 
 Measurement = Callable[[int, np.ndarray], Mapping[str, float]]
@@ -58,18 +58,19 @@ def train(
     progress: bool = False,
     label: str = "",
     report: Report | None = None,
+    remedy: str = REMEDY,
 ) -> Training:
     """Take ``descent`` through ``plan``.
 
     ``measure`` is called at the distance epochs with their number among the distinct ones and the weights (M, d) in
     float64, and returns named values. With ``checkpoint`` the state is kept there now and then, and a later call goes
     on from it; the caller removes it. ``signals`` are those of a caller who takes care of them already. ``report``
-    receives lines for the user, with the estimated cost.
+    receives lines for the user, with the estimated cost; ``remedy`` is what to try where numbers grow without bound.
 
     Raises FloatingPointError with the epoch where the loss stops being finite or the state too large to be kept; the
     last sound state is in the checkpoint then. Raises Stopped after a signal, with the state likewise.
     """
-    run = _Run(descent, plan, measure)
+    run = _Run(descent, plan, measure, remedy)
     state = checkpoint.restore() if checkpoint is not None else None
     if state is not None:
         run.restore(state)
@@ -105,8 +106,8 @@ def train(
 class _Run:
     """The state of a training and its record so far."""
 
-    def __init__(self, descent: Descent, plan: Schedule, measure: Measurement | None) -> None:
-        self.descent, self.plan, self.measure = descent, plan, measure
+    def __init__(self, descent: Descent, plan: Schedule, measure: Measurement | None, remedy: str = REMEDY) -> None:
+        self.descent, self.plan, self.measure, self.remedy = descent, plan, measure, remedy
         self.epoch, self.elapsed = 0, 0.0
         self.pace = 0.0  # seconds an epoch, lately
         self.earlier: dict[str, float] = {}  # report of the sittings before
@@ -172,11 +173,12 @@ class _Run:
     def _fault(self, losses: torch.Tensor) -> str:
         bad = torch.nonzero(~torch.isfinite(losses))
         if len(bad):
-            return f"the loss is not finite at epoch {self.epoch + int(bad[0])}; {_HINT}"
+            return f"the loss is not finite at epoch {self.epoch + int(bad[0])}; try {self.remedy}"
         for name, value in (("weights", self.descent.weights), ("outer weights", self.descent.outer)):
             if not torch.as_tensor(value).abs().max() <= _LARGEST:
                 grown = f", with a loss of {losses[-1]:.1e}" if len(losses) else ""
-                return f"the {name} have left the range of float32 by epoch {self.epoch + len(losses)}{grown}; {_HINT}"
+                when = f"by epoch {self.epoch + len(losses)}{grown}"
+                return f"the {name} have left the range of float32 {when}; try {self.remedy}"
         return ""
 
     def restore(self, state: Mapping[str, Any]) -> None:

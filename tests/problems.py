@@ -1,9 +1,19 @@
-"""Generators of learning problems on the circle, awkward ones included, and slow but sure solutions of them."""
+"""Generators of learning problems on the circle and the torus, awkward ones included, and slow but sure solutions."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from hypothesis import strategies as st
+
+from varpro.features import RadialKernel
+
+
+def build(kind, goal, problem):
+    """A solver of class ``kind``, as a run makes it: in float64 on the CPU."""
+    return kind.build(goal, problem, device="cpu", dtype="float64", tf32=False)
+
+
+# --- on the circle ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -99,3 +109,46 @@ def reduced_risk(problem: CircleProblem, lmbda: float, centre: float) -> float:
     outer = dense_solution(problem, lmbda, centre)
     residual = problem.features @ outer / len(outer) - problem.targets
     return float(np.mean(residual**2) / (2 * lmbda) + np.mean((outer - centre) ** 2) / 2)
+
+
+# --- on the torus -------------------------------------------------------------------------------------------------
+
+BUMP = RadialKernel(  # a kernel that a reader might add: g(r) = (1 - r^2 / 4)^2 for r <= 2
+    "bump",
+    value=lambda r: (1 - r.clamp_max(2.0) ** 2 / 4) ** 2,
+    slope=lambda r: -(1 - r.clamp_max(2.0) ** 2 / 4),
+)
+
+
+def wrap(z):
+    """Coordinates of any shape in [-2, 2)."""
+    return -2 + np.mod(z + 2, 4)
+
+
+def formula(kernel, weights, inputs):
+    """phi (N, M) as the definition has it."""
+    radius = np.linalg.norm(wrap(weights[None] - inputs[:, None]), axis=2)
+    if kernel == "laplace":
+        return 8 * np.exp(-2 * radius)
+    return np.where(radius <= 2, (1 + np.cos(np.pi * radius / 2)) / 2, 0)
+
+
+def drawn(kernel, samples=300, width=30, seed=0):
+    """Gaussian inputs (N, 2), noisy targets (N,) of a random teacher, uniform student (M, 2)."""
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(samples, 2))
+    targets = formula(kernel, rng.uniform(-1, 1, (20, 2)), inputs).mean(axis=1) + 0.05 * rng.normal(size=samples)
+    return inputs, targets, rng.uniform(-2, 2, (width, 2))
+
+
+def system(kernel, inputs, targets, weights, centre=1.0, lmbda=1e-3):
+    """A and b of the inner problem."""
+    phi = formula(kernel, weights, inputs)
+    samples, width = phi.shape
+    return phi.T @ phi / (samples * width) + lmbda * np.eye(width), phi.T @ targets / samples + lmbda * centre
+
+
+def relative_residual(kernel, inputs, targets, weights, outer):
+    """|b - A u| / |b| of the inner problem."""
+    matrix, right = system(kernel, inputs, targets, weights)
+    return np.linalg.norm(right - matrix @ outer) / np.linalg.norm(right)

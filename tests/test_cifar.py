@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
-from tolerances import RESNET
+from tolerances import RESNET, SYNTHETIC
 
 from varpro.results import ResultError
 from VarPro_resnet import cifar
@@ -329,7 +329,7 @@ def test_synthetic_images_have_the_shape_of_cifar10():
     assert images.train.dtype == torch.uint8
     assert set(images.train_labels.tolist()) <= set(range(10))
     assert torch.equal(images.train, cifar.synthetic(70, 30).train)
-    assert images.train.float().std() == pytest.approx(256 / 12**0.5, rel=0.02)
+    assert images.train.float().std() == pytest.approx(256 / 12**0.5, rel=SYNTHETIC)
 
 
 def test_synthetic_sizes_are_those_of_cifar10(monkeypatch, tmp_path):

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from test_replay import REPLAYED
-from test_resnet import PLAN, chosen_step, network, tiny_images
+from networks import PLAN, REPLAYED, chosen_step, network, tiny_images
+from problems import BUMP
 from tolerances import CUDA
 
 from varpro.domains.torus import wrap_torus
-from varpro.features import LAPLACE, RAISED_COSINE, RadialKernel, RadialTorus, ReLUCircle
+from varpro.features import LAPLACE, RAISED_COSINE, RadialTorus, ReLUCircle
 from varpro.problem import Problem, drawn_problem
 from varpro.runs.bookkeeping import Checkpoint
 from varpro.runs.descent import GradientDescent
@@ -31,7 +31,6 @@ from VarPro_resnet.Experiment import OPTIMIZERS
 DEVICE = os.environ.get("VARPRO_TEST_DEVICE", "cuda")
 pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device")
 
-BUMP = RadialKernel("bump", lambda r: (1 - r.clamp_max(2.0) ** 2 / 4) ** 2, lambda r: -(1 - r.clamp_max(2.0) ** 2 / 4))
 MAPS = [RadialTorus(LAPLACE), RadialTorus(RAISED_COSINE), RadialTorus(BUMP), ReLUCircle()]
 
 

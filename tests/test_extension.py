@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from tolerances import EXTENSION
+from tolerances import EXTENSION, ROUNDED
 
 from varpro import cli, results
 from varpro.distances import EuclideanMeasure
@@ -130,8 +130,8 @@ def test_a_whole_experiment(features, centre, outer_update, tmp_path):
     assert found["weights"].shape == (41, 6, features.domain.dimension)
     losses, w, u, draws = literal(features, found, centre, outer_update)
     np.testing.assert_allclose(found["loss"], losses, rtol=EXTENSION)
-    torch.testing.assert_close(found["weights"][-1], w.float(), rtol=0, atol=2e-7)  # kept in float32
-    torch.testing.assert_close(found["outer"][-1], u.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found["weights"][-1], w.float(), rtol=0, atol=ROUNDED)
+    torch.testing.assert_close(found["outer"][-1], u.float(), rtol=ROUNDED, atol=ROUNDED)
     expected = features.domain.measure(w.numpy()).energy_distance(features.domain.measure(draws.teacher.numpy()))
     assert found["distance_teacher"][-1].item() == pytest.approx(expected, rel=EXTENSION)
     assert found["distance_teacher"][-1] < found["distance_teacher"][0]

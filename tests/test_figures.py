@@ -11,6 +11,7 @@ from conftest import TINY_EPOCHS, pretend_resnet
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
+from tolerances import EXACT, FEATURE, FIGURE, FLOAT32_STATE
 
 from varpro import results
 from varpro.figures import animation, circle, mean_field, optimizers, panels, publish, resnets, torus
@@ -41,26 +42,28 @@ def pretend(run: grid.Run, *seeds: int) -> None:
 @given(some_angles, scales)
 def test_smoothed_density_has_mass_one_and_is_not_negative(angles, scale):
     density = records.smoothed_density(angles, GRID, scale)
-    assert density.mean() * 2 * math.pi == pytest.approx(1, abs=1e-12)
-    assert density.min() > -1e-12
+    assert density.mean() * 2 * math.pi == pytest.approx(1, abs=EXACT)
+    assert -density.min() < EXACT
 
 
 @given(st.floats(-math.pi, math.pi), scales)
 def test_one_neuron_is_a_wrapped_gaussian(angle, scale):
     windings = 2 * math.pi * np.arange(-6, 7)[:, None]
     gaussians = np.exp(-((GRID - angle + windings) ** 2) / (2 * scale**2)) / (scale * math.sqrt(2 * math.pi))
-    np.testing.assert_allclose(records.smoothed_density([angle], GRID, scale), gaussians.sum(axis=0), atol=1e-11)
+    density = records.smoothed_density([angle], GRID, scale)
+    np.testing.assert_allclose(density, gaussians.sum(axis=0), rtol=0, atol=10 * EXACT)  # up to 13
 
 
 def test_the_published_scale_at_a_neuron():
     peak = records.smoothed_density(np.array([3.0]), np.array([3.0, 3.0 - 2 * math.pi]))
-    np.testing.assert_allclose(peak, 1 / (0.04 * math.sqrt(2 * math.pi)), rtol=1e-12)
+    np.testing.assert_allclose(peak, 1 / (0.04 * math.sqrt(2 * math.pi)), rtol=EXACT)
 
 
 def test_smoothing_averages_over_neurons_and_seeds():
     angles = np.random.default_rng(0).uniform(-math.pi, math.pi, (3, 5))  # (seeds, M)
     one_by_one = [records.smoothed_density(angle, GRID) for angle in angles.ravel()]
-    np.testing.assert_allclose(records.smoothed_density(angles, GRID), np.mean(one_by_one, axis=0), atol=1e-12)
+    found = records.smoothed_density(angles, GRID)
+    np.testing.assert_allclose(found, np.mean(one_by_one, axis=0), rtol=0, atol=EXACT)
 
 
 def test_smoothing_on_the_torus_is_a_wrapped_gaussian_of_mass_one():
@@ -71,8 +74,8 @@ def test_smoothing_on_the_torus_is_a_wrapped_gaussian_of_mass_one():
     gaussians = np.exp(-(offsets**2) / (2 * scale**2)).sum(axis=1) / (scale * math.sqrt(2 * math.pi))  # (G, M, 2)
     expected = np.einsum("am,bm->ab", gaussians[..., 0], gaussians[..., 1]) / len(points)
     density = torus.smoothed_density(points, grid, scale)
-    np.testing.assert_allclose(density, expected, atol=1e-11)
-    assert density.mean() * 16 == pytest.approx(1, abs=1e-12)
+    np.testing.assert_allclose(density, expected, rtol=0, atol=EXACT)
+    assert density.mean() * 16 == pytest.approx(1, abs=EXACT)
 
 
 def test_smoothed_cells_are_smoothed_neurons_in_their_centres():
@@ -81,7 +84,7 @@ def test_smoothed_cells_are_smoothed_neurons_in_their_centres():
     x = torus.centres(12)
     neurons = [torus.smoothed_density(np.array([[a, b]]), places, 0.2) for a in x for b in x]
     expected = np.average(neurons, axis=0, weights=cells.ravel())
-    np.testing.assert_allclose(torus.smoothed_cells(cells, places, 0.2), expected, atol=1e-12)
+    np.testing.assert_allclose(torus.smoothed_cells(cells, places, 0.2), expected, rtol=0, atol=EXACT)
 
 
 def test_densities_of_torus_runs_are_those_of_their_files(tiny_results, monkeypatch):
@@ -91,18 +94,18 @@ def test_densities_of_torus_runs_are_those_of_their_files(tiny_results, monkeypa
     learned, limit = torus.feature_density(run, (0,)), torus.diffusion_density(diffusion)
     kept = results.load(run.path(0))["weights"]
     np.testing.assert_array_equal(learned.at(40), torus.smoothed_density(kept[40].numpy(), learned.places))
-    np.testing.assert_allclose(limit.at(0), 1 / 16, rtol=1e-5)  # float32
-    assert limit.at(TINY_EPOCHS).mean() * 16 == pytest.approx(1, abs=1e-12)
+    np.testing.assert_allclose(limit.at(0), 1 / 16, rtol=FLOAT32_STATE)
+    assert limit.at(TINY_EPOCHS).mean() * 16 == pytest.approx(1, abs=EXACT)
     modes = limit.at(TINY_EPOCHS)[[20, 60], [40, 60]]  # at (-1, 0) and (1, 1), up to half a cell
-    assert modes.min() == pytest.approx(limit.at(TINY_EPOCHS).max(), rel=0.05)
+    assert modes.min() == pytest.approx(limit.at(TINY_EPOCHS).max(), rel=FIGURE["mode"])
 
 
 def test_teacher_signal_of_one_neuron_peaks_there():
     grid = np.linspace(-2, 2, 33)
     signal = torus.teacher_signal(torch.tensor([[1.0, -0.5]]), grid)
     assert np.unravel_index(signal.argmax(), signal.shape) == (24, 12)
-    assert signal.max() == pytest.approx(8)  # 2 / s^2 with s = 1/2
-    np.testing.assert_allclose(signal[0], signal[-1], rtol=1e-5)  # -2 and 2 are one
+    assert signal.max() == pytest.approx(8, rel=FEATURE["float32"])  # 2 / s^2 with s = 1/2
+    np.testing.assert_allclose(signal[0], signal[-1], rtol=0, atol=8 * FEATURE["float32"])  # -2 and 2 are one
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=30).map(np.array), st.integers(1, 40))
@@ -110,7 +113,7 @@ def test_moving_average(values, window):
     averages = resnets.moving_average(values, window)
     window = min(window, len(values))
     expected = [values[first : first + window].mean() for first in range(len(values) - window + 1)]
-    np.testing.assert_allclose(averages, expected, atol=1e-12)
+    np.testing.assert_allclose(averages, expected, rtol=0, atol=EXACT)
 
 
 def test_the_loss_of_a_pass_stands_at_its_end(empty_results):
@@ -290,7 +293,7 @@ def test_the_state_that_a_way_has_reached():
         records.Way(np.array([2.0, 3.0, 4.0]), np.zeros(3), np.array([8.0, 6.0, 5.0]), np.zeros(3)),
     ]
     costs, values = optimizers.reached(ways, "risk")
-    assert (costs[0], costs[-1]) == (2.0, pytest.approx(9.0))
+    assert (costs[0], costs[-1]) == (2.0, pytest.approx(9.0, rel=EXACT))
     for way, row in zip(ways, values, strict=True):
         expected = [way.risk[way.evaluations <= cost * (1 + 1e-9)][-1] for cost in costs]
         np.testing.assert_array_equal(row, expected)
@@ -312,7 +315,7 @@ def test_run_panel_draws_the_mean_over_seeds_and_a_band(empty_results, tiny_resu
     (line,) = axes.lines
     expected = 2 * first["distance_teacher"][first["distance_epochs"] == line.get_xdata()[-1]][0]
     assert line.get_xdata()[-1] == TINY_EPOCHS
-    assert line.get_ydata()[-1] == pytest.approx(float(expected), rel=1e-12)
+    assert line.get_ydata()[-1] == pytest.approx(float(expected), rel=EXACT)
     assert len(axes.collections) == 1
     axes = Figure().subplots()
     panels.run_panel(axes, [panels.Line(run, (0,), (0, 0, 0, 1))], "loss", log_epochs=True)

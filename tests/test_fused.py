@@ -16,7 +16,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from conftest import ROOT
-from test_torus import drawn
+from problems import drawn
 from tolerances import FEATURE, FOLLOWS, FUSED, RESIDUAL
 
 from varpro.features import RADIAL_KERNELS, RadialTorus, ReLUCircle

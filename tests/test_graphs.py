@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from problems import random_problem
-from test_torus import drawn, relative_residual, system, wrap
-from tolerances import EXACT, FEATURE, FLOAT32, FOLLOWS, GROWN, OUTER, RESIDUAL, TRAJECTORY
+from problems import drawn, random_problem, relative_residual, system, wrap
+from tolerances import EXACT, FEATURE, FLOAT32, FOLLOWS, GROWN, OUTER, RESIDUAL, ROUNDED, TRAJECTORY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from varpro import capture
@@ -336,8 +335,8 @@ def test_training_goes_as_on_the_other_solvers(tmp_path):
     within = GROWN["float64"] * growth(dense(solver("laplace", inputs, targets)), weights, 24)
     for found in (resumed, other):
         torch.testing.assert_close(found.loss, whole.loss, rtol=within, atol=0)
-        torch.testing.assert_close(found.weights, whole.weights)
-        torch.testing.assert_close(found.outer, whole.outer)
+        torch.testing.assert_close(found.weights, whole.weights, rtol=ROUNDED, atol=ROUNDED + within)
+        torch.testing.assert_close(found.outer, whole.outer, rtol=ROUNDED, atol=ROUNDED + within)
     assert whole.outer.shape == (5, 30)
 
 

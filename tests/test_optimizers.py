@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from problems import build
 from tolerances import GRADIENT, NEWTON
 
 from varpro.features import LAPLACE, RAISED_COSINE, RadialTorus, ReLUCircle
@@ -29,10 +30,6 @@ RELU, BUMPS = ReLUCircle(), RadialTorus(RAISED_COSINE)
 
 def objective(features, lmbda=1e-2, time_scale=2**-5):
     return Objective(features, lmbda, 1.0, time_scale, "ridge")
-
-
-def build(kind, goal, problem):
-    return kind.build(goal, problem, device="cpu", dtype="float64", tf32=False)
 
 
 def shifted_teacher(features, width=6, samples=200, shift=0.02):

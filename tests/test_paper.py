@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, load_script, pretend_resnet
-from tolerances import PUBLISHED, PUBLISHED_TORUS
+from tolerances import EXACT, PUBLISHED, PUBLISHED_TORUS
 
 from varpro import image_files, names, results
 from varpro.paper import __main__ as command
@@ -338,9 +338,9 @@ def test_comparison_is_exact_for_the_published_curve_itself():
     pretend_published(theirs, [0])
     pretend_published(theirs, [1], 1.02)
     exact, between = fidelity.compare(theirs, (0,)), fidelity.compare(theirs, (0, 1))
-    assert exact.worst < 1e-12
+    assert exact.worst < EXACT
     assert (exact.ours, exact.vertices) == (theirs.curve.y[-1], len(theirs.curve.x))
-    assert between.median == pytest.approx(0.01)
+    assert between.median == pytest.approx(0.01, abs=EXACT)
     assert not replace(between, median=0.0101).met
 
 
@@ -361,13 +361,13 @@ def test_risks_below_the_round_off_of_float32_are_not_compared():
     contents["loss"][contents["loss"] < 1e-5] = 1e-8  # as in float64
     results.save(path, contents)
     found = fidelity.compare(theirs, (0,))
-    assert found.worst < 1e-12
+    assert found.worst < EXACT
     assert 0 < found.vertices < len(theirs.curve.x) == found.vertices + found.below
     assert f"{found.below} vertices below 1.3e-05" in found.note
     assert found.ours == 1e-8
     contents["loss"] *= 1.1
     results.save(path, contents)
-    assert fidelity.compare(theirs, (0,)).median == pytest.approx(0.1)
+    assert fidelity.compare(theirs, (0,)).median == pytest.approx(0.1, abs=EXACT)
 
 
 def test_the_tables_group_curves_by_their_figure():
@@ -583,7 +583,7 @@ def test_plan_counts_what_is_missing():
     there = cost.estimate(grid.SECTIONS["appendix-b"].wanted([0]), SAME)
     assert "30 of them to be computed: about " in cost.plan(["appendix-b"], [0, 1], SAME)
     assert lacking.seconds > there.seconds
-    assert lacking.megabytes - there.megabytes == pytest.approx(36.7)
+    assert lacking.megabytes - there.megabytes == pytest.approx(36.7, rel=EXACT)
     for run in grid.SECTIONS["appendix-b"].runs:
         pretend(run, 0, 1)
     assert "30 runs, all at hand" in cost.plan(["appendix-b"], [0, 1], SAME)
@@ -626,7 +626,7 @@ def test_the_report_of_several_ends_with_the_verdict():
 def test_costs_grow_with_the_factor_of_this_machine():
     wanted = grid.SECTIONS["appendix-b"].wanted()
     quick, slow = (cost.estimate(wanted, SAME | {"torus": factor}).seconds for factor in (1.0, 5.0))
-    assert slow - cost.START_SECONDS == pytest.approx(5 * (quick - cost.START_SECONDS))
+    assert slow - cost.START_SECONDS == pytest.approx(5 * (quick - cost.START_SECONDS), rel=EXACT)
 
 
 def test_one_long_run_is_not_shared_out():
@@ -634,9 +634,9 @@ def test_one_long_run_is_not_shared_out():
     (diffusion,) = run.diffusions
     diffusion.path.parent.mkdir(parents=True)
     diffusion.path.touch()
-    assert cost.estimate({run: [0]}, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS)
+    assert cost.estimate({run: [0]}, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS, rel=EXACT)
     both = {run: [0], replace(run, lmbda=1e-2): [0]}
-    assert cost.estimate(both, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS)
+    assert cost.estimate(both, SAME).seconds == pytest.approx(cost.seconds(run) + cost.START_SECONDS, rel=EXACT)
 
 
 def test_the_probes_measure_something():

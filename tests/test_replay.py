@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from test_resnet import CLASSES, PLAN, chosen_step, network, tiny_images
+from networks import CLASSES, PLAN, REPLAYED, chosen_step, network, tiny_images
 
 from VarPro_resnet import replay
 from VarPro_resnet.training import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-REPLAYED = ["varprom", "varpro-running", "sgdm"]
 
 
 @pytest.mark.parametrize(

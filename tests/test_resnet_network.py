@@ -148,7 +148,7 @@ def test_evaluation_is_deterministic_and_per_image():
     """In training mode an image's features depend on its batch, in evaluation mode they do not."""
     model, batch = network(), images()
     with torch.no_grad():
-        assert not torch.allclose(model(batch)[:2], model(batch[:2]), atol=1e-6)
+        assert (model(batch)[:2] - model(batch[:2])).abs().max() > 1e-3
         model.eval()
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         assert torch.equal(model(batch), model(batch))

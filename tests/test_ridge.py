@@ -225,6 +225,6 @@ def test_another_feature_map_trains_as_it_is():
 
 def test_students_of_the_circle_are_uniform_and_projected():
     points = CIRCLE.draws(0, 1, 4000, 1, 0.0).student
-    torch.testing.assert_close(points.norm(dim=1), torch.ones(4000, dtype=torch.float64))
+    torch.testing.assert_close(points.norm(dim=1), torch.ones(4000, dtype=torch.float64), rtol=0, atol=EXACT)
     assert points.mean(dim=0).norm() < 0.05  # 3 standard deviations of the mean
-    torch.testing.assert_close(CIRCLE.project(5 * points), points)
+    torch.testing.assert_close(CIRCLE.project(5 * points), points, rtol=0, atol=EXACT)

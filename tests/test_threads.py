@@ -1,8 +1,11 @@
 """Who shares the work: the choice between one thread and several, with made-up times."""
 
+import ctypes
+from types import SimpleNamespace
+
 import pytest
 import torch
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from varpro.threads import Sharing, keep_freed_memory, one_blas_thread, one_torch_thread
 
@@ -44,26 +47,54 @@ def test_a_single_thread_has_no_choice():
     assert run(Sharing(), {1: 1.0}, 100, threads=1) == [(1, 32), (1, 32), (1, 32), (1, 4)]
 
 
-def test_one_thread_meanwhile():
+@pytest.fixture
+def two_torch_threads():
+    """Where a process has one thread all the time, it would have one meanwhile and one afterwards anyway."""
     threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_torch_threads")
+def test_one_thread_meanwhile():
     with one_torch_thread():
         assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
     with pytest.raises(KeyError), one_torch_thread():
         raise KeyError
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
 
 
 def test_one_blas_thread_meanwhile():
     def blas():
         return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
-    before = blas()
-    with one_blas_thread():
-        assert set(blas()) == {1}
-    assert blas() == before
+    with threadpool_limits(2, user_api="blas"):
+        assert set(blas()) == {2}
+        with one_blas_thread():
+            assert set(blas()) == {1}
+        assert set(blas()) == {2}
 
 
-def test_memory_can_be_kept():
+def test_memory_can_be_kept(monkeypatch):
+    """By the numbers that malloc.h of the GNU C library gives to M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD."""
+    calls = []
+    library = SimpleNamespace(mallopt=lambda parameter, size: calls.append((parameter, size)))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: calls.append(name) or library)
     keep_freed_memory()
-    assert torch.zeros(1 << 20).sum() == 0
+    assert calls == ["libc.so.6", (-1, 2**31 - 1), (-2, 2**28), (-3, 2**30)]
+
+
+def test_without_the_gnu_c_library_memory_is_given_back_as_ever(monkeypatch):
+    asked = []
+
+    def no_library(name):
+        asked.append(name)
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", no_library)
+    keep_freed_memory()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: asked.append(name) or SimpleNamespace())  # one with no mallopt
+    keep_freed_memory()
+    assert asked == ["libc.so.6"] * 2

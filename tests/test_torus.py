@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numba import njit
+from problems import drawn, formula, relative_residual, system, wrap
 from tolerances import EXACT, EXPONENTIAL, FEATURE, FLOAT32, FOLLOWS, GRADIENT, OUTER, RESIDUAL, SOLVE, TRAJECTORY
 
 from varpro.features import RADIAL_KERNELS, RadialTorus
@@ -14,38 +15,6 @@ from varpro.solvers.torus import KERNELS, TorusSolver
 LMBDA, TIME_SCALE = 1e-3, 2**-10
 kernels = pytest.mark.parametrize("kernel", KERNELS)
 precisions = pytest.mark.parametrize("dtype", ["float32", "float64"])
-
-
-def wrap(z):
-    return -2 + np.mod(z + 2, 4)
-
-
-def formula(kernel, weights, inputs):
-    """phi (N, M) as the definition has it."""
-    radius = np.linalg.norm(wrap(weights[None] - inputs[:, None]), axis=2)
-    if kernel == "laplace":
-        return 8 * np.exp(-2 * radius)
-    return np.where(radius <= 2, (1 + np.cos(np.pi * radius / 2)) / 2, 0)
-
-
-def drawn(kernel, samples=300, width=30, seed=0):
-    """Gaussian inputs, noisy targets of a random teacher, uniform student."""
-    rng = np.random.default_rng(seed)
-    inputs = rng.normal(size=(samples, 2))
-    targets = formula(kernel, rng.uniform(-1, 1, (20, 2)), inputs).mean(axis=1) + 0.05 * rng.normal(size=samples)
-    return inputs, targets, rng.uniform(-2, 2, (width, 2))
-
-
-def system(kernel, inputs, targets, weights, centre=1.0, lmbda=LMBDA):
-    """A and b of the inner problem."""
-    phi = formula(kernel, weights, inputs)
-    samples, width = phi.shape
-    return phi.T @ phi / (samples * width) + lmbda * np.eye(width), phi.T @ targets / samples + lmbda * centre
-
-
-def relative_residual(kernel, inputs, targets, weights, outer):
-    matrix, right = system(kernel, inputs, targets, weights)
-    return np.linalg.norm(right - matrix @ outer) / np.linalg.norm(right)
 
 
 def reduced_risk(kernel, inputs, targets, weights, centre=1.0):

@@ -9,22 +9,18 @@ import torch
 from conftest import load_script
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import BUMP
 from tolerances import EXACT, FLOAT32_STATE, GRADIENT, PINNED, PRINTED, RESIDUAL, SOLVE, WRAPPED
 
 from varpro import results
 from varpro.distances import TorusMeasure
 from varpro.domains.torus import TORUS, lattice, wrap_torus
-from varpro.features import RADIAL_KERNELS, RadialKernel, RadialTorus
+from varpro.features import RADIAL_KERNELS, RadialTorus
 from varpro.paper import grid, published
 from varpro.solvers.dense import DenseSolver
 
 KERNELS = sorted(RADIAL_KERNELS)
 COORDINATES = st.lists(st.floats(-6, 6), min_size=2, max_size=24).map(lambda v: v[: len(v) // 2 * 2])
-BUMP = RadialKernel(  # a kernel that a reader might add: g(r) = (1 - r^2 / 4)^2 for r <= 2
-    "bump",
-    value=lambda r: (1 - r.clamp_max(2.0) ** 2 / 4) ** 2,
-    slope=lambda r: -(1 - r.clamp_max(2.0) ** 2 / 4),
-)
 
 
 def points(values) -> torch.Tensor:

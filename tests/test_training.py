@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from problems import random_problem
-from tolerances import EXACT, FLOAT32_STATE, SOLVE
+from tolerances import EXACT, FLOAT32_STATE, RESIDUAL, ROUNDED, SOLVE
 
 from varpro import cli, ridge
 from varpro.features import LAPLACE, RadialTorus, ReLUCircle
@@ -88,7 +88,7 @@ def test_solvers_give_the_same_record():
     plan = schedule(30)
     records = [train(solver(), plan) for solver in (linear_solver, dense_solver)]
     torch.testing.assert_close(records[0].loss, records[1].loss, rtol=SOLVE, atol=EXACT)
-    torch.testing.assert_close(records[0].weights, records[1].weights)
+    torch.testing.assert_close(records[0].weights, records[1].weights, rtol=ROUNDED, atol=ROUNDED)
 
 
 class Interrupted(Exception):
@@ -149,7 +149,7 @@ def test_the_report_of_inner_solves_adds_up_over_sittings(tmp_path):
     found = sit().report
     assert found["solves"] >= 40
     assert sittings[1].report()["solves"] < 40  # the second one alone did not do them all
-    assert 0 < found["worst_residual"] <= 1e-6
+    assert 0 < found["worst_residual"] <= RESIDUAL["float32"]
     assert train(dense_solver(), schedule(3)).report == {}
 
 

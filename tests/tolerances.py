@@ -16,12 +16,16 @@ QUADRATURE = 1e-10  # integrals of smooth periodic functions
 FOLLOWS = 1e-8  # two runs of 50 epochs whose inner solves leave relative residuals of up to 1e-10 each
 OUTER = 1e-6  # outer weights after such solves: a residual of 1e-10 times a condition number of 1e4
 TINY_LOSS = 1e-6  # relative; a loss of 1e-14 from residuals of 1e-7, whose own round-off is 1e-16
+ROUNDED = 1.2e-7  # one unit of float32: what two ways give nearly alike may round to neighbours when it is kept
 FLOAT32_STATE = 1e-6  # what rounding a state to float32 changes in its loss and distance
 PRINTED = 1e-5  # relative; numbers read from the published curves
 WRAPPED = 1e-6  # relative; float32 losses where the inputs are a million periods away, known to 1e-10
 GRID = 1e-6  # error of a sum over 4096 points of the circle, of order 1 / 4096^2
 SEQUENCE = 3e-3  # discrepancy of 4096 points of the golden sequence
 CURVE = 2e-3  # relative; the abscissa of a published curve is read to 1e-6, steepest at gamma 1000
+
+SHORT_STEP = 1e-5  # relative; a step of 1e-8 out of differences of size 1, which leave 1e-16, and its own square
+SYNTHETIC = 0.02  # relative; the standard deviation of 215040 drawn pixels, 1e-3; seeded
 
 CARRIED_ON_TORUS = 1e-5  # relative, a float64 run of 150 epochs that was killed: inner solves to 1e-10, times a growth
 
@@ -61,6 +65,10 @@ TORUS_DIFFUSION = {
     "stiff reference": 3e-5,  # L1; rtol 1e-7 leaves 3e-6, the reference less
     "restart": 5e-5,  # L1; two runs with different steps, 3e-6 apart
     "potential": 1e-6,  # distances of size 1; what is asked for, and the direct sum itself is good to 1e-7
+    "stage": 1e-9,  # over the length of the stage; Newton is asked for a residual of 1e-13
+    "second order": 1e-3,  # L1 at 32 x 32 cells, gamma = 3
+    "fourth order": 1e-5,  # distances of size 1 by 16 x 16 cells, an eighth of them
+    "time": 0.1,  # L1 over rtol^(2/3), as docs/diffusion_2d.md says in section 6; 0.05 to 0.064 at rtol 1e-4 to 1e-6
     "law": 1e-11,  # distances of size 1 by Fourier transforms: a closed form over a cell's area loses 4 digits
 }
 
@@ -100,6 +108,7 @@ PROJECTED = {
     "harmonics": 2e-4,  # second order on 1024 cells
     "turned": 1e-10,  # L1; the same scheme cut elsewhere, round-off after a few hundred steps
     "stationary": 1e-3,  # L1; second order on 256 cells
+    "hidden": 1e-6,  # the energy of what the features do not see, by cells: second order on 64 and more
     "end": 3e-4,  # second order on 256 cells
     "plain": 2e-3,  # L1; two schemes, second order on 256 and 128 cells
     "same teacher": 1e-4,  # L1; splines through 512 values
@@ -144,9 +153,16 @@ CUDA = {  # a GPU against float64 on the CPU
 
 EXTENSION = 1e-9  # relative, 40 epochs of a dense float64 run against a literal loop: round-off
 
+FIGURE = {
+    "mode": 0.05,  # relative; the density in the cell of a mode, up to half a cell from it, against the largest
+}
+
 STUDY = {
     "power": 1e-9,  # a fitted exponent of an exact power: round-off of logarithms
     "eigenvalue": 1e-4,  # relative; 256 features for the circle, 4096 samples for all: both of second order
+    "quantile": 4e-6,  # relative; half a unit in the last digit of 12.7062, Student's t of one degree of freedom
+    "printed": 1e-4,  # a unit in the last of four decimals
+    "gap": 1e-7,  # of a measure from itself: the root of round-off
     "growth": 1e-9,  # relative; of an exact geometric sequence: round-off of the loss that it is added to
     "growth of a run": 3e-3,  # relative; other modes of the error have not all died out
 }
@@ -157,8 +173,10 @@ METHOD = [
     "KERNEL",
     "BOUND",
     "CURVE",
+    "FIGURE mode",
     "GRID",
     "PRINTED",
+    "PROJECTED hidden",
     "POPULATION midpoints",
     "POPULATION quadrature",
     "POPULATION rate",
@@ -170,11 +188,20 @@ METHOD = [
     "PROJECTED stationary",
     "PUBLISHED_TORUS",
     "SEQUENCE",
+    "ROUNDED",
+    "SYNTHETIC",
     "STUDY eigenvalue",
     "STUDY growth of a run",
+    "STUDY printed",
+    "STUDY quantile",
+    "TORUS_DIFFUSION fourth order",
+    "TORUS_DIFFUSION potential",
+    "TORUS_DIFFUSION second order",
+    "TORUS_DIFFUSION time",
     "DIFFUSION 1024 nodes",
     "DIFFUSION decay rate",
     "DIFFUSION finite volumes",
+    "DIFFUSION law slope",
     "DIFFUSION published",
     "DIFFUSION restart",
     "EXPONENTIAL float32",

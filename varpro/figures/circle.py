@@ -16,7 +16,6 @@ from varpro.paper import grid, published, records
 
 publish = Publisher()
 
-DENSITY_EPOCHS = (0, 100, 1000, 5000, 10000)
 # VarPro lies on two-timescale descent for large lambda: broad and pale below, thin dashes above, both stay visible.
 _ALGORITHMS = {
     grid.TWO_TIMESCALE: ("two-timescale", {"linestyle": "solid", "linewidth": 3.2, "alpha": 0.4, "zorder": 2}),
@@ -52,8 +51,8 @@ def teacher_densities(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
 def density_evolution(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     """Density of the diffusion (left) and of the learned features (right) at the same epochs."""
     (run,), (diffusion,) = spec.runs, spec.diffusions
-    at_hand = records.seeds_at_hand(run, spec.seeds if seeds is None else seeds)
-    tints = panels.colours("epoch", len(DENSITY_EPOCHS))
+    at_hand = records.at_hand(spec, seeds)[run]
+    tints = panels.colours("epoch", len(panels.DENSITY_EPOCHS))
     with panels.style():
         figure = Figure(figsize=(8, 3.5))
         left, right = figure.subplots(1, 2, sharey=True)
@@ -63,7 +62,7 @@ def density_evolution(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         shown += [_density_panel(right, run, learned, ("density_learned", spec.seeds), tints)]
         left.set_title("ultra-fast diffusion")
         right.set(title="features learned by VarPro", ylabel="")
-        labels = [f"epoch {epoch} ($t$ = {epoch * grid.TIME_SCALE:.1f})" for epoch in DENSITY_EPOCHS]
+        labels = [f"epoch {epoch} ($t$ = {epoch * grid.TIME_SCALE:.1f})" for epoch in panels.DENSITY_EPOCHS]
         entries = [(label, {"color": colour}) for label, colour in zip(labels, tints, strict=True)]
         entries += [("teacher", TEACHER_LOOK), *([("published", PUBLISHED_LOOK)] if any(shown) else [])]
         fixed = f"right: $\\lambda = {panels.power(run.lmbda)}$, $M = {run.width}$"
@@ -79,7 +78,7 @@ def _density_panel(
     Returns whether one of these is shown.
     """
     shown = False
-    for epoch, colour in zip(DENSITY_EPOCHS, tints, strict=True):
+    for epoch, colour in zip(panels.DENSITY_EPOCHS, tints, strict=True):
         if densities is None or epoch > densities.epochs[-1]:
             continue
         axes.plot(densities.places, densities.at(epoch), color=colour)
@@ -104,7 +103,7 @@ def angle_axis(axes: Axes) -> None:
 def animation(spec: grid.Figure, seeds: Sequence[int] | None) -> Film:
     """Density of the diffusion (left) beside that of the learned features (right), teacher dashed."""
     (run,), (diffusion,) = spec.runs, spec.diffusions
-    at_hand = records.seeds_at_hand(run, spec.seeds if seeds is None else seeds)
+    at_hand = records.at_hand(spec, seeds)[run]
     moving = [records.diffusion_densities(diffusion), records.feature_densities(run, at_hand)]
     teacher = circle_density(records.CIRCLE, run.gamma)
     with panels.style():

@@ -69,10 +69,7 @@ def _over_time(axes: Axes, line: Line, limit: str) -> None:
     """The mean over the seeds of a line, with its band."""
     times, values = study.distances(line.run, line.seeds, limit)
     shown = np.unique(np.geomspace(1, len(times) - 1, 250).astype(int))
-    axes.plot(times[shown], values[:, shown].mean(axis=0), color=line.colour, **line.look)
-    if len(values) > 1:
-        band = {"color": line.colour, "alpha": 0.12, "linewidth": 0}
-        axes.fill_between(times[shown], values[:, shown].min(axis=0), values[:, shown].max(axis=0), **band)
+    panels.banded(axes, times[shown], values[:, shown], color=line.colour, **line.look)
 
 
 def _times(axes: Axes) -> None:
@@ -158,7 +155,7 @@ def _note(run: grid.Run, by: str, lines: Sequence[Line]) -> str:
 @publish.layout
 def ladder(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     """The paper's configuration and its choices replaced one by one, for two lambda; grey: the two limits apart."""
-    at_hand = {run: records.seeds_at_hand(run, spec.seeds if seeds is None else seeds) for run in spec.runs}
+    at_hand = records.at_hand(spec, seeds)
     with panels.style():
         figure = Figure(figsize=(9, 4.2))
         lmbdas = sorted({run.lmbda for run in spec.runs}, reverse=True)[:2]
@@ -192,7 +189,7 @@ _ORDERS = 16
 def harmonics(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     """Harmonics of mu and u mu less those of the teacher, beside those of the projected diffusion, at three times."""
     (run,) = spec.runs
-    (seed, *_) = records.seeds_at_hand(run, spec.seeds if seeds is None else seeds)
+    (seed, *_) = records.at_hand(spec, seeds)[run]
     found = study.states(run, seed)
     path = grid.Diffusion(run.gamma, run.epochs, limit="projected").path
     limit = results.load(path) if path.exists() else None
@@ -317,20 +314,20 @@ def rates(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
 @publish.layout
 def stability(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     """Risk for several outer rates R (eta_u = R lambda M), and the growth of the error of u beside its prediction."""
-    runs = [run for run in spec.runs if records.seeds_at_hand(run, spec.seeds if seeds is None else seeds)]
+    at_hand = {run: own for run, own in records.at_hand(spec, seeds).items() if own}
+    runs = list(at_hand)
     tints = panels.colours("outer_rate", len(runs))
     rate_of = {run: run.option("outer_rate", 1.0) for run in runs}
     with panels.style():
         figure = Figure(figsize=(9, 3.7))
         left, right = figure.subplots(1, 2)
-        at_hand = {run: records.seeds_at_hand(run, spec.seeds if seeds is None else seeds) for run in runs}
         curves = {run: records.curves(run, at_hand[run][:1], "loss") for run in runs}
         for run, colour in zip(runs, tints, strict=True):
             epochs, loss = curves[run]
             left.plot(epochs, loss[0], color=colour)
         left.set(xscale="log", yscale="log", xlabel="epoch", ylabel="risk", xlim=(8, None), ylim=(0.3, 1e4))
-        (first, *_) = records.seeds_at_hand(runs[0], spec.seeds if seeds is None else seeds)
-        eigenvalue = study.largest_eigenvalue(study.states(runs[0], first).weights[0]) + runs[0].lmbda
+        first = study.states(runs[0], at_hand[runs[0]][0])
+        eigenvalue = study.largest_eigenvalue(first.weights[0]) + runs[0].lmbda
         growths = [study.growth(curves[run][1][0]) for run in runs]
         right.plot(list(rate_of.values()), growths, "o", color="black", markersize=4, label="measured")
         line = np.linspace(min(rate_of.values()), max(rate_of.values()), 400)

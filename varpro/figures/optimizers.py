@@ -32,8 +32,8 @@ _SYMBOLS = {"width": "width M", "lmbda": r"$\lambda$"}
 
 
 def _at_hand(spec: grid.Figure, seeds: Sequence[int] | None) -> list[arrivals.Trials]:
-    wanted = spec.seeds if seeds is None else seeds
-    return [each for each in (arrivals.trials(run, wanted) for run in spec.runs) if each.ways]
+    trials = (arrivals.trials(run, spec.chosen(seeds)) for run in spec.runs)
+    return [each for each in trials if each.ways]
 
 
 def _legend(
@@ -76,11 +76,7 @@ def _race_line(axes: Axes, each: arrivals.Trials, quantity: str, unit: float) ->
         return
     ways = list(each.ways.values())
     costs, values = reached(ways, quantity)
-    costs = unit * costs
-    axes.plot(costs, np.median(values, axis=0), **_LOOKS[each.run.method])
-    if len(ways) > 1:
-        band = {"color": _LOOKS[each.run.method]["color"], "alpha": 0.13, "linewidth": 0}
-        axes.fill_between(costs, values.min(axis=0), values.max(axis=0), **band)
+    panels.banded(axes, unit * costs, values, centre=np.median, **_LOOKS[each.run.method])
     if each.run.method == grid.GRADIENT_DESCENT:
         axes.axhline(np.median(each.last(quantity)), **_REFERENCE_LOOK)
 

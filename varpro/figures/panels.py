@@ -5,9 +5,10 @@ the published curve of the same run; a line is a mean over seeds and its band go
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -51,6 +52,8 @@ _COLOUR_MAPS = {
     "outer_rate": ("plasma", 0.82, 0.05),
 }
 LIMITS_APART = "the two limits from each other"  # for people
+DENSITY_EPOCHS = (0, 100, 1000, 5000, 10000)  # at which densities are drawn, as published
+_BAND = 0.12  # the opacity of a band
 TEACHER_LOOK = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.1}
 PUBLISHED_LOOK = {"color": "0.62", "linewidth": 0.7, "zorder": 5}
 UNBIASED_LOOK, BIASED_LOOK = {"linestyle": "solid"}, {"linestyle": "dashed"}
@@ -105,7 +108,7 @@ def lines_of(spec: grid.Figure, seeds: Sequence[int] | None) -> list[Line]:
     Without ``seeds`` those of the published figure that are at hand.
     """
     tints = dict(zip(_values(spec), colours(spec.by, len(_values(spec))), strict=True))
-    at_hand = {run: records.seeds_at_hand(run, spec.seeds if seeds is None else seeds) for run in spec.runs}
+    at_hand = records.at_hand(spec, seeds)
     return [Line(run, at_hand[run], tints[getattr(run, spec.by)], penalty_look(run), spec.seeds) for run in spec.runs]
 
 
@@ -189,13 +192,11 @@ def run_panel(axes: Axes, lines: Sequence[Line], quantity: str, *, log_epochs: b
         if not line.seeds:
             continue
         epochs, values = _thinned(*records.curves(line.run, line.seeds, quantity))
-        axes.plot(epochs, values.mean(axis=0), color=line.colour, **line.look)
-        if len(values) > 1:
-            band = {"color": line.colour, "alpha": 0.12, "linewidth": 0}
-            axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), **band)
+        banded(axes, epochs, values, color=line.colour, **line.look)
         curve = line.theirs(quantity)
         if curve is not None:
-            axes.plot(curve.x, curve.y, linestyle=line.look["linestyle"], **PUBLISHED_LOOK)
+            shown = curve.x > 0 if log_epochs else curve.x >= 0  # 0 would be a flat line from the left edge
+            axes.plot(curve.x[shown], curve.y[shown], linestyle=line.look["linestyle"], **PUBLISHED_LOOK)
     last = max((line.run.epochs for line in lines), default=1)
     axes.set(yscale="log", xlabel="epoch", ylabel=QUANTITIES[quantity])
     if log_epochs:
@@ -204,6 +205,15 @@ def run_panel(axes: Axes, lines: Sequence[Line], quantity: str, *, log_epochs: b
     else:
         axes.set(xlim=(0, last))
     readable_logarithm(axes)
+
+
+def banded(
+    axes: Axes, x: np.ndarray, values: np.ndarray, *, color: tuple | str, centre: Callable = np.mean, **look: Any
+) -> None:
+    """The ``centre`` of ``values (seeds, n)`` against ``x (n,)``, and a band from the smallest to the largest."""
+    axes.plot(x, centre(values, axis=0), color=color, **look)
+    if len(values) > 1:
+        axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=_BAND, linewidth=0)
 
 
 def _thinned(epochs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -96,6 +96,6 @@ def missing(section: str, spec: grid.Figure, seeds: Sequence[int] | None = None)
 
 def _enough(spec: grid.Figure, seeds: Sequence[int] | None) -> bool:
     """Whether there is anything to draw, or all where the figure needs all."""
-    there = [bool(records.seeds_at_hand(run, spec.seeds if seeds is None else seeds)) for run in spec.runs]
+    there = [bool(own) for own in records.at_hand(spec, seeds).values()]
     there += [diffusion.path.exists() for diffusion in spec.diffusions]
     return spec.needs == "nothing" or (all(there) if spec.needs == "all" or not there else any(there))

@@ -39,7 +39,7 @@ def loss_panel(axes: Axes, run: ResNetRun, seeds: Sequence[int], colour: tuple |
     window = len(curves[0]) // run.passes  # steps of a pass
     values = np.stack([moving_average(curve, window) for curve in curves])
     shown = np.unique(np.linspace(0, values.shape[1] - 1, 400).astype(int))
-    _line(axes, (shown + window) / window, values[:, shown], colour)
+    panels.banded(axes, (shown + window) / window, values[:, shown], color=colour)
 
 
 def accuracy_panel(
@@ -48,18 +48,12 @@ def accuracy_panel(
     """Test accuracy after every pass, over the published one, in the look ``theirs``, where there is one."""
     if seeds:
         values = np.stack([results.load(run.path(seed))["accuracy"].numpy() for seed in seeds])
-        _line(axes, np.arange(values.shape[1]), values, colour)
+        panels.banded(axes, np.arange(values.shape[1]), values, color=colour)
     curve = published.accuracy(run)
     if curve is not None:
         if theirs is None:  # without runs of ours the colour tells the batch sizes apart
             theirs = panels.PUBLISHED_LOOK if seeds else panels.PUBLISHED_LOOK | {"color": colour, "alpha": 0.6}
         axes.plot(curve.x, curve.y, **theirs)
-
-
-def _line(axes: Axes, x: np.ndarray, values: np.ndarray, colour: tuple | str) -> None:
-    axes.plot(x, values.mean(axis=0), color=colour)
-    if len(values) > 1:
-        axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.15, linewidth=0)
 
 
 @publish.layout
@@ -84,7 +78,7 @@ def accuracies(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
 @publish.layout
 def start(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     """All optimizers at one batch size over the first passes: test accuracy (left) and training loss."""
-    at_hand = {run: records.seeds_at_hand(run, spec.seeds if seeds is None else seeds) for run in spec.runs}
+    at_hand = records.at_hand(spec, seeds)
     with panels.style():
         figure = Figure(figsize=(10.5, 3.6))
         accuracy, loss = figure.subplots(1, 2, width_ratios=(3, 2))
@@ -111,7 +105,7 @@ def _panels(spec: grid.Figure, seeds: Sequence[int] | None, panel: Callable, lab
     kinds = list(dict.fromkeys((run.optimizer, run.variant) for run in runs))
     sizes = sorted({run.batch_size for run in runs})
     tints = dict(zip(sizes, panels.colours("batch_size", len(sizes)), strict=True))
-    at_hand = {run: records.seeds_at_hand(run, spec.seeds if seeds is None else seeds) for run in runs}
+    at_hand = records.at_hand(spec, seeds)
     with panels.style():
         figure = Figure(figsize=(2.9 * len(kinds), 3.4))
         cells = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]

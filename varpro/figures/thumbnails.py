@@ -12,6 +12,7 @@ import base64
 import io
 import json
 import re
+from argparse import ArgumentParser
 from collections.abc import Iterator
 
 from PIL import Image
@@ -66,6 +67,7 @@ def _small(data: bytes) -> Image.Image:
 
 def main() -> None:
     """Write all thumbnails and say which."""
+    ArgumentParser(description=__doc__).parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, picture in thumbnails():
         path = FOLDER / f"{name}.png"

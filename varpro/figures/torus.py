@@ -30,7 +30,6 @@ _SIGNAL_CELLS = 64
 _DENSITY_MAP = "viridis"
 _HALF = 2.0  # the torus is [-2, 2)^2
 _FRAMES = 75
-DENSITY_EPOCHS = (0, 100, 1000, 5000, 10000)
 _HARMONICS = 24  # along each axis
 _LAW_CELLS = 256
 
@@ -162,13 +161,12 @@ def seen_harmonics(spec: grid.Figure, seeds: Sequence[int] | None = None) -> Fig
         figure = Figure(figsize=(6, 4))
         axes = figure.subplots()
         entries = []
-        for kernel, label, colour in zip(
-            RADIAL_KERNELS.values(), ("Laplace", "raised cosine"), panels.colours("activation", 2), strict=True
-        ):
+        tints = panels.colours("activation", len(RADIAL_KERNELS))
+        for kernel, colour in zip(RADIAL_KERNELS.values(), tints, strict=True):
             sizes = np.abs(harmonics(kernel, _HARMONICS)).ravel()
             look = {"color": colour, "marker": ".", "markersize": 3, "linestyle": "none"}
             axes.plot(radii[shown], sizes[shown], **look)
-            entries.append((label, look | {"markersize": 8}))
+            entries.append((kernel.label, look | {"markersize": 8}))
         look = {"color": "0.4", "linewidth": 0.9, "linestyle": "dashed"}
         for lmbda in (1e-1, 1e-3, 1e-5):
             axes.axhline(math.sqrt(lmbda), **look)
@@ -211,17 +209,17 @@ def teacher_density(gamma: float) -> np.ndarray:
 def density_evolution(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     """Density of the diffusion (above) and of the learned features (below) at the same epochs."""
     (run,), (diffusion,) = spec.runs, spec.diffusions
-    at_hand = records.seeds_at_hand(run, spec.seeds if seeds is None else seeds)
+    at_hand = records.at_hand(spec, seeds)[run]
     limit = diffusion_density(diffusion) if diffusion.path.exists() else None
     learned = feature_density(run, at_hand) if at_hand else None
     most = teacher_density(run.gamma).max()
     with panels.style():
         figure = Figure(figsize=(10.5, 4.6))
-        cells = figure.subplots(2, len(DENSITY_EPOCHS), sharex=True, sharey=True)
-        for axes, title in zip(cells[0], DENSITY_EPOCHS, strict=True):
+        cells = figure.subplots(2, len(panels.DENSITY_EPOCHS), sharex=True, sharey=True)
+        for axes, title in zip(cells[0], panels.DENSITY_EPOCHS, strict=True):
             axes.set_title(f"epoch {title}, $t$ = {title * grid.TIME_SCALE:.1f}")
         for line, densities in zip(cells, (limit, learned), strict=True):
-            for axes, epoch in zip(line, DENSITY_EPOCHS, strict=True):
+            for axes, epoch in zip(line, panels.DENSITY_EPOCHS, strict=True):
                 there = densities is not None and epoch <= densities.epochs[-1]
                 density = densities.at(epoch) if there else np.full((2, 2), np.nan)
                 image = density_image(axes, density, most)
@@ -238,7 +236,7 @@ def density_evolution(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
 def animation(spec: grid.Figure, seeds: Sequence[int] | None) -> Film:
     """The diffusion (left), the learned features (middle) and the teacher (right), same colours."""
     (run,), (diffusion,) = spec.runs, spec.diffusions
-    at_hand = records.seeds_at_hand(run, spec.seeds if seeds is None else seeds)
+    at_hand = records.at_hand(spec, seeds)[run]
     moving, target = [diffusion_density(diffusion), feature_density(run, at_hand)], teacher_density(run.gamma)
     with panels.style():
         figure = Figure(figsize=(8.4, 3.2), dpi=85)

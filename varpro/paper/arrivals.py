@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from varpro.paper import grid, records
+from varpro.paper.tables import markdown
 
 MARKS = (("risk", 2.0), ("risk", 1.1), ("risk", 1.0), ("distance", 2.0), ("distance", 1.1), ("distance", 1.0))
 _RISING = ("gamma", "lmbda", "width")  # parameters, in the order of the rows of a table
@@ -100,7 +101,7 @@ def table(wanted: Mapping[grid.Run, Sequence[int]], marks: Iterable[tuple[str, f
         "after all its epochs with the same seed: median over the seeds that get there (least to most), how many get "
         "there where not all do, and the seconds of that median. A dash: none does."
     )
-    return f"{note}\n\n" + _markdown(["problem", "method", "seeds", *heads, "last risk", "last distance"], rows)
+    return f"{note}\n\n" + markdown(["problem", "method", "seeds", *heads, "last risk", "last distance"], rows, left=2)
 
 
 def _cell(found: Sequence[float], seeds: int, pace: float) -> str:
@@ -129,7 +130,7 @@ def lower_risk_but_farther(wanted: Mapping[grid.Run, Sequence[int]]) -> str:
     if not rows:
         return "Nowhere, in the results at hand."
     note = "Last risk and last distance over those of gradient descent, medians over the seeds that are concerned."
-    return f"{note}\n\n" + _markdown(["problem", "method", "seeds", "risk", "distance"], rows)
+    return f"{note}\n\n" + markdown(["problem", "method", "seeds", "risk", "distance"], rows, left=2)
 
 
 def name(run: grid.Run) -> str:
@@ -140,8 +141,3 @@ def name(run: grid.Run) -> str:
 def _problem(run: grid.Run) -> str:
     where = "torus, " if run.on_torus else "infinite data, " if math.isinf(run.samples) else ""
     return f"{where}gamma {run.gamma:g}, lambda {run.lmbda:g}, M = {run.width}"
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(header)} |", "| --- | --- |" + " ---: |" * (len(header) - 2)]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])

@@ -15,6 +15,7 @@ from varpro import results
 from varpro.domains.circle import circle_density
 from varpro.paper import arrivals, grid, published, records, study
 from varpro.paper.published import RunCurve
+from varpro.paper.tables import markdown
 
 ALLOWED = {"loss": 0.03, "distance": 0.01, "density": 0.01}  # the median deviation, by the first word of the quantity
 # The published runs solve the inner problem in float32. That leaves an excess risk which grows like 1 / lambda^2: about
@@ -212,15 +213,15 @@ def _tables(rows: Sequence[Comparison], *, verdict: bool) -> list[str]:
         of = "".join(f", seeds {grid.ranges(each)}" if len(each) > 1 else f", seed {each[0]}" for each in sorted(seeds))
         lines += ["", f"`published/{source}.csv`{of}:", ""]
         columns = ["curve", "ours", "published", "vertices", "median", "worst", *(["allowed", ""] if verdict else [])]
-        lines += [f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
-        for row in mine:
-            cells = [row.title, f"{row.ours:.5g}", f"{row.theirs:.5g}", str(row.vertices)]
-            cells += [f"{row.median:.2%}", f"{row.worst:.2%}"]
-            cells += [f"{row.allowed:.0%}", "met" if row.met else "NOT MET"] if verdict else []
-            lines.append(f"| {' | '.join(cells)} |")
+        lines.append(markdown(columns, [_cells(row)[: len(columns)] for row in mine]))
         lines += [""] * any(row.note for row in mine)
         lines += [f"{row.title}: {row.note}." for row in mine if row.note]
     return lines
+
+
+def _cells(row: Comparison) -> list[str]:
+    numbers = [f"{row.ours:.5g}", f"{row.theirs:.5g}", str(row.vertices), f"{row.median:.2%}", f"{row.worst:.2%}"]
+    return [row.title, *numbers, f"{row.allowed:.0%}", "met" if row.met else "NOT MET"]
 
 
 def check(sections: Sequence[str]) -> tuple[str, bool]:
@@ -282,15 +283,15 @@ def accuracy_table(wanted: Mapping[grid.ResNetRun, Sequence[int]]) -> str:
     if any(curves.values()):
         columns += ["published final", "published best"]
         note += " Published are single runs without a seed."
-    lines = [note, "", f"| {' | '.join(columns)} |", "| --- |" + " ---: |" * (len(columns) - 1)]
+    rows = []
     for run, curve in curves.items():
         ours = [results.load(run.path(seed))["accuracy"].numpy() for seed in wanted[run] if run.path(seed).exists()]
         cells = [run.parameters, str(len(ours)), _spread([x[-1] for x in ours]), _spread([x.max() for x in ours])]
         if len(columns) > len(cells):
             cells += ["", ""] if curve is None else [f"{curve.y[-1]:.3f}", f"{curve.y.max():.3f}"]
         if ours or curve is not None:
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            rows.append(cells)
+    return f"{note}\n\n" + markdown(columns, rows)
 
 
 _COLUMNS = 6  # passes that the table of passes shows
@@ -306,30 +307,27 @@ def pass_table(wanted: Mapping[grid.ResNetRun, Sequence[int]]) -> str:
     shown = sorted({math.ceil(passes * part / _COLUMNS) for part in range(1, _COLUMNS + 1)})
     noise = f"last {min(_LAST, passes)}: mean, largest less smallest, largest fall"
     columns = ["run", *(f"pass {number}" for number in shown), noise, "from published, mean"]
-    lines = [
-        "Test accuracy after so many passes, single runs; the noise is that of the last passes, from one to the next.",
-        "",
-        f"| {' | '.join(columns)} |",
-        "| --- |" + " ---: |" * (len(columns) - 1),
-    ]
+    rows = []
     for run, seeds in wanted.items():
         curve = published.accuracy(run)
         for seed in seeds:
             if run.path(seed).exists():
                 ours = results.load(run.path(seed))["accuracy"].numpy()
                 away = "" if curve is None else f"{np.abs(ours[: len(curve.y)] - curve.y)[1:].mean():.3f}"
-                lines.append(_pass_row(f"{run.optimizer}, seed {seed}", ours, shown, away))
+                rows.append(_pass_row(f"{run.optimizer}, seed {seed}", ours, shown, away))
         if curve is not None:
-            lines.append(_pass_row(f"{run.optimizer}, published", curve.y, shown, ""))
-    return "\n".join(lines)
+            rows.append(_pass_row(f"{run.optimizer}, published", curve.y, shown, ""))
+    note = (
+        "Test accuracy after so many passes, single runs; the noise is that of the last passes, from one to the next."
+    )
+    return f"{note}\n\n" + markdown(columns, rows)
 
 
-def _pass_row(name: str, accuracy: np.ndarray, shown: Sequence[int], away: str) -> str:
+def _pass_row(name: str, accuracy: np.ndarray, shown: Sequence[int], away: str) -> list[str]:
     last = accuracy[1:][-_LAST:]
     fall = max(0.0, -float(np.diff(last).min(initial=0.0)))
     cells = [f"{accuracy[number]:.3f}" for number in shown]
-    cells += [f"{last.mean():.3f}, {np.ptp(last):.3f}, {fall:.3f}", away]
-    return f"| {' | '.join([name, *cells])} |"
+    return [name, *cells, f"{last.mean():.3f}, {np.ptp(last):.3f}, {fall:.3f}", away]
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -23,6 +23,11 @@ def seeds_at_hand(run: grid.AnyRun, seeds: Iterable[int] = grid.SEEDS) -> tuple[
     return tuple(seed for seed in seeds if run.path(seed).exists())
 
 
+def at_hand(spec: grid.Figure, seeds: Sequence[int] | None) -> dict[grid.AnyRun, tuple[int, ...]]:
+    """:func:`seeds_at_hand` of every run of a figure; without ``seeds`` those of the published one."""
+    return {run: seeds_at_hand(run, spec.chosen(seeds)) for run in spec.runs}
+
+
 def curves(run: grid.Run, seeds: Sequence[int], quantity: str) -> tuple[np.ndarray, np.ndarray]:
     """(epochs (E,), values (seeds, E)) of one of :data:`QUANTITIES` of a run.
 

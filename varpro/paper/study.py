@@ -13,6 +13,7 @@ from scipy import stats
 from varpro import results
 from varpro.domains.circle import CIRCLE
 from varpro.paper import grid, records
+from varpro.paper.tables import markdown
 
 TIMES = (0.25, 1.0, 4.0)  # the shock of the projected diffusion forms at the first one
 _CONFIDENCE = 0.95
@@ -153,23 +154,29 @@ class Rung:
     limit: str
 
 
-def _ladder_runs() -> Sequence[grid.Run]:
-    return grid.find("mean_field_ladder")[1].runs
+def _ladder() -> grid.Figure:
+    return grid.find("mean_field_ladder")[1]
 
 
 def ladder(lmbda: float) -> list[Rung]:
     """From the paper's configuration at ``lmbda`` to the limit; each rung changes one thing more."""
-    paper, spread, infinite = (run for run in _ladder_runs() if run.lmbda == lmbda)
+    paper, spread, infinite = (run for run in _ladder().runs if run.lmbda == lmbda)
     return [
         Rung("as in the paper, to the plain diffusion", paper, "diffusion"),
         Rung("... to the projected diffusion", paper, "projected"),
         Rung("... from an equally spaced start", spread, "projected"),
         Rung("... with infinite data and teacher", infinite, "projected"),
-        Rung("... with lambda 1e-6", _ladder_runs()[-1], "projected"),
+        Rung("... with lambda 1e-6", _ladder().runs[-1], "projected"),
     ]
 
 
-_CAUSES = ("the limit they are measured to", "the random start", "the finite data", "lambda", "what is left")
+_CAUSES = (
+    "the limit they are measured to",
+    "the random start",
+    "the finite data and teacher",
+    "lambda",
+    "what is left",
+)
 ANSWER_TIMES = (0.1, 0.25, 1.0, 4.0, 31.25)
 
 
@@ -184,7 +191,7 @@ def answer(seeds: Sequence[int] | None = None) -> str:
 
     ``seeds`` are those at hand by default. "" where results are lacking or end too early.
     """
-    at_hand = {run: records.seeds_at_hand(run, grid.SEEDS if seeds is None else seeds) for run in _ladder_runs()}
+    at_hand = records.at_hand(_ladder(), seeds)
     limits = [grid.Diffusion(epochs=grid.EPOCHS, limit=name) for name in ("diffusion", "projected")]
     if not all(at_hand.values()) or not all(limit.path.exists() for limit in limits):
         return ""
@@ -198,11 +205,11 @@ def answer(seeds: Sequence[int] | None = None) -> str:
         values, apart = values[:, there], between_limits(times, grid.EPOCHS)
         averaged = grid.ranges(at_hand[ladder(lmbda)[0].run])
         lines += [f"Width {grid.WIDEST}, lambda {lmbda:g}, mean over seeds {averaged}:", ""]
-        lines += ["| distance of the features | " + " | ".join(f"t = {time:g}" for time in times) + " |"]
-        lines += ["| --- |" + " --- |" * len(times)]
-        rows = [(rung.label, row) for rung, row in zip(ladder(lmbda), values, strict=True)]
-        rows += [("(of the two limits from each other)", apart)]
-        lines += [f"| {label} | " + " | ".join(f"{value:.4f}" for value in row) + " |" for label, row in rows]
+        header = ["distance of the features", *(f"t = {time:g}" for time in times)]
+        labels = [*(rung.label for rung in ladder(lmbda)), "(of the two limits from each other)"]
+        rows = zip(labels, [*values, apart], strict=True)
+        cells = [[label, *(f"{value:.4f}" for value in row)] for label, row in rows]
+        lines += [markdown(header, cells, left=len(header))]
         drops = np.vstack([values[:-1] ** 2 - values[1:] ** 2, values[-1:] ** 2]) / values[0] ** 2
         causes = [_CAUSES[index] for index in drops.argmax(axis=0)]
         shares = drops.max(axis=0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from problems import drawn, random_problem, relative_residual, system, wrap
-from tolerances import EXACT, FEATURE, FLOAT32, FOLLOWS, GROWN, OUTER, RESIDUAL, ROUNDED, TRAJECTORY
+from tolerances import EXACT, FEATURE, FLOAT32, FOLLOWS, GROWN, OUTER, RESIDUAL, ROUNDED, SOLVE, TRAJECTORY
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from varpro import capture
@@ -107,6 +107,21 @@ def test_the_two_cg_solvers_agree():
     other_losses = other.advance(other_w, other.solve(other_w), 80)
     np.testing.assert_allclose(losses.numpy(), other_losses, rtol=FOLLOWS)
     assert np.max(np.abs(wrap(w.numpy() - other_w))) < FOLLOWS
+
+
+@pytest.mark.parametrize("features", [RadialTorus(RADIAL_KERNELS["laplace"]), ReLUCircle()], ids=["laplace", "relu"])
+def test_a_state_that_cannot_be_solved_does_no_harm_to_the_next(features):
+    """The outer weights that a failed solve leaves are no start for another one."""
+    inputs, targets, weights = (torch.from_numpy(each) for each in drawn("laplace"))
+    constants = features, inputs, targets[:, None], LMBDA, 1.0, TIME_SCALE
+    model, bad = GraphSolver(*constants), weights.clone()
+    expected = model.reduced(weights)
+    bad[0] = torch.nan
+    with pytest.raises(FloatingPointError):
+        model.reduced(bad)
+    found = model.reduced(weights)
+    assert found.risk == pytest.approx(expected.risk, rel=SOLVE)
+    torch.testing.assert_close(found.outer, expected.outer, rtol=0, atol=OUTER)
 
 
 def test_many_outputs():

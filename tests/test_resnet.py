@@ -340,6 +340,47 @@ def test_a_signal_stops_between_two_steps_with_all_kept(signal_, tmp_path):
     assert checkpoint.restore()["step"] == 3
 
 
+def test_losses_that_are_not_finite_are_not_kept(tmp_path):
+    """In the midst of a pass too: the last checkpoint is that of a sound state."""
+    checkpoint = always_kept(tmp_path / "run.checkpoint", {})
+    take = chosen_step(network(dtype=torch.float32), "sgdm")
+    original, calls = type(take).__call__, iter(range(2))
+
+    class Diverging(type(take)):
+        def __call__(self, *batch):
+            loss = original(self, *batch)
+            return loss if next(calls, None) is not None else loss * math.nan
+
+    take.__class__ = Diverging
+    with pytest.raises(FloatingPointError, match="pass 1, step 3: the loss is not finite"):
+        train(take, tiny_images(8), Plan(8, 2, 1, 0), seed=0, checkpoint=checkpoint)
+    assert checkpoint.restore()["step"] == 2
+
+
+def test_momenta_have_the_layout_of_their_parameters_after_a_checkpoint(tmp_path):
+    """A file keeps values alone; other strides would take the slow way through every step."""
+    images, path = tiny_images(8), tmp_path / "run.checkpoint"
+    checkpoint, take = always_kept(path, {}), chosen_step(network(dtype=torch.float32), "sgdm", "--momentum", "0.9")
+    train(take, images, Plan(8, 4, 1, 0), seed=0, checkpoint=checkpoint)
+    again = chosen_step(network(dtype=torch.float32), "sgdm", "--momentum", "0.9")
+    again.network.to(memory_format=torch.channels_last)
+    again.load_state_dict(checkpoint.restore()["training"])
+    momenta = [(parameter, kept["momentum_buffer"]) for parameter, kept in again.optimizer.state.items()]
+    assert any(not parameter.is_contiguous() for parameter, _ in momenta)
+    for parameter, momentum in momenta:
+        assert momentum.stride() == parameter.stride()
+
+
+def test_a_test_that_fails_says_where(monkeypatch):
+    def failing(self, batches):
+        raise FloatingPointError("inner solve: numbers are not finite")
+
+    take = chosen_step(network(dtype=torch.float32), "varpro-running")
+    monkeypatch.setattr(type(take), "before_test", failing)
+    with pytest.raises(FloatingPointError, match=r"^here: test after 0 passes: inner solve: .*; try a smaller"):
+        train(take, tiny_images(8), Plan(8, 4, 1, 0), seed=0, label="here")
+
+
 def test_what_is_not_to_be_gone_on_from(tmp_path):
     checkpoint, plan = always_kept(tmp_path / "run.checkpoint", {}), Plan(8, 4, 1, 0)
     train(chosen_step(network(dtype=torch.float32), "sgdm"), tiny_images(8), plan, seed=0, checkpoint=checkpoint)

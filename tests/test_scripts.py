@@ -570,6 +570,9 @@ def test_the_outer_rate_scales_the_ratio_of_the_rates(tmp_path, capsys):
     assert found["config"]["outer_rate"] == 2.5
     refuse(TWO_TIMESCALE, "--outer_rate", "0")
     assert "--outer_rate: '0' is not allowed: a finite number above 0" in capsys.readouterr().err
+    diverging = [*SMALL, "--epochs", "400", "--samples", "64", "--outer_rate", "50", "--output", str(tmp_path)]
+    refuse(TWO_TIMESCALE, *diverging, code=1)
+    assert "; try a smaller --outer_rate" in capsys.readouterr().err
 
 
 def test_a_reader_that_goes_away_is_no_error():

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from varpro.features import LAPLACE, RADIAL_KERNELS
 from varpro.paper import grid, published, records, study
 
 STYLE = {
@@ -151,7 +152,7 @@ def fixed_note(spec: grid.Figure) -> str:
 
 def _label(name: str, value: float | str) -> str:
     if name == "activation":
-        return {"": "Laplace", "cos": "raised cosine"}[value]
+        return RADIAL_KERNELS[value or LAPLACE.name].label
     return f"${_SYMBOLS[name]} = {power(value) if name == 'lmbda' else number(value)}$"
 
 

@@ -379,8 +379,7 @@ def _check_options(
     outer: torch.Tensor | None,
     dtype: torch.dtype | None,
 ) -> None:
-    if not 0 < lmbda < math.inf:
-        raise ValueError(f"lmbda: {lmbda} is not allowed: a finite number above 0")
+    ridge.check_lambda(lmbda)
     if not math.isfinite(centre):
         raise ValueError(f"centre: {centre} is not allowed: a finite number")
     if not 0 <= averaging < 1:

@@ -98,6 +98,12 @@ def not_definite(features: torch.Tensor, lmbda: float) -> FloatingPointError:
     )
 
 
+def check_lambda(lmbda: float) -> None:
+    """Raises ValueError, with what is allowed, where L has no minimum or no meaning."""
+    if not 0 < lmbda < math.inf:
+        raise ValueError(f"lmbda: {lmbda} is not allowed: a finite number above 0")
+
+
 def reduced_risk(
     features: torch.Tensor, targets: torch.Tensor, lmbda: float, centre: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,8 +117,7 @@ def reduced_risk(
     if features.ndim != 2 or targets.ndim != 2 or len(features) != len(targets) or 0 in features.shape:
         shapes = f"features {tuple(features.shape)} with targets {tuple(targets.shape)}"
         raise ValueError(f"{shapes} are not allowed: (N, M) with (N, k), N, M >= 1")
-    if not 0 < lmbda < math.inf:
-        raise ValueError(f"lmbda: {lmbda} is not allowed: a finite number above 0")
+    check_lambda(lmbda)
     outer = solve(features.detach(), targets, lmbda, centre)
     return loss(features, targets, outer, lmbda, centre), outer
 

@@ -1,6 +1,5 @@
 """What a solver of the inner problem offers. A new one is one file with a subclass, and its place in ``choose``."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 
 from varpro.features import FeatureMap
 from varpro.problem import Problem
+from varpro.ridge import check_lambda
 
 Array = np.ndarray | torch.Tensor
 Factor = TypeVar("Factor", bound=Array)
@@ -21,8 +21,7 @@ _OUTER_UPDATES = "ridge", "gradient"
 
 def check_constants(lmbda: float, outer_update: str) -> None:
     """Raises ValueError, with what is allowed, where the inner problem or the step of u is none."""
-    if not 0 < lmbda < math.inf:
-        raise ValueError(f"lmbda: {lmbda} is not allowed: a finite number above 0")
+    check_lambda(lmbda)
     if outer_update not in _OUTER_UPDATES:
         raise ValueError(f"outer_update: {outer_update!r} is not allowed: {' or '.join(_OUTER_UPDATES)}")
 

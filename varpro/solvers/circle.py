@@ -1129,7 +1129,7 @@ class CircleSolver(Solver[np.ndarray]):
         """
         losses = np.full(epochs, np.nan)
         room = self._room(weights)
-        if not (isinstance(outer, np.ndarray) and outer.dtype == np.float64 and outer.shape == (len(weights),)):
+        if not _is_array(outer, (len(weights),)):
             raise ValueError(f"outer {_described(outer)} is not allowed: an array ({len(weights)},) of float64")
         state = (self.tables, room, weights, outer, self.lmbda, self.centre, self.time_scale)
         if self.outer_update == "ridge":
@@ -1153,11 +1153,15 @@ class CircleSolver(Solver[np.ndarray]):
         )
 
     def _room(self, weights: np.ndarray) -> Workspace:
-        if not (isinstance(weights, np.ndarray) and weights.dtype == np.float64 and weights.shape == (len(weights), 2)):
+        if not _is_array(weights, (len(weights), 2)):
             raise ValueError(f"weights {_described(weights)} are not allowed: an array (M, 2) of float64")
         if self._workspace is None or len(self._workspace.u) != len(weights):
             self._workspace = workspace(len(weights))
         return self._workspace
+
+
+def _is_array(values: object, shape: tuple[int, ...]) -> bool:
+    return isinstance(values, np.ndarray) and values.dtype == np.float64 and values.shape == shape
 
 
 def _described(values: object) -> str:

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from itertools import chain
@@ -35,6 +35,7 @@ _NAMED = (  # in the file name where they are not the default
     "tf32",
     "dtype",
 )
+_LENGTH = ("epochs", "final_epochs")  # runs that differ in these alone begin alike
 _OF_A_SITTING = ("device", "images")  # a checkpoint of others is not gone on from; a result of others is kept
 _CHECKPOINT_SECONDS = 60.0
 _DIGITS = 12  # of the digest of a set of images, in file names
@@ -169,7 +170,7 @@ def add_run(to: argparse.ArgumentParser) -> None:
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="go on from the checkpoint of a run that was interrupted (default: yes)",
+        help="go on from the checkpoint of a run that was interrupted, or from a shorter run (default: yes)",
     )
     group.add_argument(
         "--device",
@@ -293,8 +294,9 @@ def _perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
             progress=options.progress,
             label=label,
             report=partial(_say, config),
+            earlier=partial(_earlier, run) if not options.force else lambda: None,
         )
-        results.save_result(run.path, _contents(run, record))
+        results.save_result(run.path, _contents(run, record, checkpoint))
         checkpoint.remove()
     _say(
         config,
@@ -303,6 +305,40 @@ def _perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
     )
     _say(config, f"wrote {run.path}")
     signals.check()
+
+
+def _earlier(run: Run) -> dict | None:
+    """The state of the run of another length beside ``run`` that has come furthest in the steps they share, or None.
+
+    That is what its checkpoint holds, or its result, of the end of its passes at the full rate.
+    """
+    folder, own = run.path.parent, run.path.stem
+    files = sorted(chain(*(folder.glob(f"*{path.suffix}") for path in (run.path, results.checkpoint(run.path)))))
+    best, place = None, None
+    for path in files:
+        alike = path.stem != own and names.without_length(path.stem) == names.without_length(own)
+        state = _shared(path, run) if alike else None
+        if state is not None and (best is None or state["step"] > best["step"]):
+            best, place = state, path
+    if best is not None:
+        _say(run.config, f"begins like {place}")
+    return best
+
+
+def _shared(path: Path, run: Run) -> dict | None:
+    """The state in a result or a checkpoint at ``path``, if ``run`` comes through it too."""
+    try:
+        found = results.load(path)
+    except results.ResultError:
+        return None
+    kept = found.get("full_rate") if path.suffix == run.path.suffix else found
+    if not isinstance(kept, dict) or kept.get("version") != STATE_VERSION or not isinstance(kept.get("state"), dict):
+        return None
+    config = kept.get("config")
+    if results.differing(config, {key: value for key, value in run.config.items() if key not in _LENGTH}):
+        return None
+    plan = replace(run.plan, **{key: config[key] for key in _LENGTH})
+    return kept["state"] if run.plan.begins_like(plan, kept["state"]["step"]) else None
 
 
 def _identity(config: dict) -> dict:
@@ -320,13 +356,14 @@ def memory_format(device: str, reduced: bool) -> torch.memory_format:
     return torch.channels_last if device == "cpu" or reduced else torch.contiguous_format
 
 
-def _contents(run: Run, record: Record) -> dict:
+def _contents(run: Run, record: Record, checkpoint: Checkpoint) -> dict:
     return {
         "config": run.config,
         "loss": record.loss,
         "accuracy": record.accuracy,
         "learning_rate": record.learning_rate,
         "network": run.network.state_dict(),
+        "full_rate": {} if record.full_rate is None else checkpoint.contents(record.full_rate),
         "elapsed_time": record.elapsed,
         "images_per_second": run.plan.passes * run.plan.images / record.elapsed,  # tests included in the time
         "provenance": results.provenance(run.config["device"])

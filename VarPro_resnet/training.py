@@ -11,7 +11,7 @@ A pass shows every image once, in a new order and newly augmented; its last mini
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -239,6 +239,11 @@ class Plan:
         """On the learning rate in pass ``number``, counted from 0."""
         return 1.0 if number < self.epochs else 0.5
 
+    def begins_like(self, other: "Plan", steps: int) -> bool:
+        """Whether the first ``steps`` of it are those of ``other``, which differs in its passes at most."""
+        begun = range(math.ceil(steps / self.steps_per_pass))
+        return steps <= self.steps and all(self.factor(number) == other.factor(number) for number in begun)
+
 
 @dataclass
 class Record:
@@ -248,6 +253,7 @@ class Record:
     accuracy: torch.Tensor  # (passes + 1,) float64, share of the test images, before training and after every pass
     learning_rate: torch.Tensor  # (passes,) float64
     threads: list[int]  # of the CPU, one number unless a later sitting was told another
+    full_rate: dict[str, Any] | None  # the state after the last pass at the full rate: longer runs may go on from it
     elapsed: float = 0.0  # seconds of training and tests, over all sittings
 
 
@@ -295,12 +301,15 @@ def train(
     label: str = "training",
     report: Report | None = None,
     replay: bool | None = None,
+    earlier: Callable[[], Mapping[str, Any] | None] = lambda: None,
 ) -> Record:
     """Train ``step.network`` through ``plan`` on ``images``, which are where the network is.
 
     Order and augmentation of the images come from a generator on the CPU with ``seed``, the same on every device. With
     ``checkpoint`` the state is kept there now and then, and a later call goes on from it if ``resume``, to the same
-    last bit on the CPU; the caller removes it. ``signals`` are those of a caller who takes care of them already.
+    last bit on the CPU; the caller removes it. Where there is none to go on from, ``earlier`` is asked for the state of
+    a run that began like this one (:meth:`Plan.begins_like`). ``signals`` are those of a caller who takes care of them
+    already.
 
     The last bits depend on the number of ``threads`` of the CPU, since convolutions and means are summed in parts. None
     is as many as the process has, or one where a trial shows that to be faster, which beside other work it is by far;
@@ -315,6 +324,8 @@ def train(
     """
     run = _Run(step, images, plan, seed, memory_format, label, replay)
     state = checkpoint.restore() if checkpoint is not None and resume else None
+    if state is None and resume:
+        state = earlier()
     if state is not None:
         run.restore(state)
         if report is not None:
@@ -370,6 +381,7 @@ class _Run:
         self.replay = Replay(step, self.losses, plan.batch_size) if replay else None
         self.accuracies = torch.full((plan.passes + 1,), math.nan, dtype=torch.float64)
         self.rates = torch.full((plan.passes,), math.nan, dtype=torch.float64)
+        self.full_rate: dict[str, Any] | None = None
         self.testing = 0.0  # seconds in the tests, over all sittings
         self.elapsed = 0.0  # seconds before this sitting
         self.began = time.perf_counter()
@@ -419,6 +431,7 @@ class _Run:
 
     def steps_of_pass(self) -> Iterator[None]:
         """The steps that are left of the pass at hand, and the test after them, which comes before the last yield."""
+        self._keep_full_rate()
         number, done = divmod(self.step, self.plan.steps_per_pass)
         self.rates[number] = self.take_step.slow_down(self.plan.factor(number))
         self.generator.set_state(self.pass_start)
@@ -492,8 +505,12 @@ class _Run:
     def state(self) -> dict[str, Any]:
         """All that a later sitting needs to go on to the last bit. What has failed is not to be gone on from: raises
         FloatingPointError then."""
+        return self._state() | {"full_rate": self.full_rate}
+
+    def _state(self) -> dict[str, Any]:
         self._check_losses()
         self.take_step.check()
+        begun = math.ceil(self.step / self.plan.steps_per_pass)
         return {
             "network": self.network.state_dict(),
             "training": self.take_step.state_dict(),
@@ -501,14 +518,18 @@ class _Run:
             "step": self.step,
             "loss": self.losses[: self.step],
             "accuracy": self.accuracies[: self.tests],
-            "learning_rate": self.rates[: self.tests],
+            "learning_rate": self.rates[:begun],
             "testing": self.testing,
             "elapsed": self.seconds(),
             "threads": self.threads,
         }
 
+    def _keep_full_rate(self) -> None:
+        if self.step == self.plan.epochs * self.plan.steps_per_pass:
+            self.full_rate = copy.deepcopy(self._state())
+
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` returned."""
+        """Go on from what :meth:`state` returned, here or in a run that began like this one."""
         self.network.load_state_dict(state["network"])
         self.take_step.load_state_dict(state["training"])
         self.pass_start, self.step, self.elapsed = state["pass_start"], state["step"], state["elapsed"]
@@ -516,10 +537,12 @@ class _Run:
         self.threads = list(state["threads"])
         self.tests, self.testing = len(state["accuracy"]), state["testing"]
         self.accuracies[: self.tests] = state["accuracy"]
-        self.rates[: self.tests] = state["learning_rate"]
+        self.rates[: len(state["learning_rate"])] = state["learning_rate"]
+        self.full_rate = state.get("full_rate")
 
     def record(self) -> Record:
-        return Record(self.losses.cpu(), self.accuracies, self.rates, self.threads, self.seconds())
+        self._keep_full_rate()
+        return Record(self.losses.cpu(), self.accuracies, self.rates, self.threads, self.full_rate, self.seconds())
 
 
 class _Watch:
@@ -547,8 +570,9 @@ class _Watch:
     def _estimate(self, seconds_per_step: float) -> str:
         run, plan = self.run, self.run.plan
         tests = run.testing / run.tests * (plan.passes + 1 - run.tests)
+        full = plan.epochs * plan.steps_per_pass  # steps at the full rate, after which the state is kept
         left = seconds_per_step * (plan.steps - run.step) + tests
-        size = sum(tensor.nbytes for tensor in run.network.state_dict().values()) + 8 * plan.steps
+        size = _bytes([2 * [run.network.state_dict()], run.take_step.state_dict()]) + 8 * (plan.steps + full)
         rate = plan.images / (plan.steps_per_pass * seconds_per_step)
         return f"{rate:.0f} images/s, about {duration(left)} to go; the result will take {size / 1e6:.2g} MB"
 
@@ -571,6 +595,15 @@ class _Mark:
         """Of training, from this mark to a ``later`` one that is reached."""
         spent = later.host - self.host if self.event is None else self.event.elapsed_time(later.event) / 1e3
         return (spent - (later.testing - self.testing)) / (later.step - self.step)
+
+
+def _bytes(value: Any) -> int:
+    """Of all tensors in it."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        value = value.values()
+    return sum(map(_bytes, value)) if isinstance(value, Iterable) and not isinstance(value, str) else 0
 
 
 def _wait(device: torch.device) -> None:

@@ -446,7 +446,7 @@ def test_cost_is_said_once(monkeypatch):
     )
     (line,) = lines
     assert "images/s, about" in line
-    assert line.endswith("to go; the result will take 1.1 MB")
+    assert line.endswith("to go; the result will take 3.3 MB")
 
 
 class Event:
@@ -475,6 +475,7 @@ def test_the_cost_on_a_gpu_is_that_of_its_own_clock_and_nobody_waits(monkeypatch
     lines = []
     there = SimpleNamespace(device=torch.device("cuda"))
     run = SimpleNamespace(step=1, testing=0.0, tests=1, losses=there, plan=Plan(80, 8, 1, 0), network=network())
+    run.take_step = chosen_step(run.network, "sgdm")
     watch = training._Watch(run, lines.append)
     for run.step in range(1, 6):
         assert not lines
@@ -704,6 +705,77 @@ def test_an_interrupted_command_goes_on(tmp_path, capsys, monkeypatch):
     whole, parts = only_result(tmp_path / "whole"), only_result(tmp_path / "parts")
     assert torch.equal(whole["loss"], parts["loss"])
     assert all(torch.equal(value, parts["network"][name]) for name, value in whole["network"].items())
+
+
+@pytest.mark.usefixtures("tiny_data")
+@pytest.mark.parametrize(
+    ("begun", "length", "step"),
+    [
+        ((2, 0), (3, 1), 4),  # passes at the full rate and at half of it; steps that they share
+        ((2, 1), (3, 0), 4),
+        ((2, 1), (2, 2), 4),
+        ((2, 0), (2, 1), 4),
+    ],
+)
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_a_longer_run_goes_on_from_a_shorter_one(optimizer, begun, length, step, tmp_path, capsys):
+    def command(epochs: int, final: int, folder: Path, *more: str) -> list[str]:
+        lengths = ["--epochs", str(epochs), "--final_epochs", str(final)]
+        return ["--batch_size", "16", *lengths, "--optimizer", optimizer, "--output", str(folder), *more]
+
+    main(command(*length, tmp_path / "whole"))
+    main(command(*begun, tmp_path))
+    (shorter,) = tmp_path.glob("*.pt")
+    capsys.readouterr()
+    main(command(*length, tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        f"{optimizer} seed 0: begins like {shorter}",
+        f"{optimizer} seed 0: goes on after step {step} of {2 * sum(length)}",
+    ]
+    (longer,) = set(tmp_path.glob("*.pt")) - {shorter}
+    whole, found = only_result(tmp_path / "whole"), results.load(longer)
+    assert equal(found, whole)
+    assert found["full_rate"]["state"]["step"] == 2 * length[0]  # the next longer one goes on from there
+
+
+def equal(found, expected) -> bool:
+    """To the last bit, but for what is another in every sitting."""
+    if isinstance(expected, torch.Tensor):
+        return torch.equal(found, expected)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(equal, found, expected))
+    if isinstance(expected, dict):
+        others = {"elapsed_time", "images_per_second", "elapsed", "testing"}
+        same = found.keys() == expected.keys()
+        return same and all(equal(found[name], expected[name]) for name in found.keys() - others)
+    return found == expected
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_what_a_longer_run_does_not_go_on_from(tmp_path, capsys):
+    """One that has come too far, one at another rate, one with other options, and a file that is none."""
+    arguments = ["--batch_size", "16", "--device", "cpu", "--optimizer", "sgdm", "--output", str(tmp_path)]
+    main([*arguments, "--epochs", "3", "--final_epochs", "0"])
+    main([*arguments, "--epochs", "1", "--final_epochs", "0", "--seed", "1"])
+    main([*arguments, "--epochs", "1", "--final_epochs", "0", "--momentum", "0.5"])
+    (three,) = tmp_path.glob("*_epochs=3_*.pt")
+    Path(str(three).replace("epochs=3", "epochs=1")).write_bytes(b"not a result")
+    kept = results.load(three)
+    kept["full_rate"]["version"] = 0
+    results.save(Path(str(three).replace("epochs=3", "epochs=2").replace("_final_epochs=0", "")), kept)
+    for more in ([], ["--no-resume"], ["--force"]):
+        capsys.readouterr()
+        main([*arguments, "--epochs", "2", "--final_epochs", "2", *more])
+        out = capsys.readouterr().out
+        assert "begins like" not in out
+        assert "goes on" not in out
+        for path in tmp_path.glob("*_final_epochs=2_*"):
+            path.unlink()
+    main([*arguments, "--epochs", "4", "--final_epochs", "0"])
+    assert f"begins like {three}" in capsys.readouterr().out
+    main([*arguments, "--epochs", "5", "--final_epochs", "0", "--no-resume"])
+    assert "begins like" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("tiny_data")

@@ -5,6 +5,7 @@ of run always, other options where they are not the default, and the seed. Nothi
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,11 @@ def resnet(config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, 
     stated = {key: config[key] for key in ("dataset", "data") if key in config}
     stated |= {key: config[key] for key in ("optimizer", "batch_size", "lambda", "epochs")}
     return file_name(stated | _ordered(changed) | {"seed": config["seed"]}, name)
+
+
+def without_length(name: str) -> str:
+    """A file ``name`` without what it says about the number of epochs."""
+    return re.sub(r"_(final_)?epochs=\d+", "", name)
 
 
 def limit(prefix: str, config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, name: str = "") -> str:

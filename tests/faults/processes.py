@@ -146,7 +146,7 @@ def farewell(script: str, how: int) -> str:
     return f"{Path(script).name}: stopped by {signal.Signals(how).name}; {goes_on}"
 
 
-_OF_A_SITTING = {"elapsed_time", "seconds", "images_per_second", "provenance", "inner_solves"}
+_OF_A_SITTING = {"elapsed_time", "seconds", "images_per_second", "provenance", "inner_solves", "elapsed", "testing"}
 
 
 def difference(
@@ -158,6 +158,8 @@ def difference(
     worst = (0.0, "")
     for name in (found.keys() | expected.keys()) - _OF_A_SITTING:
         one, other, here = found.get(name), expected.get(name), f"{place}{name}"
+        if isinstance(one, list) and isinstance(other, list):
+            one, other = dict(enumerate(one)), dict(enumerate(other))
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             worst = max(worst, difference(one, other, f"{here}.", periodic))
         elif isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):

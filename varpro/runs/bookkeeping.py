@@ -70,7 +70,11 @@ class Checkpoint:
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Write ``state`` now. Raises ResultError where it cannot be written; what was there is still there then."""
-        results.save(self.path, {"version": self.version, "config": self.config, "state": state})
+        results.save(self.path, self.contents(state))
+
+    def contents(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the file, with ``state``."""
+        return {"version": self.version, "config": self.config, "state": state}
 
     def remove(self) -> None:
         """To be called once the result is on disk."""

@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim import SGD
 
 from benchmarks import measure
-from varpro import image_files
+from varpro import image_files, ridge
 from varpro.loss import VarProLoss
 from varpro.paper.tables import markdown
 from varpro.threads import keep_freed_memory
@@ -33,6 +33,34 @@ from VarPro_resnet.training import Batch, Descent, Plan, VarPro, accuracy, train
 
 LMBDA, TIME_SCALE = 1e-3, 1e-3
 READINGS = ("as it is", "u anew", "statistics anew", "both anew")
+
+
+class ProximalVarPro(Descent):
+    """Stochastic VarPro with its penalty's centre at the last u: u <- argmin_v L(v) + (weight / 2) mean (v - u)^2.
+
+    That is a ridge problem of the mini-batch again: lam (1 + weight) for lam, the centre weight / (1 + weight) u. For a
+    weight of 0 it is VarProM without averaging. The gradient is that of L at this u, held fixed.
+    """
+
+    solves = True
+
+    def __init__(self, network: ResNet20, optimizer: torch.optim.Optimizer, lmbda: float, weight: float, **options):
+        super().__init__(network, optimizer, lmbda, **options)
+        network.readout.requires_grad_(False)
+        self.weight = weight
+
+    def solve(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """u (M, k) for ``features (B, M)`` and ``targets (B, k)``, which the network keeps."""
+        outer = self.network.outer
+        centre = self.weight / (1 + self.weight) * outer.double()
+        rest = targets - ridge.predict(features.double(), centre)
+        change = ridge.solve(features.double(), rest, (1 + self.weight) * self.lmbda, 0.0)
+        return outer.copy_(centre + change)
+
+
+def _proximal(network: ResNet20, weight: float, **options) -> Descent:
+    descent = SGD(network.features.parameters(), WIDTH * TIME_SCALE, 0.9)
+    return ProximalVarPro(network, descent, LMBDA, weight, **options)
 
 
 def _varpro(network: ResNet20, momentum: float = 0.0, **options) -> Descent:
@@ -50,6 +78,9 @@ VARIANTS: dict[str, Callable[..., Descent]] = {
     "VarPro running": partial(_varpro, momentum=0.9, memory=0.9),  # --optimizer varpro-running
     "SGDM": _sgdm,
 }
+COMPARED = list(VARIANTS)  # without --variants
+VARIANTS |= {f"VarPro running, m = {m}": partial(_varpro, momentum=0.9, memory=m) for m in (0.5, 0.8, 0.95, 0.99)}
+VARIANTS |= {f"proximal, weight {weight}": partial(_proximal, weight=weight) for weight in (0, 1, 10, 100)}
 
 
 @dataclass
@@ -149,7 +180,7 @@ def main() -> None:
     options.add_argument("--batch_size", type=int, default=128)
     options.add_argument("--last", type=int, default=5, help="passes over which means and spreads are taken")
     options.add_argument("--seed", type=int, nargs="+", default=[0, 1])
-    options.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    options.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=COMPARED)
     options.add_argument("--mixed_precision", action="store_true")
     chosen = options.parse_args()
     images = cifar.load("cifar10", chosen.data_dir) if chosen.data_dir else cifar.load("digits", image_files.folder())

@@ -561,6 +561,25 @@ def test_who_watches_a_training_does_not_change_it(variant):
     assert torch.equal(readings[:, 0].double(), record.accuracy.float().double())
 
 
+@pytest.mark.parametrize("weight", [0, 3.0])
+def test_a_proximal_step_minimises_what_it_says(weight):
+    """The gradient of L(v) + (weight / 2) mean (v - u)^2 vanishes at the new u; a weight of 0 is VarProM's m = 0."""
+    of, (images, targets) = network(), batch(12)
+    features = of.features(images).detach()
+    old = of.outer.clone()
+    take = resnet_noise.ProximalVarPro(of, torch.optim.SGD(of.features.parameters(), 0.0), LMBDA, weight)
+    new = take.solve(features, targets).clone().requires_grad_()
+    objective = ridge.loss(features, targets, new, LMBDA, 0.0) + weight / 2 * (new - old).square().mean()
+    (slope_,) = torch.autograd.grad(objective, new)
+    (alone,) = torch.autograd.grad(ridge.loss(features, targets, new, LMBDA, 0.0), new)
+    (data,) = torch.autograd.grad((ridge.predict(features, new) - targets).square().mean() / (2 * LMBDA), new)
+    assert slope_.norm() < SOLVE * data.norm()
+    if weight == 0:
+        assert relative(new.detach(), varprom(of, 0.0).solve(features, targets)) < SOLVE
+    else:
+        assert alone.norm() > 1e-3 * data.norm()
+
+
 def test_parts_of_the_images_are_even():
     images = tiny_images(40)
     found = resnet_noise.part(images, 20)

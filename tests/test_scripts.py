@@ -18,6 +18,7 @@ from tolerances import EXACT, FLOAT32_STATE, ROUNDED, TRAJECTORY
 from varpro import results
 from varpro.domains.torus import TORUS as TORUS_DOMAIN
 from varpro.paper import grid
+from varpro.runs import experiment
 from VarPro_resnet.Experiment import parser as resnet_parser
 
 BIASED, UNBIASED, TWO_TIMESCALE = (f"{name}/Experiment.py" for name in (grid.BIASED, grid.UNBIASED, grid.TWO_TIMESCALE))
@@ -165,7 +166,16 @@ def test_finite_samples_of_the_law_itself(tmp_path):
         ("circle", ["--samples", "0"], "'0' is not allowed: a whole number from 1 to 1000000000, or inf"),
         ("circle", ["--distances", "teacher"], "invalid choice: 'teacher'"),
         ("circle", ["--distances", "projected", "--optimizer", "lm"], "--distances: goes with --optimizer gd"),
-        ("torus", ["--distances", "diffusion", "--gamma", "inf"], "--distances: goes with a finite --gamma"),
+        (
+            "torus",
+            ["--distances", "diffusion", "--gamma", "inf", "--teacher_width", "2"],
+            "--distances: goes with a finite --gamma",
+        ),
+        (
+            "torus",
+            ["--gamma", "-1"],
+            "--teacher_width 32: has no effect here; with --gamma inf the teacher has 2 neurons",
+        ),
     ],
 )
 def test_what_cannot_be_infinite_is_refused(script, arguments, line, tmp_path, capsys):
@@ -318,6 +328,14 @@ def test_own_data_with_many_outputs_take_the_dense_solver(data, tmp_path):
         (["--gamma", "abc"], "--gamma: 'abc' is not allowed: a number from 0 to 1e+08"),
         (["--gamma", "inf"], "--gamma: 'inf' is not allowed"),
         (["--lambda", "0"], "--lambda/--lmbda: '0' is not allowed: a finite number above 0"),
+        (["--lambda", "-1e-3"], "--lambda/--lmbda: '-1e-3' is not allowed: a finite number above 0"),
+        (["--lmbda", "-.5"], "--lambda/--lmbda: '-.5' is not allowed: a finite number above 0"),
+        (["--gamma", "-inf"], "--gamma: '-inf' is not allowed: a number from 0 to 1e+08"),
+        (
+            ["--student_width", "10000000"],
+            "_width 10000000: takes 120 GB of memory at least with 1001 states kept, and",
+        ),
+        (["--samples", "900000000"], "--samples 900000000: takes 22 GB of memory at least, and there are 17 GB here"),
         (["--time_scale", "nan"], "--time_scale: 'nan' is not allowed"),
         (["--epochs", "0"], "--epochs: '0' is not allowed"),
         (["--seed", "-1"], "--seed: '-1' is not allowed: a whole number from 0 to 4294967295"),
@@ -340,6 +358,7 @@ def test_own_data_with_many_outputs_take_the_dense_solver(data, tmp_path):
 )
 def test_bad_options_give_one_line_and_write_nothing(arguments, named, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+    monkeypatch.setattr(experiment, "memory", lambda: 2**34)
     refuse(UNBIASED, *arguments)
     output = capsys.readouterr()
     assert output.out == ""

@@ -38,7 +38,21 @@ class Stopped(BaseException):
         self.exit_code = 128 + number
 
 
+_NEGATIVE = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)  # how a number below 0 begins
+
+
 class _Parser(argparse.ArgumentParser):
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """As in the base class, which takes -1e-3 after an option for another option, not for its value."""
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            after_option = words and words[-1].startswith("--") and "=" not in words[-1]
+            if after_option and _NEGATIVE.match(word):
+                words[-1] += f"={word}"
+            else:
+                words.append(word)
+        return super().parse_known_args(words, namespace)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {printable(message)}\n")
 

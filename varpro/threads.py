@@ -5,6 +5,7 @@ every such wait can last until the scheduler comes round, and two threads are th
 """
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -50,6 +51,11 @@ class Sharing:
         trial = threads not in self._cost or threads != min(self._cost, key=self._cost.__getitem__)
         self._since = 0.0 if trial else self._since + seconds
         self._cost[threads] = seconds / units
+
+
+def memory() -> int:
+    """Bytes of main memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextmanager

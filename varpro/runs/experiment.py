@@ -22,6 +22,7 @@ from varpro.runs.schedule import Schedule, schedule
 from varpro.runs.training import REMEDY, STATE_VERSION, Measurement, Training, train
 from varpro.solvers.base import Objective, Solver
 from varpro.solvers.choose import Choice, Refusal, choose
+from varpro.threads import memory
 
 _NAMED = (
     "teacher_width",
@@ -109,12 +110,13 @@ def _run(
     options: argparse.Namespace, choices: Choices, folder: Path, seed: int, tensors: dict | None, data_label: str
 ) -> Run:
     outer_rate = options.outer_rate if "outer_rate" in options else 1.0
+    plan = schedule(options.epochs, options.saving_step)
+    _check_memory(options, choices.features.domain.dimension, len(plan.snapshot_epochs))
     problem = _problem(options, choices.features, seed, tensors)
     objective = Objective(
         choices.features, options.lmbda, choices.centre, options.time_scale, choices.outer_update, outer_rate
     )
     choice = _choice(options, objective, problem)
-    plan = schedule(options.epochs, options.saving_step)
     config = {
         "experiment": folder.name,
         "features": choices.features.name,
@@ -334,13 +336,34 @@ def _read_data(options: argparse.Namespace) -> tuple[dict | None, str | None]:
     return tensors, f"{options.data.stem}-{digest}"
 
 
+def _check_memory(options: argparse.Namespace, dimension: int, states: int) -> None:
+    """Raise UsageError where what is drawn, in both precisions, and the ``states`` that are kept cannot fit."""
+    drawn = {name: getattr(options, name) for name in ("student_width", "samples", "teacher_width")}
+    sizes = {name: 12 * dimension * count for name, count in drawn.items() if not math.isinf(count)}
+    sizes["student_width"] += 4 * (dimension + 1) * options.student_width * states  # float32
+    largest = max(sizes, key=sizes.__getitem__)
+    needed, here = sum(sizes.values()), memory()
+    if needed > here:
+        kept = f" with {states} states kept" if largest == "student_width" else ""
+        raise cli.UsageError(
+            f"--{largest} {drawn[largest]}: takes {needed / 1e9:,.0f} GB of memory at least{kept}, and there are "
+            f"{here / 1e9:,.0f} GB here"
+        )
+
+
 def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tensors: dict | None) -> Problem:
     numbers = (options.student_width, options.teacher_width, options.gamma)
     if tensors is None:
         try:
-            return drawn_problem(features, seed, options.samples, *numbers, spread=options.init != INITS[0])
+            problem = drawn_problem(features, seed, options.samples, *numbers, spread=options.init != INITS[0])
         except ValueError as error:
             raise cli.UsageError(str(error)) from None
+        if "teacher_width" in options.given and problem.teacher_width != options.teacher_width:
+            raise cli.UsageError(
+                f"--teacher_width {options.teacher_width}: has no effect here; with --gamma {options.gamma} the "
+                f"teacher has {problem.teacher_width} neurons"
+            )
+        return problem
     domain = features.domain
     try:
         problem = problem_from_tensors(tensors, domain, lambda samples: domain.draws(seed, samples, *numbers).student)

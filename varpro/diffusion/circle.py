@@ -76,7 +76,7 @@ class _State(NamedTuple):
 
 def solve_diffusion(
     gamma: float,
-    snapshot_epochs: Sequence[int],
+    snapshot_epochs: Sequence[int] | np.ndarray,
     time_scale: float = 2**-10,
     grid_size: int = 4096,
     rtol: float = 1e-5,

@@ -100,7 +100,7 @@ class _State(NamedTuple):
 
 def solve_projected(
     teacher: float | Density | np.ndarray,
-    snapshot_epochs: Sequence[int],
+    snapshot_epochs: Sequence[int] | np.ndarray,
     time_scale: float = 2**-10,
     grid_size: int = 4096,
     rtol: float = 3e-5,

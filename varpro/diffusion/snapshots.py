@@ -9,7 +9,7 @@ NODES = 4  # of the interpolating polynomial
 INSERTED_SHARE = 0.3  # of the intervals, those that err most, get another snapshot in a round
 
 
-def density_at(density: np.ndarray, snapshot_epochs: Sequence[int], epoch: float) -> np.ndarray:
+def density_at(density: np.ndarray, snapshot_epochs: Sequence[int] | np.ndarray, epoch: float) -> np.ndarray:
     """The density (...), float64, at ``epoch`` from the snapshots ``density (S, ...)``.
 
     A cubic polynomial in log(1 + epoch) through the nearest four; where that is not positive, the straight line

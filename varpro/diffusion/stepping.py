@@ -112,7 +112,7 @@ def check_grid_size(grid_size: int, smallest: int) -> None:
         raise ValueError(f"grid_size must be an integer, at least {smallest}, not {grid_size}")
 
 
-def checked_epochs(snapshot_epochs: Sequence[int]) -> np.ndarray:
+def checked_epochs(snapshot_epochs: Sequence[int] | np.ndarray) -> np.ndarray:
     """``snapshot_epochs`` as int64 (S,); raises ValueError where they are none, negative or decreasing."""
     epochs = np.asarray(snapshot_epochs)
     if epochs.ndim != 1 or epochs.size == 0 or not np.issubdtype(epochs.dtype, np.integer):

@@ -136,7 +136,7 @@ class _State(NamedTuple):
 
 def solve_torus_diffusion(
     gamma: float | TorusTeacher,
-    snapshot_epochs: Sequence[int],
+    snapshot_epochs: Sequence[int] | np.ndarray,
     time_scale: float = 2**-10,
     grid_size: int = 256,
     rtol: float = 1e-5,

@@ -130,4 +130,4 @@ class Circle(Domain):
         return Draws(teacher, inputs.double(), torch.nn.functional.normalize(student.double(), dim=1))
 
 
-CIRCLE = Circle()
+CIRCLE: Circle = Circle()

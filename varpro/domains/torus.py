@@ -96,4 +96,4 @@ class Torus(Domain):
         return Draws(wrap_torus(teacher), inputs.double(), student.double())
 
 
-TORUS = Torus()
+TORUS: Torus = Torus()

@@ -51,14 +51,21 @@ class Checkpoint:
         try:
             saved = results.load(self.path)
         except results.ResultError as error:
-            return self._anew(str(error))
-        if saved.get("version") != self.version:
-            return self._anew(f"{self.path} is of another version")
-        difference = results.differing(saved.get("config"), self.config)
-        if difference:
-            return self._anew(f"{self.path} has {difference}")
-        state = saved.get("state")
-        return state if isinstance(state, dict) else self._anew(f"{self.path} holds no state")
+            reason = str(error)
+        else:
+            difference = results.differing(saved.get("config"), self.config)
+            state = saved.get("state")
+            if saved.get("version") != self.version:
+                reason = f"{self.path} is of another version"
+            elif difference:
+                reason = f"{self.path} has {difference}"
+            elif not isinstance(state, dict):
+                reason = f"{self.path} holds no state"
+            else:
+                return state
+        if self._report is not None:
+            self._report(f"starts anew: {reason}")
+        return None
 
     def offer(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Write what ``state`` returns, if it is time."""
@@ -79,10 +86,6 @@ class Checkpoint:
     def remove(self) -> None:
         """To be called once the result is on disk."""
         self.path.unlink(missing_ok=True)
-
-    def _anew(self, reason: str) -> None:
-        if self._report is not None:
-            self._report(f"starts anew: {reason}")
 
 
 def _seconds(usual: float) -> float:

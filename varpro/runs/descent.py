@@ -51,7 +51,7 @@ class Descent(ABC):
 class GradientDescent(Descent):
     """Plain gradient descent at a constant rate, many epochs in one call of the solver."""
 
-    def __init__(self, solver: Solver, weights: torch.Tensor) -> None:
+    def __init__(self, solver: Solver[Any], weights: torch.Tensor) -> None:
         self._solver = solver
         begin = time.perf_counter()
         self._weights = solver.own(weights)

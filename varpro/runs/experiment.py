@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ class Choices:
 class Run:
     """One seed of one experiment, ready to train."""
 
-    config: dict
+    config: dict[str, Any]
     path: Path
     problem: Problem
     objective: Objective
@@ -69,7 +70,7 @@ class Run:
         return f"seed {self.config['seed']}"
 
     @property
-    def identity(self) -> dict:
+    def identity(self) -> dict[str, Any]:
         """The options that decide the numbers of its result."""
         return {key: value for key, value in self.config.items() if key != "device"}
 
@@ -107,7 +108,12 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
 
 
 def _run(
-    options: argparse.Namespace, choices: Choices, folder: Path, seed: int, tensors: dict | None, data_label: str
+    options: argparse.Namespace,
+    choices: Choices,
+    folder: Path,
+    seed: int,
+    tensors: dict[str, Any] | None,
+    data_label: str | None,
 ) -> Run:
     outer_rate = options.outer_rate if "outer_rate" in options else 1.0
     plan = schedule(options.epochs, options.saving_step)
@@ -197,7 +203,7 @@ def _perform(run: Run, progress: bool) -> None:
     signals.check()
 
 
-def _descent(run: Run, solver: Solver) -> Descent:
+def _descent(run: Run, solver: Solver[Any]) -> Descent:
     kind = OPTIMIZERS.get(run.config.get("optimizer", GRADIENT_DESCENT))
     tolerance, first = run.config.get("tolerance", 0.0), run.config.get("continuation")
     try:
@@ -218,7 +224,7 @@ def _descent(run: Run, solver: Solver) -> Descent:
         raise FloatingPointError(f"epoch 0: {error}") from None
 
 
-def _solver(run: Run, objective: Objective) -> Solver:
+def _solver(run: Run, objective: Objective) -> Solver[Any]:
     kind, device, dtype, _ = run.choice
     return kind.build(objective, run.problem, device=device, dtype=dtype, tf32=run.config.get("tf32", False))
 
@@ -241,7 +247,7 @@ def _choice(options: argparse.Namespace, objective: Objective, problem: Problem)
     return choice
 
 
-def _contents(run: Run, training: Training) -> dict:
+def _contents(run: Run, training: Training) -> dict[str, Any]:
     contents = {
         "config": run.config,
         "snapshot_epochs": training.snapshot_epochs,
@@ -267,7 +273,7 @@ def _contents(run: Run, training: Training) -> dict:
     return contents
 
 
-def _limits(options: argparse.Namespace, choices: Choices, tensors: dict | None) -> tuple[Limit, ...]:
+def _limits(options: argparse.Namespace, choices: Choices, tensors: dict[str, Any] | None) -> tuple[Limit, ...]:
     """The limits that the features are compared with: those asked for, else the script's own where they can be had."""
     asked = "distances" in options and "distances" in options.given
     chosen = options.distances if "distances" in options else [limit.name for limit in choices.limits[:1]]
@@ -314,14 +320,14 @@ def _is_changed(options: argparse.Namespace, key: str) -> bool:
     return key in options.given and getattr(options, key) != options.defaults[key]
 
 
-def _file_name(options: argparse.Namespace, config: dict, *, usual: bool) -> str:
+def _file_name(options: argparse.Namespace, config: dict[str, Any], *, usual: bool) -> str:
     changed = {key: config[key] for key in _NAMED if key in config and _is_changed(options, key)}
     if not usual:
         changed |= {"solver": config["solver"], "dtype": "tf32" if "tf32" in config else config["dtype"]}
     return names.shallow(config, changed, options.name)
 
 
-def _read_data(options: argparse.Namespace) -> tuple[dict | None, str | None]:
+def _read_data(options: argparse.Namespace) -> tuple[dict[str, Any] | None, str | None]:
     """The tensors of ``--data`` and a label for them: the file's stem and eight digits of its content's hash."""
     if options.data is None:
         return None, None
@@ -351,7 +357,7 @@ def _check_memory(options: argparse.Namespace, dimension: int, states: int) -> N
         )
 
 
-def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tensors: dict | None) -> Problem:
+def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tensors: dict[str, Any] | None) -> Problem:
     numbers = (options.student_width, options.teacher_width, options.gamma)
     if tensors is None:
         try:

@@ -60,7 +60,7 @@ class Limit:
         grid_size = grid_size or self.grid_size
         step = int(snapshot_epochs[1] - snapshot_epochs[0])
         usual = np.array_equal(snapshot_epochs, schedule(epochs).measured_epochs)
-        changed = {"grid_size": grid_size} if grid_size != self.grid_size else {}
+        changed: dict[str, float] = {"grid_size": grid_size} if grid_size != self.grid_size else {}
         changed |= {"time_scale": time_scale} if time_scale != TIME_SCALE else {}
         changed |= {} if usual else {"saving_step": step}
         path = folder / names.limit(self.prefix, {"gamma": gamma, "epochs": epochs}, changed, name)

@@ -217,10 +217,11 @@ class _Run:
     def _lengths(self) -> tuple[int, int]:
         """How many snapshots and how many measurements have been made; the last state has both where it is the end."""
         plan, ended = self.plan, bool(self.descent.ending)
-        return tuple(
+        kept, measured = (
             int(np.searchsorted(epochs, self.epoch, side="left" if ended else "right")) + ended
             for epochs in (plan.snapshot_epochs, plan.measured_epochs)
         )
+        return kept, measured
 
     def report(self) -> dict[str, float]:
         return merged(self.earlier, self.descent.report())

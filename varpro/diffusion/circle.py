@@ -30,6 +30,7 @@ from varpro.compiled import compiled
 from varpro.diffusion.stepping import (
     DIAGONAL,
     E32,
+    History,
     Step,
     Trial,
     accepted_steps,
@@ -38,7 +39,6 @@ from varpro.diffusion.stepping import (
     check_numbers,
     checked_epochs,
     decreases,
-    fill_snapshots,
     first_size,
 )
 from varpro.domains.circle import BUMP_MASSES, MAX_GAMMA, SECOND_BUMP
@@ -100,28 +100,21 @@ def solve_diffusion(
     teacher = _teacher(gamma)
     levels = np.array([_law(edge, teacher)[2] for edge in edges])
     state = _evaluate(edges[:-1].copy() if start is None else _checked_start(start), teacher)
-    snapshot_times = epochs * float(time_scale)
-    density = np.empty((len(epochs), grid_size))
-    times, energy = [0.0], [0.5 + _excess_energy(state.y)]
-    done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
-    density[:done] = _cell_masses(state.y, levels)
+    times = epochs * float(time_scale)
+    history = History(times, lambda state: 0.5 + _excess_energy(state.y), state, (_cell_masses(state.y, levels),))
 
     def cells(step: Step, part: float) -> tuple[np.ndarray]:
         trial, size = step.trial, step.time_after - step.time_before
         return (_cell_masses(_interpolate(trial.before, trial.after.y, *trial.details, size, part), levels),)
 
     size = first_size(rtol, _density_change(state.x, state.density * state.curvature))
-    for step in accepted_steps(partial(_attempt, teacher=teacher), state, size, snapshot_times[-1], rtol):
-        stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
-        fill_snapshots(step, snapshot_times[done:stop], cells, density[done:stop])
-        done, state = stop, step.trial.after
-        times.append(step.time_after)
-        energy.append(0.5 + _excess_energy(state.y))
-        if progress is not None:
-            progress(step.time_after / snapshot_times[-1])
-    density *= grid_size / (2 * math.pi)
+    steps = accepted_steps(partial(_attempt, teacher=teacher), state, size, times[-1], rtol)
+    for step in history.follow(steps, cells, progress):
+        state = step.trial.after
+    (masses,) = history.snapshots
+    density = masses * (grid_size / (2 * math.pi))
     grid = (edges[1:] + edges[:-1]) / 2
-    return Diffusion(density, grid, epochs, np.array(energy), np.array(times), len(times) - 1, state.x)
+    return Diffusion(density, grid, epochs, history.energy, history.times, len(history.times) - 1, state.x)
 
 
 def _attempt(state: _State, size: float, teacher: tuple[float, float, float, float]) -> Trial:

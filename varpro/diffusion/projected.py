@@ -34,6 +34,7 @@ from scipy.linalg.lapack import dgbtrf, dgbtrs
 from varpro.diffusion.stepping import (
     DIAGONAL,
     E32,
+    History,
     Step,
     Trial,
     accepted_steps,
@@ -42,7 +43,6 @@ from varpro.diffusion.stepping import (
     check_numbers,
     checked_epochs,
     decreases,
-    fill_snapshots,
     first_size,
 )
 from varpro.domains.circle import BUMP_MASSES, MAX_GAMMA, SECOND_BUMP, circle_cdf, circle_density
@@ -133,25 +133,16 @@ def solve_projected(
     x, share = _first_state(start, grid_size)
     state = _evaluate(x, share, law)
     output = _Output(edges, law)
-    snapshot_times = epochs * float(time_scale)
-    density, outer = np.empty((len(epochs), grid_size)), np.empty((len(epochs), grid_size))
-    times, energy = [0.0], [state.excess]
-    done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
-    density[:done], outer[:done] = output(state)
+    times = epochs * float(time_scale)
+    history = History(times, lambda state: state.excess, state, output(state))
 
     def between(step: Step, part: float) -> tuple[np.ndarray, np.ndarray]:
         return output(_between(step, part, law))
 
-    for step in _steps(state, law, snapshot_times[-1], rtol):
-        stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
-        fill_snapshots(step, snapshot_times[done:stop], between, density[done:stop], outer[done:stop])
-        done, state = stop, step.trial.after
-        times.append(step.time_after)
-        energy.append(state.excess)
-        if progress is not None:
-            progress(step.time_after / snapshot_times[-1])
+    count = sum(1 for _ in history.follow(_steps(state, law, times[-1], rtol), between, progress))
+    density, outer = history.snapshots
     grid = (edges[1:] + edges[:-1]) / 2
-    return ProjectedDiffusion(density, outer, grid, epochs, np.array(energy), np.array(times), len(times) - 1)
+    return ProjectedDiffusion(density, outer, grid, epochs, history.energy, history.times, count)
 
 
 def harmonics(angles: np.ndarray, masses: np.ndarray, count: int) -> np.ndarray:

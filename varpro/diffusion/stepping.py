@@ -1,7 +1,7 @@
-"""What the diffusions share: steps under error control, and the checks of their arguments."""
+"""What the diffusions share: steps under error control, what is kept of them, and the checks of their arguments."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,18 +48,58 @@ def decreases(excess: float, new_excess: float, flat: float = FLAT) -> bool:
     return new_excess <= excess or max(new_excess, excess) < flat
 
 
-def fill_snapshots(
-    step: Step, times: np.ndarray, at: Callable[[Step, float], tuple[np.ndarray, ...]], *into: np.ndarray
-) -> None:
-    """Rows ``at(step, part)`` of the step into the arrays ``into``, each (len(times), ...), at ``times`` inside it."""
-    for k, time in enumerate(times):
-        if k > 0 and time == times[k - 1]:
-            for array in into:
-                array[k] = array[k - 1]
-            continue
-        part = (time - step.time_before) / (step.time_after - step.time_before)
-        for array, row in zip(into, at(step, part), strict=True):
-            array[k] = row
+class History:
+    """What is kept along the way: arrays ``snapshots``, each (S, ...), at the S ``snapshot_times``, and the energy and
+    the time at the start and after each of K accepted steps: ``energy (K + 1,)``, ``times (K + 1,)``.
+
+    ``rows`` are those of the initial ``state``, one per array; ``energy`` is that of a state.
+    """
+
+    def __init__(
+        self, snapshot_times: np.ndarray, energy: Callable[[Any], float], state: Any, rows: tuple[np.ndarray, ...]
+    ) -> None:
+        self._wanted, self._energy_of = snapshot_times, energy
+        self._times, self._energy = [0.0], [energy(state)]
+        self._done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
+        self.snapshots = tuple(np.empty((len(snapshot_times), *row.shape)) for row in rows)
+        for array, row in zip(self.snapshots, rows, strict=True):
+            array[: self._done] = row
+
+    def follow(
+        self,
+        steps: Iterable[Step],
+        at: Callable[[Step, float], tuple[np.ndarray, ...]],
+        progress: Callable[[float], None] | None,
+    ) -> Iterator[Step]:
+        """Each of ``steps`` when all of it is kept; ``at(step, part)`` are the rows at that part of a step."""
+        for step in steps:
+            self._fill(step, at)
+            self._times.append(step.time_after)
+            self._energy.append(self._energy_of(step.trial.after))
+            if progress is not None:
+                progress(step.time_after / self._wanted[-1])
+            yield step
+
+    @property
+    def energy(self) -> np.ndarray:
+        """(K + 1,)."""
+        return np.array(self._energy)
+
+    @property
+    def times(self) -> np.ndarray:
+        """(K + 1,)."""
+        return np.array(self._times)
+
+    def _fill(self, step: Step, at: Callable[[Step, float], tuple[np.ndarray, ...]]) -> None:
+        stop = int(np.searchsorted(self._wanted, step.time_after, side="right"))
+        for k in range(self._done, stop):
+            time = self._wanted[k]
+            again = k > self._done and time == self._wanted[k - 1]
+            part = (time - step.time_before) / (step.time_after - step.time_before)
+            rows = [array[k - 1] for array in self.snapshots] if again else at(step, part)
+            for array, row in zip(self.snapshots, rows, strict=True):
+                array[k] = row
+        self._done = stop
 
 
 def accepted_steps(

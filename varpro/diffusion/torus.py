@@ -29,6 +29,7 @@ import numpy as np
 from varpro.compiled import compiled
 from varpro.diffusion.multigrid import Grids, apply_fluxes, grid_sizes, make_grids, solve_shifted
 from varpro.diffusion.stepping import (
+    History,
     Step,
     Trial,
     accepted_steps,
@@ -37,7 +38,6 @@ from varpro.diffusion.stepping import (
     check_numbers,
     checked_epochs,
     decreases,
-    fill_snapshots,
     first_size,
 )
 from varpro.domains.torus import TORUS_MODES, torus_bump_cdf, torus_bump_density
@@ -170,27 +170,18 @@ def solve_torus_diffusion(
     if initial.shape != teacher.cells.shape:
         raise ValueError(f"start must have the shape of the grid, {(n, n)}, not {initial.shape}")
     state = _initial_state(problem, initial)
-    snapshot_times = epochs * float(time_scale)
-    density = np.empty((len(epochs), n, n))
-    times, energy, iterations = [0.0], [0.5 + _excess_energy(state, problem.area)], 0
-    done = int(np.searchsorted(snapshot_times, 0.0, side="right"))
-    density[:done] = initial
+    times = epochs * float(time_scale)
+    history = History(times, lambda state: 0.5 + _excess_energy(state, problem.area), state, (initial,))
     size = first_size(rtol, np.abs(state.rate).sum() * problem.area)
 
     def between(step: Step, part: float) -> tuple[np.ndarray]:
         return (_between(step, part, teacher.cells),)
 
-    for step in accepted_steps(partial(_attempt, problem=problem), state, size, snapshot_times[-1], rtol):
-        stop = int(np.searchsorted(snapshot_times, step.time_after, side="right"))
-        fill_snapshots(step, snapshot_times[done:stop], between, density[done:stop])
-        done = stop
-        times.append(step.time_after)
-        energy.append(0.5 + _excess_energy(step.trial.after, problem.area))
-        iterations += step.trial.details
-        if progress is not None:
-            progress(step.time_after / snapshot_times[-1])
+    steps = accepted_steps(partial(_attempt, problem=problem), state, size, times[-1], rtol)
+    iterations = [step.trial.details for step in history.follow(steps, between, progress)]
     grid = (np.arange(n) + 0.5) * width - SIDE / 2
-    return TorusDiffusion(density, grid, epochs, np.array(energy), np.array(times), len(times) - 1, iterations)
+    (density,) = history.snapshots
+    return TorusDiffusion(density, grid, epochs, history.energy, history.times, len(iterations), sum(iterations))
 
 
 def _initial_state(problem: _Problem, density: np.ndarray) -> _State:

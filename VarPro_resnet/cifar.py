@@ -183,7 +183,7 @@ def _cifar10(folder: Path, download: bool) -> Images:
     archive = folder / source.filename
     try:
         fetch = download or check_integrity(archive, source.tgz_md5)  # an intact archive is only unpacked
-        with _sober():
+        with _quiet_torchvision():
             train, test = (source(folder, train=part, download=fetch) for part in (True, False))
     except _FAILURES as error:
         tried = f" from {source.url}" if fetch else ""
@@ -206,7 +206,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _sober() -> Iterator[None]:
+def _quiet_torchvision() -> Iterator[None]:
     """torchvision with its progress bar on a terminal only, and with downloads that give up."""
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_PATIENCE)

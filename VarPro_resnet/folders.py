@@ -60,7 +60,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class _Part:
-    """Where the images of a part are: their names for people, their labels, and how the file of each is read."""
+    """Where the images of a part are: their names as shown, their labels, and how the file of each is read."""
 
     names: Sequence[str]
     labels: Sequence[int]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from varpro import cli, image_files, names, results
-from varpro.runs.bookkeeping import Checkpoint, StopSignals, at_hand, once
+from varpro.runs.bookkeeping import Checkpoint, StopSignals, already_there, once
 from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
 from VarPro_resnet.resnet import ResNet20
@@ -36,7 +36,7 @@ _NAMED = (  # in the file name where they are not the default
     "dtype",
 )
 _LENGTH = ("epochs", "final_epochs")  # runs that differ in these alone begin alike
-_OF_A_SITTING = ("device", "images")  # a checkpoint of others is not gone on from; a result of others is kept
+_OF_A_PROCESS = ("device", "images")  # a checkpoint of others is not gone on from; a result of others is kept
 _CHECKPOINT_SECONDS = 60.0
 _DIGITS = 12  # of the digest of a set of images, in file names
 
@@ -50,7 +50,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Run:
+class ReadyRun:
     """One seed of one optimizer, ready to train."""
 
     config: dict
@@ -131,7 +131,7 @@ def add_optimizer(to: argparse.ArgumentParser, optimizers: Mapping[str, Numbers]
         )
         group.add_argument(
             "--update_every",
-            type=cli.whole(1),
+            type=cli.integer(1),
             default=1,
             metavar="K",
             help="new roots of the preconditioners of Shampoo in every K-th step",
@@ -151,12 +151,12 @@ def add_training(to: argparse.ArgumentParser, *, batch_size: int, epochs: int, f
     """Length of the training; the keywords are the script's defaults."""
     group = to.add_argument_group("training")
     group.add_argument(
-        "--batch_size", type=cli.whole(1), default=batch_size, metavar="B", help="number of images in a step"
+        "--batch_size", type=cli.integer(1), default=batch_size, metavar="B", help="number of images in a step"
     )
-    group.add_argument("--epochs", type=cli.whole(1), default=epochs, metavar="E", help="passes over the data")
+    group.add_argument("--epochs", type=cli.integer(1), default=epochs, metavar="E", help="passes over the data")
     group.add_argument(
         "--final_epochs",
-        type=cli.whole(0),
+        type=cli.integer(0),
         default=final_epochs,
         metavar="F",
         help="passes after these, at half the rate",
@@ -180,7 +180,7 @@ def add_run(to: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--threads",
-        type=cli.whole(1, 1024),
+        type=cli.integer(1, 1024),
         metavar="K",
         help="of the CPU; the last bits depend on it (default: all, or one where a trial at the start shows that it is "
         "faster; a run that goes on keeps its number)",
@@ -237,7 +237,7 @@ def parse(
 # --- runs --------------------------------------------------------------------------------------------------------
 
 
-def runs(options: argparse.Namespace) -> Iterator[Run]:
+def runs(options: argparse.Namespace) -> Iterator[ReadyRun]:
     """The runs that ``options`` ask for and that do not exist yet; the others are reported and skipped.
 
     Raises UsageError or ResultError, each a line for the user, before the first run starts.
@@ -248,7 +248,7 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
     for seed in options.seed:
         config = _config(options, seed, images)
         path = _directory(options) / _file_name(options, config)
-        if not options.force and at_hand(path, _identity(config), partial(_say, config)):
+        if not options.force and already_there(path, _identity(config), partial(_say, config)):
             continue
         wanted.append((seed, config, path))
     images = images or (_images(options) if wanted else None)
@@ -256,11 +256,11 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
         results.prepare(path)
     for seed, config, path in wanted:
         plan = Plan(len(images.train), options.batch_size, options.epochs, options.final_epochs)
-        sitting = dict(zip(_OF_A_SITTING, (options.device, images.digest), strict=True))
-        yield Run(config | sitting, path, images.to(options.device), plan, _network(options, seed, images.classes))
+        here = dict(zip(_OF_A_PROCESS, (options.device, images.digest), strict=True))
+        yield ReadyRun(config | here, path, images.to(options.device), plan, _network(options, seed, images.classes))
 
 
-def perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
+def perform(run: ReadyRun, step: Descent, options: argparse.Namespace) -> None:
     """Train and save one run; an interrupted one goes on from its checkpoint.
 
     Where another process works on it, wait for that one. A result that exists then is kept, unless ``--force``.
@@ -269,7 +269,7 @@ def perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
     once(run.path, _identity(run.config), make, say, force=options.force)
 
 
-def _perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
+def _perform(run: ReadyRun, step: Descent, options: argparse.Namespace) -> None:
     config, label = run.config, _label(run.config)
     checkpoint = Checkpoint(
         results.checkpoint(run.path),
@@ -307,7 +307,7 @@ def _perform(run: Run, step: Descent, options: argparse.Namespace) -> None:
     signals.check()
 
 
-def _earlier(run: Run) -> dict | None:
+def _earlier(run: ReadyRun) -> dict | None:
     """The state of the run of another length beside ``run`` that has come furthest in the steps they share, or None.
 
     That is what its checkpoint holds, or its result, of the end of its passes at the full rate.
@@ -325,7 +325,7 @@ def _earlier(run: Run) -> dict | None:
     return best
 
 
-def _shared(path: Path, run: Run) -> dict | None:
+def _shared(path: Path, run: ReadyRun) -> dict | None:
     """The state in a result or a checkpoint at ``path``, if ``run`` comes through it too."""
     try:
         found = results.load(path)
@@ -343,7 +343,7 @@ def _shared(path: Path, run: Run) -> dict | None:
 
 def _identity(config: dict) -> dict:
     """The options that decide the numbers of a result."""
-    return {key: value for key, value in config.items() if key not in _OF_A_SITTING}
+    return {key: value for key, value in config.items() if key not in _OF_A_PROCESS}
 
 
 def _say(config: dict, line: str) -> None:
@@ -356,7 +356,7 @@ def memory_format(device: str, reduced: bool) -> torch.memory_format:
     return torch.channels_last if device == "cpu" or reduced else torch.contiguous_format
 
 
-def _contents(run: Run, record: Record, checkpoint: Checkpoint) -> dict:
+def _contents(run: ReadyRun, record: Record, checkpoint: Checkpoint) -> dict:
     return {
         "config": run.config,
         "loss": record.loss,

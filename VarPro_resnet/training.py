@@ -24,7 +24,7 @@ from varpro import ridge
 from varpro.cli import duration
 from varpro.loss import VarProLoss
 from varpro.runs.bookkeeping import Checkpoint, Report, StopSignals
-from varpro.threads import Sharing, torch_threads
+from varpro.threads import ThreadChoice, torch_threads
 from VarPro_resnet import cifar
 from VarPro_resnet.replay import Replay, replayable
 from VarPro_resnet.resnet import ResNet20
@@ -104,7 +104,7 @@ class Descent:
         """Make the network ready for a test, perhaps by a look at ``batches`` of training images as they are."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a later sitting needs beside the network."""
+        """What a later process needs beside the network."""
         return {"optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -252,9 +252,9 @@ class Record:
     loss: torch.Tensor  # (steps,) float64, of every mini-batch before its step, at the u used
     accuracy: torch.Tensor  # (passes + 1,) float64, share of the test images, before training and after every pass
     learning_rate: torch.Tensor  # (passes,) float64
-    threads: list[int]  # of the CPU, one number unless a later sitting was told another
+    threads: list[int]  # of the CPU, one number unless a later process was told another
     full_rate: dict[str, Any] | None  # the state after the last pass at the full rate: longer runs may go on from it
-    elapsed: float = 0.0  # seconds of training and tests, over all sittings
+    elapsed: float = 0.0  # seconds of training and tests, over all processes
 
 
 @contextmanager
@@ -382,8 +382,8 @@ class _Run:
         self.accuracies = torch.full((plan.passes + 1,), math.nan, dtype=torch.float64)
         self.rates = torch.full((plan.passes,), math.nan, dtype=torch.float64)
         self.full_rate: dict[str, Any] | None = None
-        self.testing = 0.0  # seconds in the tests, over all sittings
-        self.elapsed = 0.0  # seconds before this sitting
+        self.testing = 0.0  # seconds in the tests, over all processes
+        self.elapsed = 0.0  # seconds before this process
         self.began = time.perf_counter()
 
     @property
@@ -411,9 +411,9 @@ class _Run:
             return available
         images, targets = (tensor[: self.plan.batch_size] for tensor in (self.images.train, self.targets))
         images = cifar.normalise(images, self.images.mean, self.images.std, self.dtype, self.memory_format)
-        trial, sharing = copy.deepcopy(self.take_step), Sharing()
+        trial, choice = copy.deepcopy(self.take_step), ThreadChoice()
         for _ in range(3):  # one to warm up, one trial each
-            threads, steps = sharing.plan(available, _TRIAL_STEPS)
+            threads, steps = choice.plan(available, _TRIAL_STEPS)
             begin = time.perf_counter()
             try:
                 with torch_threads(threads):
@@ -421,8 +421,8 @@ class _Run:
                         trial(images, targets)
             except FloatingPointError:
                 return available  # the run itself will say where
-            sharing.note(threads, steps, time.perf_counter() - begin)
-        return sharing.plan(available, 1)[0]
+            choice.note(threads, steps, time.perf_counter() - begin)
+        return choice.plan(available, 1)[0]
 
     def begin(self) -> None:
         """Test the network before its first step."""
@@ -503,7 +503,7 @@ class _Run:
         return self.elapsed + time.perf_counter() - self.began
 
     def state(self) -> dict[str, Any]:
-        """All that a later sitting needs to go on to the last bit. What has failed is not to be gone on from: raises
+        """All that a later process needs to go on to the last bit. What has failed is not to be gone on from: raises
         FloatingPointError then."""
         return self._state() | {"full_rate": self.full_rate}
 

@@ -479,10 +479,12 @@ def test_arrivals_count_evaluations_to_a_mark(two_runs):
     assert method.arrivals("risk", 1.0) == [4.0]
     assert method.arrivals("risk", 2.0) == [2.0, 2.0]
     assert method.arrivals("distance", 1.5) == [4.0, 2.0]
-    assert arrivals.pace(method.ways.values()) == 0.5  # of the first iteration nothing counts but what it added
+    assert (
+        arrivals.evaluation_seconds(method.ways.values()) == 0.5
+    )  # of the first iteration nothing counts but what it added
     assert arrivals.trials(run, [2]).ways == {}
     one = records.Way(*np.ones((4, 1)))  # what a run of one epoch leaves
-    assert math.isnan(arrivals.pace([one]))
+    assert math.isnan(arrivals.evaluation_seconds([one]))
 
 
 def test_the_table_of_arrivals(two_runs):

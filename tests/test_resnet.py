@@ -19,7 +19,7 @@ from benchmarks import resnet_noise
 from varpro import image_files, results, ridge
 from varpro.cli import Stopped
 from varpro.runs.bookkeeping import Checkpoint
-from varpro.threads import Sharing
+from varpro.threads import ThreadChoice
 from VarPro_resnet import cifar, runs, training
 from VarPro_resnet.Experiment import OPTIMIZERS, main
 from VarPro_resnet.resnet import WIDTH, ResNet20
@@ -279,7 +279,7 @@ class Killed(BaseException):
 
 
 def killed_after(take: training.Descent, steps: int) -> training.Descent:
-    """``take`` that is killed on entering the step after ``steps`` of this sitting."""
+    """``take`` that is killed on entering the step after ``steps`` of this process."""
     original, calls = type(take).__call__, iter(range(steps))
 
     class Mortal(type(take)):
@@ -300,18 +300,18 @@ def test_a_run_killed_three_times_ends_with_the_same_bits(arguments, tmp_path):
     images, lines = tiny_images(), []
     checkpoint = always_kept(tmp_path / "run.checkpoint", {"optimizer": arguments[0]})
 
-    def sitting(steps: int | None, **keywords):
+    def process(steps: int | None, **keywords):
         of = network(dtype=torch.float32)
         take = chosen_step(of, *arguments)
         take = take if steps is None else killed_after(take, steps)
         return train(take, images, PLAN, seed=3, **keywords), of
 
-    whole, expected = sitting(None)
+    whole, expected = process(None)
     for steps, done in ((2, 2), (1, 3), (5, 8)):
         with pytest.raises(Killed):
-            sitting(steps, checkpoint=checkpoint)
+            process(steps, checkpoint=checkpoint)
         assert checkpoint.restore()["step"] == done
-    record, found = sitting(None, checkpoint=checkpoint, report=lines.append)
+    record, found = process(None, checkpoint=checkpoint, report=lines.append)
     assert lines[0] == "goes on after step 8 of 9"
     for name in ("loss", "accuracy", "learning_rate"):
         assert torch.equal(getattr(record, name), getattr(whole, name)), name
@@ -396,8 +396,10 @@ class Threads:
         self.now, self.trials = 2, []
         patch.setattr(torch, "get_num_threads", lambda: self.now)
         patch.setattr(torch, "set_num_threads", lambda number: setattr(self, "now", number))
-        patch.setattr(Sharing, "note", lambda _, number, *rest: self.trials.append(number))
-        patch.setattr(Sharing, "plan", lambda *_: (faster if len(self.trials) == 3 else 1 + len(self.trials) % 2, 1))
+        patch.setattr(ThreadChoice, "note", lambda _, number, *rest: self.trials.append(number))
+        patch.setattr(
+            ThreadChoice, "plan", lambda *_: (faster if len(self.trials) == 3 else 1 + len(self.trials) % 2, 1)
+        )
 
 
 @pytest.mark.parametrize("faster", [1, 2])
@@ -405,7 +407,7 @@ def test_threads_are_chosen_once_and_kept(faster, tmp_path, monkeypatch):
     """By a trial that leaves no trace; who goes on from a checkpoint keeps the number, unless told another."""
     checkpoint, plan, lines, seen = always_kept(tmp_path / "run.checkpoint", {}), Plan(8, 4, 2, 0), [], []
 
-    def sitting(steps=None, threads=None, **keywords):
+    def process(steps=None, threads=None, **keywords):
         of = network(dtype=torch.float32)
         take = chosen_step(of, "sgdm")
         original, counts = type(take).__call__, Threads(monkeypatch, faster)
@@ -423,17 +425,17 @@ def test_threads_are_chosen_once_and_kept(faster, tmp_path, monkeypatch):
         assert counts.now == 2  # as it was
         return record, counts
 
-    alone, counts = sitting(threads=faster, checkpoint=None)
+    alone, counts = process(threads=faster, checkpoint=None)
     assert (alone.threads, counts.trials) == ([faster], [])
     seen.clear()
     with pytest.raises(Killed):
-        sitting(steps=3)
+        process(steps=3)
     assert seen == [1, 2, 1, *[faster] * 3]
-    record, counts = sitting()
+    record, counts = process()
     assert (record.threads, counts.trials) == ([faster], [])
     assert torch.equal(record.loss, alone.loss)
     other = 3 - faster
-    record, _ = sitting(threads=other)
+    record, _ = process(threads=other)
     assert record.threads == [faster, other]
     assert f"goes on with {other} threads, not {faster}: the last bits are those of neither" in lines
 
@@ -759,7 +761,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(optimizer, begun, length, step,
 
 
 def equal(found, expected) -> bool:
-    """To the last bit, but for what is another in every sitting."""
+    """To the last bit, but for what is another in every process."""
     if isinstance(expected, torch.Tensor):
         return torch.equal(found, expected)
     if isinstance(expected, list):

@@ -206,7 +206,7 @@ def test_what_is_not_finite_is_never_solved(kind, features, problem, what):
         assert np.isnan(np.asarray(solver.advance(weights, solver.own(outer), 3))).all()
 
 
-def test_reports_of_sittings_are_merged():
+def test_reports_of_processes_are_merged():
     first, second = {"worst_residual": 2.0, "steps": 3}, {"worst_residual": 1.0, "steps": 4}
     assert merged(first, second) == {"worst_residual": 2.0, "steps": 7}
     assert merged({}, second) == second

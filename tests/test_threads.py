@@ -7,15 +7,15 @@ import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from varpro.threads import Sharing, keep_freed_memory, one_blas_thread, one_torch_thread
+from varpro.threads import ThreadChoice, keep_freed_memory, one_blas_thread, one_torch_thread
 
 
-def run(sharing: Sharing, cost: dict[int, float], units: int, threads: int = 2) -> list[tuple[int, int]]:
+def run(choice: ThreadChoice, cost: dict[int, float], units: int, threads: int = 2) -> list[tuple[int, int]]:
     """(threads, units) of every stretch while ``units`` are done in stretches of at most 32."""
     stretches = []
     while units > 0:
-        chosen, count = sharing.plan(threads, min(units, 32))
-        sharing.note(chosen, count, count * cost[chosen])
+        chosen, count = choice.plan(threads, min(units, 32))
+        choice.note(chosen, count, count * cost[chosen])
         stretches.append((chosen, count))
         units -= count
     return stretches
@@ -23,28 +23,28 @@ def run(sharing: Sharing, cost: dict[int, float], units: int, threads: int = 2) 
 
 @pytest.mark.parametrize(("cost", "best"), [({1: 1.0, 2: 0.6}, 2), ({1: 1.0, 2: 30.0}, 1)])
 def test_the_faster_choice_gets_nearly_all_of_the_time(cost, best):
-    stretches = run(Sharing(), cost, 20000)
+    stretches = run(ThreadChoice(), cost, 20000)
     seconds = {k: sum(count * cost[k] for threads, count in stretches if threads == k) for k in (1, 2)}
     assert seconds[best] / sum(seconds.values()) > 0.97
     assert sum(threads != best for threads, _ in stretches) > 3  # and the other one is tried again
 
 
 def test_a_change_is_noticed():
-    sharing = Sharing()
-    assert run(sharing, {1: 1.0, 2: 0.6}, 1000)[-1][0] == 2
-    assert run(sharing, {1: 1.0, 2: 20.0}, 64)[-1][0] == 1  # a busy core shows at once
-    assert run(sharing, {1: 1.0, 2: 0.6}, 5000)[-1][0] == 2  # an idle one at the next trial
+    choice = ThreadChoice()
+    assert run(choice, {1: 1.0, 2: 0.6}, 1000)[-1][0] == 2
+    assert run(choice, {1: 1.0, 2: 20.0}, 64)[-1][0] == 1  # a busy core shows at once
+    assert run(choice, {1: 1.0, 2: 0.6}, 5000)[-1][0] == 2  # an idle one at the next trial
 
 
 def test_the_first_unit_is_not_timed():
-    sharing = Sharing()
-    assert sharing.plan(2, 32) == (1, 1)
-    sharing.note(1, 1, 100.0)
-    assert run(sharing, {1: 1.0, 2: 3.0}, 100)[-1][0] == 1
+    choice = ThreadChoice()
+    assert choice.plan(2, 32) == (1, 1)
+    choice.note(1, 1, 100.0)
+    assert run(choice, {1: 1.0, 2: 3.0}, 100)[-1][0] == 1
 
 
 def test_a_single_thread_has_no_choice():
-    assert run(Sharing(), {1: 1.0}, 100, threads=1) == [(1, 32), (1, 32), (1, 32), (1, 4)]
+    assert run(ThreadChoice(), {1: 1.0}, 100, threads=1) == [(1, 32), (1, 32), (1, 32), (1, 4)]
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(make_solver, tmp_path):
     with pytest.raises(Interrupted):
         train(make_solver(), plan, stop_at(23), checkpoint=checkpoint(path))
     assert path.exists()
-    with pytest.raises(Interrupted):  # a second sitting must not start over
+    with pytest.raises(Interrupted):  # a second process must not start over
         train(make_solver(), plan, stop_at(31), checkpoint=checkpoint(path))
     calls = []
 
@@ -133,13 +133,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(make_solver, tmp_path):
     assert torch.equal(resumed.measured["d"], whole.measured["d"])
 
 
-def test_the_report_of_inner_solves_adds_up_over_sittings(tmp_path):
+def test_the_report_of_inner_solves_adds_up_over_processes(tmp_path):
     problem = drawn_problem(RadialTorus(LAPLACE), 0, 300, 16, 64, 100.0)
-    path, plan, sittings = tmp_path / "run.checkpoint", schedule(40, 4), []
+    path, plan, processes = tmp_path / "run.checkpoint", schedule(40, 4), []
 
     def sit(stop=None):
         solver = TorusSolver("laplace", problem.inputs.numpy(), problem.targets[:, 0].numpy(), 1e-2, 1.0, 2**-10)
-        sittings.append(solver)
+        processes.append(solver)
         return training.train(
             GradientDescent(solver, problem.student), plan, stop_at(stop), checkpoint=checkpoint(path)
         )
@@ -148,7 +148,7 @@ def test_the_report_of_inner_solves_adds_up_over_sittings(tmp_path):
         sit(stop=20)
     found = sit().report
     assert found["solves"] >= 40
-    assert sittings[1].report()["solves"] < 40  # the second one alone did not do them all
+    assert processes[1].report()["solves"] < 40  # the second one alone did not do them all
     assert 0 < found["worst_residual"] <= RESIDUAL["float32"]
     assert train(dense_solver(), schedule(3)).report == {}
 

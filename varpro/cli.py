@@ -134,7 +134,7 @@ def _mute() -> None:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: ``3 s``, ``2 min``, ``1.5 h``."""
+    """A length of time, as shown: ``3 s``, ``2 min``, ``1.5 h``."""
     if seconds < 90:
         return f"{math.ceil(seconds)} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -143,7 +143,7 @@ def duration(seconds: float) -> str:
 # --- values ------------------------------------------------------------------------------------------------------
 
 
-def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
+def integer(least: int, most: int = 10**9) -> Callable[[str], int]:
     """Parser of a whole number from ``least`` to ``most``."""
 
     def parse(text: str) -> int:
@@ -158,9 +158,9 @@ def whole(least: int, most: int = 10**9) -> Callable[[str], int]:
     return parse
 
 
-def whole_or_infinite(least: int) -> Callable[[str], float]:
+def integer_or_infinity(least: int) -> Callable[[str], float]:
     """Parser of a whole number from ``least`` up, or infinity."""
-    finite = whole(least)
+    finite = integer(least)
 
     def parse(text: str) -> float:
         if text == "inf":
@@ -218,7 +218,7 @@ def add_seeds(group: argparse._ArgumentGroup) -> None:
     """The seeds of the runs."""
     group.add_argument(
         "--seed",
-        type=whole(0, LAST_SEED),
+        type=integer(0, LAST_SEED),
         nargs="+",
         default=[0],
         metavar="S",

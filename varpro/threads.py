@@ -18,7 +18,7 @@ _TRIAL = 4  # units
 _TRIAL_SHARE = 0.02  # of the time, at most, goes into trying again what was slower
 
 
-class Sharing:
+class ThreadChoice:
     """Chooses between one thread and several by trial, for work whose results do not depend on it.
 
     The work is counted in units. Ask :meth:`plan`, do what it says, and :meth:`note` how long that took.

@@ -146,7 +146,7 @@ def farewell(script: str, how: int) -> str:
     return f"{Path(script).name}: stopped by {signal.Signals(how).name}; {goes_on}"
 
 
-_OF_A_SITTING = {"elapsed_time", "seconds", "images_per_second", "provenance", "inner_solves", "elapsed", "testing"}
+_OF_A_PROCESS = {"elapsed_time", "seconds", "images_per_second", "provenance", "inner_solves", "elapsed", "testing"}
 
 
 def difference(
@@ -156,7 +156,7 @@ def difference(
     infinity for other shapes or other entries that are no tensors. Times and machines are left out; tensors of names
     ``periodic`` are points of the torus."""
     worst = (0.0, "")
-    for name in (found.keys() | expected.keys()) - _OF_A_SITTING:
+    for name in (found.keys() | expected.keys()) - _OF_A_PROCESS:
         one, other, here = found.get(name), expected.get(name), f"{place}{name}"
         if isinstance(one, list) and isinstance(other, list):
             one, other = dict(enumerate(one)), dict(enumerate(other))

@@ -60,7 +60,12 @@ def race(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         for row, (quantity, label) in zip(cells, _QUANTITIES.items(), strict=True):
             for axes, cost in zip(row, _COSTS, strict=True):
                 for each in shown:
-                    _race_line(axes, each, quantity, arrivals.pace(each.ways.values()) if cost == "seconds" else 1.0)
+                    _race_line(
+                        axes,
+                        each,
+                        quantity,
+                        arrivals.evaluation_seconds(each.ways.values()) if cost == "seconds" else 1.0,
+                    )
                 axes.set(xscale="log", yscale="log")
             row[0].set_ylabel(label)
             panels.readable_logarithm(row[0])

@@ -52,7 +52,7 @@ _COLOUR_MAPS = {
     "time_scale": ("magma", 0.8, 0.1),
     "outer_rate": ("plasma", 0.82, 0.05),
 }
-LIMITS_APART = "the two limits from each other"  # for people
+LIMITS_APART = "the two limits from each other"
 DENSITY_EPOCHS = (0, 100, 1000, 5000, 10000)  # at which densities are drawn, as published
 _BAND = 0.12  # the opacity of a band
 TEACHER_LOOK = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.1}

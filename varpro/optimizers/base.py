@@ -1,4 +1,4 @@
-"""What an optimizer is: an iterator over states of falling risk that can be stopped, written to a file and taken up.
+"""What an optimizer is: an iterator over states of falling risk that can be stopped, written to a file and resumed.
 
 An optimizer asks its solver for the reduced risk and its gradient and chooses the next weights; the outer weights of a
 state are always optimal. Gradient descent at a constant rate is not here: solvers do it in one piece (``advance``).

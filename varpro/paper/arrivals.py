@@ -2,8 +2,8 @@
 
 A mark is a multiple of the last risk, or of the last distance to the teacher, of gradient descent with the same seed.
 The first state that is there counts. An evaluation is one inner solve, of which an epoch of gradient descent takes one.
-Seconds are evaluations times the :func:`pace` of a method: what one took at the median. So they hold neither what is
-loaded once per process nor the moments when something else had the processor.
+Seconds are evaluations times the :func:`evaluation_seconds` of a method: what one took at the median. So they hold
+neither what is loaded once per process nor the moments when something else had the processor.
 """
 
 import math
@@ -25,7 +25,7 @@ def arrival(way: records.Way, quantity: str, mark: float) -> float | None:
     return float(way.evaluations[there[0]]) if len(there) else None
 
 
-def pace(ways: Iterable[records.Way]) -> float:
+def evaluation_seconds(ways: Iterable[records.Way]) -> float:
     """Seconds an evaluation, with its share of the steps: the median from one kept state to the next, of all ways.
 
     nan where no way has two states: a run of one epoch.
@@ -89,7 +89,7 @@ def table(wanted: Mapping[grid.Run, Sequence[int]], marks: Iterable[tuple[str, f
     """
     marks, rows = list(marks), []
     for each in _ordered(wanted):
-        seconds = pace(each.ways.values())
+        seconds = evaluation_seconds(each.ways.values())
         cells = [_cell(each.arrivals(*mark), len(each.ways), seconds) for mark in marks]
         ends = [f"{np.median(each.last(quantity)):.2g}" for quantity in ("risk", "distance")]
         rows.append([_problem(each.run), name(each.run), str(len(each.ways)), *cells, *ends])
@@ -104,13 +104,13 @@ def table(wanted: Mapping[grid.Run, Sequence[int]], marks: Iterable[tuple[str, f
     return f"{note}\n\n" + markdown(["problem", "method", "seeds", *heads, "last risk", "last distance"], rows, left=2)
 
 
-def _cell(found: Sequence[float], seeds: int, pace: float) -> str:
+def _cell(found: Sequence[float], seeds: int, seconds: float) -> str:
     if not found:
         return "-"
     low, median, high = min(found), np.median(found), max(found)
     spread = f" ({low:.0f} to {high:.0f})" if high > low else ""
     missed = f", {len(found)} of {seeds}" if len(found) < seeds else ""
-    return f"{median:.0f}{spread}{missed}: {_time(median * pace)}"
+    return f"{median:.0f}{spread}{missed}: {_time(median * seconds)}"
 
 
 def _time(seconds: float) -> str:
@@ -134,7 +134,7 @@ def lower_risk_but_farther(wanted: Mapping[grid.Run, Sequence[int]]) -> str:
 
 
 def name(run: grid.Run) -> str:
-    """The way of training, for people."""
+    """The way of training, as shown."""
     return grid.METHODS[run.method].label
 
 

@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """The curve for people: what is not stated is lambda 1e-3 and gamma 100."""
+        """The curve, as shown: what is not stated is lambda 1e-3 and gamma 100."""
         return _title(self.curve)
 
     @property

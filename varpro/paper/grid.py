@@ -88,7 +88,7 @@ class Diffusion:
 
 @dataclass(frozen=True)
 class Method:
-    """A way of training: its name for people, its iterations at most, and the options that choose it."""
+    """A way of training: its name as shown, its iterations at most, and the options that choose it."""
 
     label: str
     iterations: int
@@ -178,7 +178,7 @@ class Run:
 
     @property
     def parameters(self) -> str:
-        """The configuration for people."""
+        """The configuration, as shown."""
         more = f", saving_step {self.saving_step}" if self.saving_step else ""
         more += "".join(f", {name} {' '.join(self._words(value)) or 'none'}" for name, value in self.options)
         activation = f", {self.activation}" if self.activation else ""
@@ -281,7 +281,7 @@ class ResNetRun:
 
     @property
     def parameters(self) -> str:
-        """The configuration for people."""
+        """The configuration, as shown."""
         variant = f" ({self.variant})" if self.variant else ""
         part = "" if self.final_epochs else f", the first {self.epochs} passes"
         return f"{self.optimizer}{variant}, batch size {self.batch_size}, {self.dataset}{part}"

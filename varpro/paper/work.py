@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     of.add_argument("--section", metavar="LIST", default="6.1", help="parts of the paper, with commas, or all")
     of.add_argument("--seeds", metavar="LIST", help="like 0 or 0-5 (default: those of the published figures)")
     what = of.add_mutually_exclusive_group(required=True)
-    what.add_argument("--batch", type=cli.whole(1), metavar="K", help="the K-th batch of runs, from 1")
+    what.add_argument("--batch", type=cli.integer(1), metavar="K", help="the K-th batch of runs, from 1")
     what.add_argument("--diffusions", action="store_true", help="the diffusions that the runs are compared with")
     options = of.parse_args(argv)
     try:

@@ -154,7 +154,7 @@ def locked(path: Path, report: Report) -> Iterator[None]:
             _release(handle, name)
 
 
-def at_hand(path: Path, config: Mapping[str, Any], report: Report) -> bool:
+def already_there(path: Path, config: Mapping[str, Any], report: Report) -> bool:
     """Whether ``path`` holds the result of ``config``; if so that is reported, and its surroundings are tidied.
 
     Raises ResultError where it holds another run's.

@@ -15,7 +15,7 @@ from varpro import cli, names, results
 from varpro.features import FeatureMap
 from varpro.optimizers.continuation import continued
 from varpro.problem import Problem, drawn_problem, problem_from_tensors
-from varpro.runs.bookkeeping import Checkpoint, StopSignals, at_hand, once
+from varpro.runs.bookkeeping import Checkpoint, StopSignals, already_there, once
 from varpro.runs.descent import Descent, GradientDescent, Iterations
 from varpro.runs.limits import Limit
 from varpro.runs.options import GRADIENT_DESCENT, INITS, OPTIMIZERS
@@ -52,7 +52,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Run:
+class ShallowRun:
     """One seed of one experiment, ready to train."""
 
     config: dict[str, Any]
@@ -75,7 +75,7 @@ class Run:
         return {key: value for key, value in self.config.items() if key != "device"}
 
 
-def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterator[Run]:
+def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterator[ShallowRun]:
     """The runs that ``options`` ask for and that do not exist yet; the others are reported and skipped.
 
     ``folder`` is the experiment's folder. Raises UsageError or ResultError, each a line for the user, before the first
@@ -95,7 +95,7 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
     wanted = []
     for seed in options.seed:
         run = _run(options, choices, folder, seed, tensors, data_label)
-        if not options.force and at_hand(run.path, run.identity, partial(_say, run)):
+        if not options.force and already_there(run.path, run.identity, partial(_say, run)):
             continue
         results.prepare(run.path)
         wanted.append(run)
@@ -114,7 +114,7 @@ def _run(
     seed: int,
     tensors: dict[str, Any] | None,
     data_label: str | None,
-) -> Run:
+) -> ShallowRun:
     outer_rate = options.outer_rate if "outer_rate" in options else 1.0
     plan = schedule(options.epochs, options.saving_step)
     _check_memory(options, choices.features.domain.dimension, len(plan.snapshot_epochs))
@@ -158,10 +158,10 @@ def _run(
     if limits not in ((), choices.limits[:1]) or _is_changed(options, "distances"):
         config["distances"] = "+".join(limit.name for limit in limits) or "none"
     path = (options.output or names.directory(folder.name)) / _file_name(options, config, usual=choice.usual)
-    return Run(config, path, problem, objective, choice, plan, limits, options.output)
+    return ShallowRun(config, path, problem, objective, choice, plan, limits, options.output)
 
 
-def perform(run: Run, *, progress: bool, force: bool = False) -> None:
+def perform(run: ShallowRun, *, progress: bool, force: bool = False) -> None:
     """Train, measure and save one run; an interrupted one goes on from its checkpoint.
 
     Where another process works on it, wait for that one. A result that exists then is kept, unless ``force``.
@@ -169,7 +169,7 @@ def perform(run: Run, *, progress: bool, force: bool = False) -> None:
     once(run.path, run.identity, lambda: _perform(run, progress), partial(_say, run), force=force)
 
 
-def _perform(run: Run, progress: bool) -> None:
+def _perform(run: ShallowRun, progress: bool) -> None:
     checkpoint = Checkpoint(results.checkpoint(run.path), run.config, STATE_VERSION, report=partial(_say, run))
     measure = _measurement(run)  # before the training: it may have to be made
     kind, _, dtype, _ = run.choice
@@ -203,7 +203,7 @@ def _perform(run: Run, progress: bool) -> None:
     signals.check()
 
 
-def _descent(run: Run, solver: Solver[Any]) -> Descent:
+def _descent(run: ShallowRun, solver: Solver[Any]) -> Descent:
     kind = OPTIMIZERS.get(run.config.get("optimizer", GRADIENT_DESCENT))
     tolerance, first = run.config.get("tolerance", 0.0), run.config.get("continuation")
     try:
@@ -224,12 +224,12 @@ def _descent(run: Run, solver: Solver[Any]) -> Descent:
         raise FloatingPointError(f"epoch 0: {error}") from None
 
 
-def _solver(run: Run, objective: Objective) -> Solver[Any]:
+def _solver(run: ShallowRun, objective: Objective) -> Solver[Any]:
     kind, device, dtype, _ = run.choice
     return kind.build(objective, run.problem, device=device, dtype=dtype, tf32=run.config.get("tf32", False))
 
 
-def _say(run: Run, line: str) -> None:
+def _say(run: ShallowRun, line: str) -> None:
     cli.say(f"{run.label}: {line}")
 
 
@@ -247,7 +247,7 @@ def _choice(options: argparse.Namespace, objective: Objective, problem: Problem)
     return choice
 
 
-def _contents(run: Run, training: Training) -> dict[str, Any]:
+def _contents(run: ShallowRun, training: Training) -> dict[str, Any]:
     contents = {
         "config": run.config,
         "snapshot_epochs": training.snapshot_epochs,
@@ -290,7 +290,7 @@ def _limits(options: argparse.Namespace, choices: Choices, tensors: dict[str, An
     return () if obstacle else tuple(wanted)
 
 
-def _measurement(run: Run) -> Measurement | None:
+def _measurement(run: ShallowRun) -> Measurement | None:
     """Energy distances of the student to the teacher and to limits at the same time (docs/definitions.md, 2 and 4).
 
     None where the user's own data leave nothing to compare with.

@@ -17,7 +17,7 @@ from varpro.distances import TorusDensity
 from varpro.domains.base import Domain, Measure
 from varpro.domains.circle import CIRCLE
 from varpro.domains.torus import TORUS
-from varpro.runs.bookkeeping import at_hand, once
+from varpro.runs.bookkeeping import already_there, once
 from varpro.runs.schedule import TIME_SCALE, schedule
 
 Progress = Callable[[float], None]
@@ -79,7 +79,7 @@ class Limit:
             results.save_result(path, contents)
             self._say(f"wrote {path}")
 
-        if force or not at_hand(path, config, self._say):
+        if force or not already_there(path, config, self._say):
             results.prepare(path)
             once(path, config, make, self._say, force=force)
         return results.load(path)

@@ -55,7 +55,7 @@ def add_problem(
     cli.add_lambda(group, lmbda)
     group.add_argument(
         "--student_width",
-        type=cli.whole(1),
+        type=cli.integer(1),
         default=student_width,
         metavar="M",
         help="number of student neurons",
@@ -63,14 +63,14 @@ def add_problem(
     add_gamma(group, gamma, domain)
     group.add_argument(
         "--samples",
-        type=cli.whole_or_infinite(1),
+        type=cli.integer_or_infinity(1),
         default=samples,
         metavar="N",
         help="number of training samples; inf is all Gaussian inputs at once, in closed form (ReLU on the circle)",
     )
     group.add_argument(
         "--teacher_width",
-        type=cli.whole_or_infinite(1),
+        type=cli.integer_or_infinity(1),
         default=teacher_width,
         metavar="T",
         help="number of teacher neurons; inf is their law itself (circle)",
@@ -114,7 +114,7 @@ def add_features(to: argparse.ArgumentParser, maps: Mapping[str, FeatureMap], *,
 
 
 def add_outer_rate(to: argparse.ArgumentParser) -> None:
-    """The pace of the outer weights of two-timescale descent."""
+    """The learning rate of the outer weights of two-timescale descent."""
     to.add_argument(
         "--outer_rate",
         type=cli.positive,
@@ -136,7 +136,7 @@ def add_activation(to: argparse.ArgumentParser, kernels: Mapping[str, RadialKern
 
 
 def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float) -> None:
-    """Length and pace of the training; the keywords are the experiment's defaults."""
+    """Length and learning rate of the training; the keywords are the experiment's defaults."""
     group = to.add_argument_group("training")
     group.add_argument(
         "--optimizer",
@@ -162,7 +162,7 @@ def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float)
     fewer = ", ".join(f"{kind.usual_iterations} with {name}" for name, kind in OPTIMIZERS.items())
     group.add_argument(
         "--epochs",
-        type=cli.whole(1),
+        type=cli.integer(1),
         default=epochs,
         metavar="E",
         help=f"number of epochs, or of iterations at most, of which an optimizer has fewer: {fewer}",
@@ -176,7 +176,7 @@ def add_training(to: argparse.ArgumentParser, *, epochs: int, time_scale: float)
     )
     group.add_argument(
         "--saving_step",
-        type=cli.whole(1),
+        type=cli.integer(1),
         metavar="K",
         help="keep every K-th state (default: about 1000 states in all)",
     )
@@ -201,17 +201,17 @@ def add_diffusion(
         help="diffusion is the paper's; projected, on the circle, is what ReLU features without bias follow",
     )
     group.add_argument("--gamma", default=gamma, metavar="G", help=Domain.shape_parameter)  # allowed: by the domain
-    group.add_argument("--epochs", type=cli.whole(1), default=epochs, metavar="E", help="last epoch")
+    group.add_argument("--epochs", type=cli.integer(1), default=epochs, metavar="E", help="last epoch")
     group.add_argument("--time_scale", type=cli.time_scale, default=time_scale, metavar="H", help="time of one epoch")
     sizes = dict.fromkeys(f"{limit.grid_size} on the {limit.domain.name}" for limit in limits)
     group.add_argument(
         "--grid_size",
-        type=cli.whole(16),
+        type=cli.integer(16),
         metavar="G",
         help=f"number of cells of the density grid, per axis (default: {', '.join(sizes)})",
     )
     group.add_argument(
-        "--saving_step", type=cli.whole(1), metavar="K", help="keep every K-th epoch (default: about 1000 in all)"
+        "--saving_step", type=cli.integer(1), metavar="K", help="keep every K-th epoch (default: about 1000 in all)"
     )
 
 

@@ -43,9 +43,9 @@ class Training:
     loss: torch.Tensor
     measured: dict[str, torch.Tensor] = field(default_factory=dict)
     cost: dict[str, torch.Tensor] = field(default_factory=dict)  # (S,) seconds, and evaluations with an optimizer
-    report: dict[str, float] = field(default_factory=dict)  # Descent.report, over all sittings
+    report: dict[str, float] = field(default_factory=dict)  # Descent.report, over all processes
     ending: str = ""
-    elapsed: float = 0.0  # seconds of training, measurements included, over all sittings
+    elapsed: float = 0.0  # seconds of training, measurements included, over all processes
 
 
 def train(
@@ -109,8 +109,8 @@ class _Run:
     def __init__(self, descent: Descent, plan: Schedule, measure: Measurement | None, remedy: str = REMEDY) -> None:
         self.descent, self.plan, self.measure, self.remedy = descent, plan, measure, remedy
         self.epoch, self.elapsed = 0, 0.0
-        self.pace = 0.0  # seconds an epoch, lately
-        self.earlier: dict[str, float] = {}  # report of the sittings before
+        self.epoch_seconds = 0.0  # seconds an epoch, lately
+        self.earlier: dict[str, float] = {}  # report of the processes before
         self.sound: Mapping[str, Any] | None = None  # the descent's last state, while it cannot go back to it
         width, outer = len(descent.weights), descent.outer
         outer_shape = tuple(outer.shape) if outer.ndim > 1 and outer.shape[1] > 1 else (width,)
@@ -145,7 +145,7 @@ class _Run:
         Raises FloatingPointError with the epoch whose new state is not sound; the state is the one before it then.
         """
         begin = time.perf_counter()
-        stretch = math.ceil(_STRETCH_SECONDS / self.pace) if self.pace else 1
+        stretch = math.ceil(_STRETCH_SECONDS / self.epoch_seconds) if self.epoch_seconds else 1
         epochs = min(event - self.epoch, max(1, stretch))
         before = self.descent.state()
         try:
@@ -167,7 +167,7 @@ class _Run:
         if self.epoch == event or self.descent.ending:
             self.record(last=bool(self.descent.ending))
         spent = time.perf_counter() - begin
-        self.pace = spent / max(1, len(losses))
+        self.epoch_seconds = spent / max(1, len(losses))
         self.elapsed += spent
 
     def _fault(self, losses: torch.Tensor) -> str:
@@ -200,7 +200,7 @@ class _Run:
             raise FloatingPointError(f"epoch {self.epoch}: {error}") from None
 
     def state(self) -> dict[str, Any]:
-        """All that a later sitting needs."""
+        """All that a later process needs."""
         kept, taken = self._lengths()
         return {
             "epoch": self.epoch,

@@ -1105,7 +1105,7 @@ class CircleSolver(Solver[np.ndarray]):
         Raises ValueError for another shape, FloatingPointError where weights or targets are not finite.
         """
         outer = np.zeros(len(weights))
-        state = self.tables, self._room(weights), weights, outer
+        state = self.tables, self._workspace_for(weights), weights, outer
         data, _ = _optimise_outer(*state, self.lmbda, self.centre, self._achieved)
         _check_finite(weights, data)
         return outer
@@ -1116,7 +1116,7 @@ class CircleSolver(Solver[np.ndarray]):
         Raises as :meth:`solve` does.
         """
         outer, gradient = np.zeros(len(weights)), np.empty_like(weights)
-        state = self.tables, self._room(weights), weights, outer, gradient
+        state = self.tables, self._workspace_for(weights), weights, outer, gradient
         risk = _reduced_risk(*state, self.lmbda, self.centre, self._achieved)
         _check_finite(weights, risk)
         return Reduced(risk, gradient, outer)
@@ -1128,10 +1128,10 @@ class CircleSolver(Solver[np.ndarray]):
         Raises ValueError for other shapes and types.
         """
         losses = np.full(epochs, np.nan)
-        room = self._room(weights)
+        ws = self._workspace_for(weights)
         if not _is_array(outer, (len(weights),)):
             raise ValueError(f"outer {_described(outer)} is not allowed: an array ({len(weights)},) of float64")
-        state = (self.tables, room, weights, outer, self.lmbda, self.centre, self.time_scale)
+        state = (self.tables, ws, weights, outer, self.lmbda, self.centre, self.time_scale)
         if self.outer_update == "ridge":
             _varpro_epochs(*state, losses, self._achieved)
         else:
@@ -1152,7 +1152,7 @@ class CircleSolver(Solver[np.ndarray]):
             "raise --lambda or compare with --solver dense --dtype float64"
         )
 
-    def _room(self, weights: np.ndarray) -> Workspace:
+    def _workspace_for(self, weights: np.ndarray) -> Workspace:
         if not _is_array(weights, (len(weights), 2)):
             raise ValueError(f"weights {_described(weights)} are not allowed: an array (M, 2) of float64")
         if self._workspace is None or len(self._workspace.u) != len(weights):

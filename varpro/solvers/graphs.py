@@ -31,7 +31,7 @@ from varpro.solvers.epochs import AFTER, LOSS, STRETCH, TINY, Epoch, EpochProble
 _MARGIN = 4.0  # steps are planned for a residual this much smaller, since epochs differ
 _LEAST_GAIN = 0.9  # factor on the residual that all steps of an epoch together are taken to have gained, at least
 _FIRST_STRETCH = 2  # epochs between two looks of the host after a new preconditioner or a failure
-_FIRST_STEPS = 6  # after a state is taken up
+_FIRST_STEPS = 6  # of a new state
 _FRESH_STEPS = 2  # that suffice while the preconditioner is new
 _STEPS = 40  # conjugate-gradient steps in an epoch, at most
 _SETTLING = 8  # times that the solve at a new state is restarted, at most
@@ -142,7 +142,7 @@ class GraphSolver(Solver[torch.Tensor]):
         """Train ``weights (M, d)`` and ``outer (M, k)`` in place; returns the losses (epochs,), float64, on the CPU.
 
         The state must have optimal outer weights, and has them afterwards. A state other than the one this solver left
-        last is taken up with a new preconditioner. Losses are NaN from the first state on that is not finite.
+        last is gone on from with a new preconditioner. Losses are NaN from the first state on that is not finite.
         """
         losses = torch.full((epochs,), math.nan, dtype=torch.float64)
         with matrix_products(tf32=False):

@@ -31,7 +31,7 @@ from varpro.compiled import FUSED, VECTORISED, compiled, in_cache
 from varpro.features import LAPLACE, RAISED_COSINE, RadialTorus
 from varpro.problem import Problem
 from varpro.solvers.base import RESIDUAL, Objective, Reduced, Solver, unsolved, wide_student, with_least_ridge
-from varpro.threads import Sharing, one_blas_thread
+from varpro.threads import ThreadChoice, one_blas_thread
 
 KERNELS = {kernel.name: kernel for kernel in (LAPLACE, RAISED_COSINE)}
 _BLOCK = 128  # samples per block; 1024 float32 neurons of a block fill 512 kB
@@ -625,7 +625,7 @@ class TorusSolver(Solver[np.ndarray]):
         self._tolerance = RESIDUAL[dtype]
         self._workspace: Workspace | None = None
         self._width = 0
-        self._sharing = Sharing()
+        self._thread_choice = ThreadChoice()
 
     @classmethod
     def obstacle(cls, objective: Objective, problem: Problem) -> str:
@@ -685,7 +685,7 @@ class TorusSolver(Solver[np.ndarray]):
         """Train ``weights (M, 2)`` and ``outer (M,)`` in place for ``epochs`` epochs; returns the losses (epochs,).
 
         The state must have optimal outer weights, and has them afterwards. A state other than the one this solver left
-        last is taken up with a new preconditioner.
+        last is gone on from with a new preconditioner.
         """
         losses, epoch = np.full(epochs, np.nan), 0
         if not (np.isfinite(weights).all() and np.isfinite(outer).all()):
@@ -695,11 +695,11 @@ class TorusSolver(Solver[np.ndarray]):
         ws = self._workspace
         problem = (self.lmbda, self.centre, self.time_scale, self._tolerance, self._price())
         while epoch < epochs:
-            threads, count = self._sharing.plan(self._most_threads(self._width), epochs - epoch)
+            threads, count = self._thread_choice.plan(self._most_threads(self._width), epochs - epoch)
             begin, first, part = time.perf_counter(), epoch, losses[: epoch + count]
             with _threads(threads):
                 epoch, ending = _epochs(self.samples, ws, self._width, self.laplace, *problem, part, epoch)
-            self._sharing.note(threads, epoch - first, time.perf_counter() - begin)
+            self._thread_choice.note(threads, epoch - first, time.perf_counter() - begin)
             if ending != _MET:
                 self._renew()
             if ending == _MISSED:

@@ -36,6 +36,7 @@ _MEASUREMENT_MS = 1.0  # of the distance to one limit, where epochs are few
 _DENSE_NS, _DENSE_NS_A_NEURON = 30.0, 0.1  # of a sample, a neuron and an epoch
 _IMAGE_MS = {"varprom": 2.0, "sgdm": 2.0, "shampoo": 2.3, "varpro-running": 2.0}  # a training image
 _SLOW_TEACHER = 2.0  # of gamma = infinity: neurons that come together need more steps of the inner solve
+_STATES_MB = {"varprom": 2.3, "sgdm": 3.4, "shampoo": 4.7, "varpro-running": 3.4}  # of a ResNet's result
 _MEMORY_MB = {"circle": 1500, "torus": 1500, "resnet": 5000}  # of a process, at most
 
 
@@ -79,10 +80,13 @@ def memory(run: grid.AnyRun) -> int:
 def megabytes(run: grid.AnyRun) -> float:
     """About how large one result file is: float32 states and float64 losses.
 
-    A shallow run keeps about 1000 snapshots of (w, u) unless it says otherwise, a ResNet its last parameters.
+    A shallow run keeps about 1000 snapshots of (w, u) unless it says otherwise, a ResNet its last parameters and the
+    state of its training at the end of the full rate.
     """
     if isinstance(run, grid.ResNetRun):
-        return 1.2 + run.passes * _IMAGES[run.dataset][0] / run.batch_size * 8 / 1e6
+        return (
+            _STATES_MB[run.optimizer] + (run.passes + run.epochs) * _IMAGES[run.dataset][0] / run.batch_size * 8 / 1e6
+        )
     snapshots = run.epochs // (run.saving_step or math.ceil(run.epochs / 1000)) + 1
     return (snapshots * run.width * 3 * 4 + run.epochs * 8) / 1e6
 

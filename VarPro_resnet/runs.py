@@ -294,7 +294,7 @@ def _perform(run: ReadyRun, step: Descent, options: argparse.Namespace) -> None:
             progress=options.progress,
             label=label,
             report=partial(_say, config),
-            earlier=partial(_earlier, run) if not options.force else lambda: None,
+            earlier=partial(_earlier, run, checkpoint) if not options.force else lambda: None,
         )
         results.save_result(run.path, _contents(run, record, checkpoint))
         checkpoint.remove()
@@ -307,17 +307,17 @@ def _perform(run: ReadyRun, step: Descent, options: argparse.Namespace) -> None:
     signals.check()
 
 
-def _earlier(run: ReadyRun) -> dict | None:
+def _earlier(run: ReadyRun, checkpoint: Checkpoint) -> dict | None:
     """The state of the run of another length beside ``run`` that has come furthest in the steps they share, or None.
 
     That is what its checkpoint holds, or its result, of the end of its passes at the full rate.
     """
     folder, own = run.path.parent, run.path.stem
-    files = sorted(chain(*(folder.glob(f"*{path.suffix}") for path in (run.path, results.checkpoint(run.path)))))
+    files = sorted(chain(*(folder.glob(f"*{path.suffix}") for path in (run.path, checkpoint.path))))
     best, place = None, None
     for path in files:
         alike = path.stem != own and names.without_length(path.stem) == names.without_length(own)
-        state = _shared(path, run) if alike else None
+        state = _shared(path, run, checkpoint) if alike else None
         if state is not None and (best is None or state["step"] > best["step"]):
             best, place = state, path
     if best is not None:
@@ -325,19 +325,16 @@ def _earlier(run: ReadyRun) -> dict | None:
     return best
 
 
-def _shared(path: Path, run: ReadyRun) -> dict | None:
+def _shared(path: Path, run: ReadyRun, checkpoint: Checkpoint) -> dict | None:
     """The state in a result or a checkpoint at ``path``, if ``run`` comes through it too."""
     try:
         found = results.load(path)
     except results.ResultError:
         return None
     kept = found.get("full_rate") if path.suffix == run.path.suffix else found
-    if not isinstance(kept, dict) or kept.get("version") != STATE_VERSION or not isinstance(kept.get("state"), dict):
+    if not isinstance(kept, dict) or checkpoint.obstacle(kept, free=_LENGTH):
         return None
-    config = kept.get("config")
-    if results.differing(config, {key: value for key, value in run.config.items() if key not in _LENGTH}):
-        return None
-    plan = replace(run.plan, **{key: config[key] for key in _LENGTH})
+    plan = replace(run.plan, **{key: kept["config"][key] for key in _LENGTH})
     return kept["state"] if run.plan.begins_like(plan, kept["state"]["step"]) else None
 
 

@@ -235,6 +235,11 @@ class Plan:
         """In all."""
         return self.passes * self.steps_per_pass
 
+    @property
+    def full_rate_steps(self) -> int:
+        """Those before the rate is halved."""
+        return self.epochs * self.steps_per_pass
+
     def factor(self, number: int) -> float:
         """On the learning rate in pass ``number``, counted from 0."""
         return 1.0 if number < self.epochs else 0.5
@@ -525,7 +530,7 @@ class _Run:
         }
 
     def _keep_full_rate(self) -> None:
-        if self.step == self.plan.epochs * self.plan.steps_per_pass:
+        if self.step == self.plan.full_rate_steps:
             self.full_rate = copy.deepcopy(self._state())
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -570,9 +575,9 @@ class _Watch:
     def _estimate(self, seconds_per_step: float) -> str:
         run, plan = self.run, self.run.plan
         tests = run.testing / run.tests * (plan.passes + 1 - run.tests)
-        full = plan.epochs * plan.steps_per_pass  # steps at the full rate, after which the state is kept
         left = seconds_per_step * (plan.steps - run.step) + tests
-        size = _bytes([2 * [run.network.state_dict()], run.take_step.state_dict()]) + 8 * (plan.steps + full)
+        states = [2 * [run.network.state_dict()], run.take_step.state_dict()]  # at the end, and after the full rate
+        size = _bytes(states) + 8 * (plan.steps + plan.full_rate_steps)
         rate = plan.images / (plan.steps_per_pass * seconds_per_step)
         return f"{rate:.0f} images/s, about {duration(left)} to go; the result will take {size / 1e6:.2g} MB"
 

@@ -111,8 +111,8 @@ def solve_diffusion(
     steps = accepted_steps(partial(_attempt, teacher=teacher), state, size, times[-1], rtol)
     for step in history.follow(steps, cells, progress):
         state = step.trial.after
-    (masses,) = history.snapshots
-    density = masses * (grid_size / (2 * math.pi))
+    (density,) = history.snapshots
+    density *= grid_size / (2 * math.pi)
     grid = (edges[1:] + edges[:-1]) / 2
     return Diffusion(density, grid, epochs, history.energy, history.times, len(history.times) - 1, state.x)
 

@@ -7,7 +7,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -53,19 +53,24 @@ class Checkpoint:
         except results.ResultError as error:
             reason = str(error)
         else:
-            difference = results.differing(saved.get("config"), self.config)
-            state = saved.get("state")
-            if saved.get("version") != self.version:
-                reason = f"{self.path} is of another version"
-            elif difference:
-                reason = f"{self.path} has {difference}"
-            elif not isinstance(state, dict):
-                reason = f"{self.path} holds no state"
-            else:
-                return state
+            obstacle = self.obstacle(saved)
+            if not obstacle:
+                return saved["state"]
+            reason = f"{self.path} {obstacle}"
         if self._report is not None:
             self._report(f"starts anew: {reason}")
         return None
+
+    def obstacle(self, saved: Mapping[str, Any], free: Collection[str] = ()) -> str:
+        """Why ``saved``, what a checkpoint holds, is not gone on from; "" where it is. It may differ in the options
+        ``free``."""
+        config = {key: value for key, value in self.config.items() if key not in free}
+        difference = results.differing(saved.get("config"), config)
+        if saved.get("version") != self.version:
+            return "is of another version"
+        if difference:
+            return f"has {difference}"
+        return "" if isinstance(saved.get("state"), dict) else "holds no state"
 
     def offer(self, state: Callable[[], Mapping[str, Any]]) -> None:
         """Write what ``state`` returns, if it is time."""

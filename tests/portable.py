@@ -2,8 +2,9 @@
 
 Every library that computes for us picks its instructions when it starts, and can be told to pick older ones. Each
 machine below is one consistent set of such orders. Sums then come in another order, and a fused multiply-add is one
-rounding or two. The machines run side by side, in one thread each, with a cache of numba's of their own. At the end
-stands the headroom of every tolerance over the worst that any machine has seen.
+rounding or two. The newest that this processor can be is left to ``make test``, unless it is named. The machines run
+side by side, in one thread each, with a cache of numba's of their own. At the end stands the headroom of every
+tolerance over the worst that any machine has seen.
 """
 
 import argparse
@@ -121,6 +122,16 @@ def _machines() -> Iterator[Machine]:
             print(f"{machine.name}: left out, this processor has no {machine.needs}")
 
 
+def chosen(possible: list[Machine], named: list[str] | None) -> list[Machine]:
+    """Those to run of the ``possible`` ones, oldest first: the ``named`` ones, or all but the newest.
+
+    ``make test`` computes with the instructions of the newest, and with what its own processor has beyond them.
+    """
+    if named is None:
+        return possible[:-1] or possible
+    return [machine for machine in possible if machine.name in named]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What the tests said on one machine; ``seen`` is empty where they did not come to an end."""
@@ -154,11 +165,15 @@ def main() -> int:
     """Run all machines; 1 where a test failed on one of them, 2 where there is none to run."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     names = list(dict.fromkeys(one.name for machines in MACHINES.values() for one in machines))
-    parser.add_argument("--machine", nargs="+", choices=names, help="default: all that this processor can be")
+    parser.add_argument("--machine", nargs="+", choices=names, help="default: all but the newest")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="machines at a time; default %(default)s")
     parser.add_argument("pytest", nargs="*", help="arguments of pytest, behind --")
     options = parser.parse_args()
-    machines = [one for one in _machines() if not options.machine or one.name in options.machine]
+    possible = list(_machines())
+    machines = chosen(possible, options.machine)
+    for machine in possible if options.machine is None else []:
+        if machine not in machines:
+            print(f"{machine.name}: left to make test")
     if not machines:
         print(f"{' '.join(options.machine or ['none'])}: this {platform.machine()} processor cannot stand in for them")
         return 2

@@ -108,3 +108,11 @@ def test_the_machines_are_told_apart_and_their_tests_exist():
         orders = [tuple(sorted(machine.environment.items())) for machine in machines]
         assert len(set(orders)) == len(orders) >= 3
     assert all((portable.TESTS / name).exists() for name in portable.NUMERICAL)
+
+
+def test_the_newest_machine_runs_only_by_name_or_alone():
+    oldest, avx, avx2, _ = portable.MACHINES["x86_64"]
+    assert portable.chosen([oldest, avx, avx2], None) == [oldest, avx]
+    assert portable.chosen([oldest, avx, avx2], ["avx2", "avx512"]) == [avx2]
+    assert portable.chosen([oldest], None) == [oldest]
+    assert portable.chosen([], None) == []

@@ -16,7 +16,7 @@ import os
 import socket
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from varpro import cli, image_files, names
 from varpro.results import ResultError
+from varpro.runs.bookkeeping import Report, locked
 from varpro.threads import one_torch_thread
 from VarPro_resnet import folders
 from VarPro_resnet.folders import Decoded
@@ -89,7 +90,7 @@ def load(
     flips: bool = True,
     cache: Path | None = None,
     download: bool = True,
-    report: Callable[[str], None] = print,
+    report: Report = print,
 ) -> Images:
     """The data set ``name`` of :data:`DATASETS`, on the CPU.
 
@@ -106,7 +107,8 @@ def load(
     if name == "images":
         return _images(folder, cache, flips, report)
     if name == "cifar10":
-        return _cifar10_images(folder, cache, report) if image_files.in_folders(folder) else _cifar10(folder, download)
+        in_folders = image_files.in_folders(folder)
+        return _cifar10_images(folder, cache, report) if in_folders else _cifar10(folder, download, report)
     if name == "digits":
         return _digits()
     if name == "synthetic":
@@ -128,7 +130,7 @@ def synthetic(count: int = 50_000, test_count: int = 10_000) -> Images:
 # --- class folders -----------------------------------------------------------------------------------------------
 
 
-def _images(folder: Path, cache: Path, flips: bool, report: Callable[[str], None]) -> Images:
+def _images(folder: Path, cache: Path, flips: bool, report: Report) -> Images:
     train, test, classes = folders.load(folder, cache, side=SIDE, report=report)
     mean, std = _statistics(train.images)
     if min(std) == 0:
@@ -137,7 +139,7 @@ def _images(folder: Path, cache: Path, flips: bool, report: Callable[[str], None
     return Images(*parts, mean, std, flips=flips, classes=len(classes), name="images")
 
 
-def _cifar10_images(folder: Path, cache: Path, report: Callable[[str], None]) -> Images:
+def _cifar10_images(folder: Path, cache: Path, report: Report) -> Images:
     train, test, _ = folders.load(folder, cache, side=SIDE, report=report)
     for name, part in (("train", train), ("test", test)):
         _recognise(name, part, folder)
@@ -169,8 +171,8 @@ def _statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, .
 # --- CIFAR-10 ----------------------------------------------------------------------------------------------------
 
 
-def _cifar10(folder: Path, download: bool) -> Images:
-    """CIFAR-10 as torchvision loads it.
+def _cifar10(folder: Path, download: bool, report: Report) -> Images:
+    """CIFAR-10 as torchvision loads it; one process at a time downloads and unpacks.
 
     Its files are pickles, which could execute code. torchvision compares the md5 sum of the archive before it is
     unpacked, and of each batch and the label names before they are unpickled, with those of the official files: this
@@ -183,7 +185,10 @@ def _cifar10(folder: Path, download: bool) -> Images:
     archive = folder / source.filename
     try:
         fetch = download or check_integrity(archive, source.tgz_md5)  # an intact archive is only unpacked
-        with _quiet_torchvision():
+        if fetch:
+            folder.mkdir(parents=True, exist_ok=True)
+        writes = fetch and os.access(folder, os.W_OK)
+        with locked(archive, report) if writes else nullcontext(), _quiet_torchvision():
             train, test = (source(folder, train=part, download=fetch) for part in (True, False))
     except _FAILURES as error:
         tried = f" from {source.url}" if fetch else ""

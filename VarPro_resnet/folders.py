@@ -23,6 +23,7 @@ from tqdm import tqdm
 from varpro import results
 from varpro.image_files import PARTS, table_files
 from varpro.results import ResultError
+from varpro.runs.bookkeeping import Report, locked
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -40,8 +41,6 @@ _MODES = (
 )  # Pillow's names of those of 8 bits or less
 _FORMAT = 1  # of the file of decoded images
 _BLOCK = 256  # images that a thread takes at a time
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +78,11 @@ class _Source(Protocol):
 def load(folder: Path, cache: Path, *, side: int, report: Report) -> tuple[Decoded, Decoded, list[str]]:
     """The training and the test images of ``folder``, each ``side`` x ``side``, and the names of the classes.
 
-    They are decoded at the first call and kept in one file in the folder ``cache``. Later calls take them from there if
-    names, sizes and times of the files in ``folder`` are the same and the pixels are intact; otherwise they decode
-    anew. All images must have one size; where it is not ``side``, they are resized, and ``report`` is told. Raises
-    ResultError, with one line for the user, where a file is not an image, sizes differ, a class is empty or unknown, or
-    there is one class only.
+    They are decoded at the first call, by one process at a time, and kept in one file in the folder ``cache``. Later
+    calls take them from there if names, sizes and times of the files in ``folder`` are the same and the pixels are
+    intact; otherwise they decode anew. All images must have one size; where it is not ``side``, they are resized, and
+    ``report`` is told. Raises ResultError, with one line for the user, where a file is not an image, sizes differ, a
+    class is empty or unknown, or there is one class only.
     """
     folder = Path(folder)
     source = _source(folder)
@@ -93,9 +92,13 @@ def load(folder: Path, cache: Path, *, side: int, report: Report) -> tuple[Decod
     found = _kept(kept, stamp)
     if found is None:
         results.prepare(kept)
-        found = _decoded(source, folder, side, report)
-        decoded = {name: found[name] for name in PARTS}
-        results.save(kept, {"format": _FORMAT, "stamp": stamp} | found | _plain(decoded))
+        with locked(kept, report):
+            results.sweep(kept)
+            found = _kept(kept, stamp)
+            if found is None:
+                found = _decoded(source, folder, side, report)
+                decoded = {name: found[name] for name in PARTS}
+                results.save(kept, {"format": _FORMAT, "stamp": stamp} | found | _plain(decoded))
     width, height = found["size"]
     if (width, height) != (side, side):
         shape = "" if width == height else ", whatever their proportions"
@@ -155,8 +158,12 @@ class _ClassFolders:
         return sorted(entry.name for entry in inside if entry.is_dir() and not entry.name.startswith("."))
 
     def _images(self, part: str, name: str) -> list[Path]:
-        found = []
-        for place, _, names in os.walk(self.folder / part / name, followlinks=True):
+        found, seen = [], set()
+        for place, inside, names in os.walk(self.folder / part / name, followlinks=True):
+            if os.path.realpath(place) in seen:  # a link to a folder above it, or a second one to the same folder
+                inside.clear()
+                continue
+            seen.add(os.path.realpath(place))
             images = (each for each in names if not each.startswith(".") and each.lower().endswith(SUFFIXES))
             found += [Path(place, each) for each in images]
         return sorted(found)

@@ -222,6 +222,8 @@ def parse(
         raise cli.UsageError("--data-dir: has no effect here; it goes with --dataset cifar10 or images")
     if options.dataset == "images" and options.data_dir is None:
         raise cli.UsageError("--dataset images: name their folder with --data-dir DIR")
+    if options.data_dir is not None and options.data_dir.exists() and not options.data_dir.is_dir():
+        raise cli.UsageError(f"--data-dir {options.data_dir}: is no folder")
     if options.dataset != "images" and "flips" in options.given:
         raise cli.UsageError("--flips: has no effect here; it goes with --dataset images")
     options.device = cli.resolve_device(options)
@@ -275,6 +277,7 @@ def _perform(run: ReadyRun, step: Descent, options: argparse.Namespace) -> None:
         results.checkpoint(run.path),
         config,
         STATE_VERSION,
+        held=_OF_A_PROCESS,
         seconds=_CHECKPOINT_SECONDS,
         report=partial(_say, config),
     )
@@ -294,7 +297,7 @@ def _perform(run: ReadyRun, step: Descent, options: argparse.Namespace) -> None:
             progress=options.progress,
             label=label,
             report=partial(_say, config),
-            earlier=partial(_earlier, run, checkpoint) if not options.force else lambda: None,
+            earlier=partial(_earlier, run, checkpoint) if not options.force else lambda step: None,
         )
         results.save_result(run.path, _contents(run, record, checkpoint))
         checkpoint.remove()
@@ -307,10 +310,11 @@ def _perform(run: ReadyRun, step: Descent, options: argparse.Namespace) -> None:
     signals.check()
 
 
-def _earlier(run: ReadyRun, checkpoint: Checkpoint) -> dict | None:
-    """The state of the run of another length beside ``run`` that has come furthest in the steps they share, or None.
+def _earlier(run: ReadyRun, checkpoint: Checkpoint, step: int) -> dict | None:
+    """The state of the run of another length beside ``run`` that has come furthest in the steps they share, or None
+    where none has done more than ``step``.
 
-    That is what its checkpoint holds, or its result, of the end of its passes at the full rate.
+    That is what its checkpoint holds, or its checkpoint or result of the end of its passes at the full rate.
     """
     folder, own = run.path.parent, run.path.stem
     files = sorted(chain(*(folder.glob(f"*{path.suffix}") for path in (run.path, checkpoint.path))))
@@ -318,8 +322,8 @@ def _earlier(run: ReadyRun, checkpoint: Checkpoint) -> dict | None:
     for path in files:
         alike = path.stem != own and names.without_length(path.stem) == names.without_length(own)
         state = _shared(path, run, checkpoint) if alike else None
-        if state is not None and (best is None or state["step"] > best["step"]):
-            best, place = state, path
+        if state is not None and state["step"] > step:
+            best, place, step = state, path, state["step"]
     if best is not None:
         _say(run.config, f"begins like {place}")
     return best
@@ -335,7 +339,8 @@ def _shared(path: Path, run: ReadyRun, checkpoint: Checkpoint) -> dict | None:
     if not isinstance(kept, dict) or checkpoint.obstacle(kept, free=_LENGTH):
         return None
     plan = replace(run.plan, **{key: kept["config"][key] for key in _LENGTH})
-    return kept["state"] if run.plan.begins_like(plan, kept["state"]["step"]) else None
+    states = (kept["state"], kept["state"].get("full_rate"))  # the later one first
+    return next((state for state in states if state and run.plan.begins_like(plan, state["step"])), None)
 
 
 def _identity(config: dict) -> dict:

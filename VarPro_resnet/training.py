@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from varpro import ridge
-from varpro.cli import duration
+from varpro.cli import UsageError, duration
 from varpro.loss import VarProLoss
 from varpro.runs.bookkeeping import Checkpoint, Report, StopSignals
 from varpro.threads import ThreadChoice, torch_threads
@@ -279,13 +279,20 @@ def arithmetic(*, tf32: bool) -> Iterator[None]:
         cudnn.conv.fp32_precision, cudnn.benchmark = usual, tried
 
 
-def accuracy(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Share of ``images (N, 3, 32, 32)`` that the network in evaluation mode gives the right of the ``labels (N,)``."""
+def accuracy(
+    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, pause: Callable[[], None] = lambda: None
+) -> float:
+    """Share of ``images (N, 3, 32, 32)`` that the network in evaluation mode gives the right of the ``labels (N,)``.
+
+    ``pause`` is called before every batch.
+    """
     training = network.training
     network.eval()
+    right: torch.Tensor | int = 0
     with torch.no_grad():
-        batches = zip(images.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True)
-        right = sum((network(batch).argmax(dim=1) == answers).sum() for batch, answers in batches)
+        for batch, answers in zip(images.split(_TEST_BATCH), labels.split(_TEST_BATCH), strict=True):
+            pause()
+            right = right + (network(batch).argmax(dim=1) == answers).sum()
     network.train(training)
     return right.item() / len(labels)
 
@@ -306,15 +313,15 @@ def train(
     label: str = "training",
     report: Report | None = None,
     replay: bool | None = None,
-    earlier: Callable[[], Mapping[str, Any] | None] = lambda: None,
+    earlier: Callable[[int], Mapping[str, Any] | None] = lambda step: None,
 ) -> Record:
     """Train ``step.network`` through ``plan`` on ``images``, which are where the network is.
 
     Order and augmentation of the images come from a generator on the CPU with ``seed``, the same on every device. With
     ``checkpoint`` the state is kept there now and then, and a later call goes on from it if ``resume``, to the same
-    last bit on the CPU; the caller removes it. Where there is none to go on from, ``earlier`` is asked for the state of
-    a run that began like this one (:meth:`Plan.begins_like`). ``signals`` are those of a caller who takes care of them
-    already.
+    last bit on the CPU; the caller removes it. ``earlier`` is asked for the state of a run that began like this one
+    (:meth:`Plan.begins_like`) and has done more than so many steps. ``signals`` are those of a caller who takes care of
+    them already.
 
     The last bits depend on the number of ``threads`` of the CPU, since convolutions and means are summed in parts. None
     is as many as the process has, or one where a trial shows that to be faster, which beside other work it is by far;
@@ -325,12 +332,12 @@ def train(
 
     ``report`` receives lines for the user, with the cost of the run unless ``progress`` shows it. Raises
     FloatingPointError with the pass and the step where the loss stops being finite, at the end of that pass; Stopped
-    after a signal, with the state in the checkpoint.
+    after a signal, with the state in the checkpoint; UsageError where a state is none of this network.
     """
     run = _Run(step, images, plan, seed, memory_format, label, replay)
     state = checkpoint.restore() if checkpoint is not None and resume else None
-    if state is None and resume:
-        state = earlier()
+    if resume:
+        state = earlier(0 if state is None else state["step"]) or state
     if state is not None:
         run.restore(state)
         if report is not None:
@@ -340,18 +347,22 @@ def train(
         if checkpoint is not None:
             checkpoint.write(run.state())
 
+    def pause() -> None:
+        signals.check(keep)
+
     watch = _Watch(run, None if progress else report)
     stopping = StopSignals() if signals is None else nullcontext(signals)
     bar = tqdm(total=plan.steps, initial=run.step, desc=label, unit="step", disable=not progress)
     with bar, arithmetic(tf32=tf32), torch_threads(run.share(threads, report)), stopping as signals:
-        run.begin()
+        run.test(pause)
         while run.step < plan.steps:
             for _ in run.steps_of_pass():
                 bar.update()
                 watch.look()
                 if checkpoint is not None:
                     checkpoint.offer(run.state)
-                signals.check(keep)
+                pause()
+            run.test(pause)
             if progress:
                 bar.set_postfix(loss=f"{run.last_loss:.4g}", accuracy=f"{run.last_accuracy:.3f}")
     return run.record()
@@ -374,7 +385,7 @@ class _Run:
         self.network = step.network.train().to(memory_format=memory_format)
         weights = self.network.outer
         self.dtype, self.memory_format = weights.dtype, memory_format
-        self.test = cifar.normalise(images.test, images.mean, images.std, self.dtype, memory_format)
+        self.test_images = cifar.normalise(images.test, images.mean, images.std, self.dtype, memory_format)
         self.targets = nn.functional.one_hot(images.train_labels, images.classes).to(self.dtype)
         self.generator = torch.Generator().manual_seed(seed)
         self.pass_start = self.generator.get_state()
@@ -429,13 +440,8 @@ class _Run:
             choice.note(threads, steps, time.perf_counter() - begin)
         return choice.plan(available, 1)[0]
 
-    def begin(self) -> None:
-        """Test the network before its first step."""
-        if self.tests == 0:
-            self._test()
-
     def steps_of_pass(self) -> Iterator[None]:
-        """The steps that are left of the pass at hand, and the test after them, which comes before the last yield."""
+        """The steps that are left of the pass at hand."""
         self._keep_full_rate()
         number, done = divmod(self.step, self.plan.steps_per_pass)
         self.rates[number] = self.take_step.slow_down(self.plan.factor(number))
@@ -471,37 +477,44 @@ class _Run:
     def _end_pass(self) -> None:
         self._check_losses()
         self.take_step.check()
-        self._test()
         self.pass_start = self.generator.get_state()
 
     def _check_losses(self) -> None:
         bad = torch.nonzero(~torch.isfinite(self.losses[: self.step]))
         if len(bad):
-            raise FloatingPointError(f"{self._place(int(bad[0]))}: the loss is not finite; try a smaller --time_scale")
+            remedy = "smaller --time_scale" if bad[0] else "larger --lambda"  # no step has been made before the first
+            raise FloatingPointError(f"{self._place(int(bad[0]))}: the loss is not finite; try a {remedy}")
 
     def _place(self, step: int) -> str:
         number, within = divmod(step, self.plan.steps_per_pass)
         return f"{self.label}: pass {number + 1}, step {within + 1}"
 
-    def _test(self) -> None:
+    def test(self, pause: Callable[[], None]) -> None:
+        """Test the network before its first step and after every pass, where that is still to be done.
+
+        ``pause`` is called between batches; the state is then that of before the test.
+        """
+        if self.tests > self.step // self.plan.steps_per_pass:
+            return
         _wait(self.losses.device)
         begin = time.perf_counter()
         try:
-            self.take_step.before_test(self._samples())
+            self.take_step.before_test(self._samples(pause))
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"{self.label}: test after {self.tests} passes: {error}; try a smaller --time_scale"
             ) from None
-        self.accuracies[self.tests] = accuracy(self.network, self.test, self.images.test_labels)
+        self.accuracies[self.tests] = accuracy(self.network, self.test_images, self.images.test_labels, pause)
         self.tests += 1
         self.testing += time.perf_counter() - begin
 
-    def _samples(self) -> Iterator[Batch]:
+    def _samples(self, pause: Callable[[], None]) -> Iterator[Batch]:
         """Some thousand training images as they are, the same ones every time, with targets; evenly from all of them,
         since they may be sorted by class."""
         spread = slice(None, None, math.ceil(self.plan.images / _SAMPLES))
         images, targets = self.images.train[spread], self.targets[spread]
         for part, answers in zip(images.split(_TEST_BATCH), targets.split(_TEST_BATCH), strict=True):
+            pause()
             yield cifar.normalise(part, self.images.mean, self.images.std, self.dtype, self.memory_format), answers
 
     def seconds(self) -> float:
@@ -534,9 +547,18 @@ class _Run:
             self.full_rate = copy.deepcopy(self._state())
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state` returned, here or in a run that began like this one."""
-        self.network.load_state_dict(state["network"])
-        self.take_step.load_state_dict(state["training"])
+        """Go on from what :meth:`state` returned, here or in a run that began like this one.
+
+        Raises UsageError where that was a network or an optimizer of another form.
+        """
+        try:
+            self.network.load_state_dict(state["network"])
+            self.take_step.load_state_dict(state["training"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).partition("\n")[0].rstrip(": ")
+            raise UsageError(
+                f"{self.label}: the state on disk does not fit this network ({reason}); --no-resume starts anew"
+            ) from None
         self.pass_start, self.step, self.elapsed = state["pass_start"], state["step"], state["elapsed"]
         self.losses[: self.step] = state["loss"]
         self.threads = list(state["threads"])

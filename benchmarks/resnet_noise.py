@@ -149,12 +149,15 @@ def readings(images: Images, variant: str, plan: Plan, last: int, seed: int, *, 
     return torch.tensor(step.before_test.readings, dtype=torch.float64)
 
 
+def _evenly(size: int, count: int) -> torch.Tensor:
+    """The places of ``count`` of ``size`` things, of one at least."""
+    count = min(max(1, count), size)
+    return torch.arange(count) * size // count
+
+
 def part(images: Images, count: int) -> Images:
-    """About ``count`` training images and two fifths as many for tests, evenly from all."""
-    train_, test = (
-        slice(None, None, max(1, size // n))
-        for size, n in zip((len(images.train), len(images.test)), (count, 2 * count // 5), strict=True)
-    )
+    """``count`` training images and two fifths as many for tests, or as many as there are, evenly from all."""
+    train_, test = _evenly(len(images.train), count), _evenly(len(images.test), 2 * count // 5)
     return replace(
         images,
         train=images.train[train_],

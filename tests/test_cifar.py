@@ -10,6 +10,7 @@ import re
 import struct
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -25,6 +26,7 @@ from sklearn.datasets import load_digits
 from tolerances import RESNET, SYNTHETIC
 
 from varpro.results import ResultError
+from varpro.runs.bookkeeping import locked
 from VarPro_resnet import cifar
 from VarPro_resnet.cifar import Draws, augment, draw, load, normalise
 
@@ -203,6 +205,18 @@ def test_download_and_a_second_load_without_network(through, tiny, official, ser
 def test_an_archive_at_hand_is_used_without_network(download, tiny, official, tmp_path):
     (tmp_path / ARCHIVE).write_bytes(official)
     assert_holds(load("cifar10", tmp_path, download=download), tiny)
+
+
+def test_two_processes_download_once(tiny, official, tmp_path):
+    """The one that waited takes what the other one has fetched; nobody listens at the address."""
+    waits = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with locked(tmp_path / ARCHIVE, print):
+            second = pool.submit(load, "cifar10", tmp_path, report=lambda line: waits.set())
+            assert waits.wait(60)
+            (tmp_path / ARCHIVE).write_bytes(official)
+        assert_holds(second.result(60), tiny)
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_no_network(official, server, tmp_path, monkeypatch):

@@ -193,9 +193,9 @@ def test_the_steps_of_a_pass_wait_for_nothing(optimizer, monkeypatch):
     run = training._Run(take, tiny_images().to("cuda"), plan, 0, torch.contiguous_format, "", None)
     assert run.replay is not None
     watch = training._Watch(run, lines.append)
-    run.begin()
+    run.test(lambda: None)
     steps = run.steps_of_pass()
-    for number in range(9):  # of ten: the last one is followed by a test
+    for number in range(9):  # of ten: the last one is followed by a look at the losses
         if number in (0, 3):  # the data of a pass; the capture
             next(steps)
         else:

@@ -17,7 +17,7 @@ from tolerances import RESNET_TRAINING, SOLVE
 
 from benchmarks import resnet_noise
 from varpro import image_files, results, ridge
-from varpro.cli import Stopped
+from varpro.cli import Stopped, UsageError
 from varpro.runs.bookkeeping import Checkpoint
 from varpro.threads import ThreadChoice
 from VarPro_resnet import cifar, runs, training
@@ -340,6 +340,46 @@ def test_a_signal_stops_between_two_steps_with_all_kept(signal_, tmp_path):
     assert checkpoint.restore()["step"] == 3
 
 
+@pytest.mark.parametrize("passes", [0, 1, 3])
+@pytest.mark.parametrize("optimizer", ["sgdm", "varpro-running"])
+def test_a_signal_in_a_test_does_not_wait_for_its_end(optimizer, passes, tmp_path):
+    """What is kept is the state before the test, which is taken by whoever goes on."""
+    images, checkpoint = tiny_images(), Checkpoint(tmp_path / "run.checkpoint", {}, training.STATE_VERSION, seconds=1e9)
+
+    def process(**keywords):
+        of = network(dtype=torch.float32)
+        return train(chosen_step(of, optimizer), images, PLAN, seed=3, threads=1, **keywords), of
+
+    whole, expected = process()
+    take, calls = chosen_step(network(dtype=torch.float32), optimizer), iter(range(passes))
+    original = type(take).before_test
+
+    class Interrupted(type(take)):
+        def before_test(self, batches):
+            if next(calls, None) is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            original(self, batches)
+
+    take.__class__ = Interrupted
+    with pytest.raises(Stopped):
+        train(take, images, PLAN, seed=3, threads=1, checkpoint=checkpoint)
+    kept = checkpoint.restore()
+    assert kept["step"] == passes * PLAN.steps_per_pass
+    assert len(kept["accuracy"]) == passes
+    record, found = process(checkpoint=checkpoint)
+    assert equal(vars(record), vars(whole))
+    assert equal(dict(found.state_dict()), dict(expected.state_dict()))
+
+
+def test_a_state_of_another_network_is_one_line(tmp_path):
+    checkpoint, plan = always_kept(tmp_path / "run.checkpoint", {}), Plan(8, 4, 1, 0)
+    train(chosen_step(network(dtype=torch.float32), "sgdm"), tiny_images(8), plan, seed=0, checkpoint=checkpoint)
+    other = chosen_step(ResNet20(CLASSES + 1), "sgdm")
+    says = r"^here: the state on disk does not fit this network \(.*\); --no-resume starts anew$"
+    with pytest.raises(UsageError, match=says):
+        train(other, tiny_images(8), plan, seed=0, checkpoint=checkpoint, label="here")
+
+
 def test_losses_that_are_not_finite_are_not_kept(tmp_path):
     """In the midst of a pass too: the last checkpoint is that of a sound state."""
     checkpoint = always_kept(tmp_path / "run.checkpoint", {})
@@ -588,6 +628,9 @@ def test_parts_of_the_images_are_even():
     assert torch.equal(found.train, images.train[::2])
     assert torch.equal(found.train_labels, images.train_labels[::2])
     assert len(found.test) == 8
+    assert len(resnet_noise.part(images, 30).train) == 30  # also where that is no whole part of them
+    assert [len(part) for part in (resnet_noise.part(images, 1).train, resnet_noise.part(images, 1).test)] == [1, 1]
+    assert torch.equal(resnet_noise.part(images, 50).train, images.train)
 
 
 # --- the scripts -------------------------------------------------------------------------------------------------
@@ -701,23 +744,28 @@ def test_seeds_are_runs_of_their_own_and_results_are_kept(tmp_path, capsys, monk
     assert both[1].stat().st_mtime_ns == before
 
 
-@pytest.mark.usefixtures("tiny_data")
-def test_an_interrupted_command_goes_on(tmp_path, capsys, monkeypatch):
-    arguments = [*TINY, "--optimizer", "varprom", "--output"]
-    main([*arguments, str(tmp_path / "whole")])
-    taken, calls = VarProM.__call__, iter(range(2))
+def interrupted(steps: int, arguments: list[str]) -> None:
+    """The command with ``arguments``, which train by VarProM, until Ctrl-C in its step number ``steps``."""
+    taken, calls = VarProM.__call__, iter(range(steps - 1))
 
-    def interrupted(self, images, targets):
+    def last(self, images, targets):
         loss = taken(self, images, targets)
         if next(calls, None) is None:
             os.kill(os.getpid(), signal.SIGINT)
         return loss
 
-    with monkeypatch.context() as patch:
-        patch.setattr(VarProM, "__call__", interrupted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VarProM, "__call__", last)
         with pytest.raises(SystemExit) as stopped:
-            main([*arguments, str(tmp_path / "parts")])
+            main(arguments)
     assert stopped.value.code == 130
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_an_interrupted_command_goes_on(tmp_path, capsys):
+    arguments = [*TINY, "--optimizer", "varprom", "--output"]
+    main([*arguments, str(tmp_path / "whole")])
+    interrupted(3, [*arguments, str(tmp_path / "parts")])
     assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".checkpoint"]
     capsys.readouterr()
     main([*arguments, str(tmp_path / "parts")])
@@ -758,6 +806,30 @@ def test_a_longer_run_goes_on_from_a_shorter_one(optimizer, begun, length, step,
     whole, found = only_result(tmp_path / "whole"), results.load(longer)
     assert equal(found, whole)
     assert found["full_rate"]["state"]["step"] == 2 * length[0]  # the next longer one goes on from there
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_a_longer_run_goes_on_from_one_that_was_stopped_at_half_the_rate(tmp_path, capsys):
+    arguments = ["--batch_size", "16", "--optimizer", "varprom", "--threads", "1", "--output", str(tmp_path)]
+    interrupted(5, [*arguments, "--epochs", "1", "--final_epochs", "3"])
+    capsys.readouterr()
+    main([*arguments, "--epochs", "2", "--final_epochs", "0"])
+    begins, goes_on, *_ = capsys.readouterr().out.splitlines()
+    assert begins.endswith(".checkpoint")
+    assert goes_on == "varprom seed 0: goes on after step 2 of 4"
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_a_run_goes_on_from_what_has_come_further_than_its_own_checkpoint(tmp_path, capsys):
+    arguments = ["--batch_size", "16", "--optimizer", "varprom", "--threads", "1", "--output", str(tmp_path)]
+    interrupted(1, [*arguments, "--epochs", "3", "--final_epochs", "0"])
+    main([*arguments, "--epochs", "2", "--final_epochs", "0"])
+    interrupted(1, [*arguments, "--epochs", "3", "--final_epochs", "0"])
+    assert "varprom seed 0: goes on after step 4 of 6" in capsys.readouterr().out
+    main([*arguments, "--epochs", "3", "--final_epochs", "0"])
+    out = capsys.readouterr().out
+    assert "begins like" not in out  # its own has come further now
+    assert "varprom seed 0: goes on after step 5 of 6" in out
 
 
 def equal(found, expected) -> bool:
@@ -823,6 +895,8 @@ def test_what_a_longer_run_does_not_go_on_from(tmp_path, capsys):
         (["--batch_size", "21"], 2, "--batch_size 21: digits has 20 images"),
         (["--seed", "1", "1"], 2, "names a seed twice"),
         (["--optimizer", "sgdm", "--time_scale", "1e6"], 1, ": the loss is not finite; try a smaller --time_scale"),
+        (["--optimizer", "sgdm", "--lmbda", "1e-45"], 1, "step 1: the loss is not finite; try a larger --lambda"),
+        (["--dataset", "images", "--data-dir", "/dev/null"], 2, "--data-dir /dev/null: is no folder"),
     ],
 )
 def test_what_cannot_be_is_one_line(arguments, code, says, tmp_path, capsys):

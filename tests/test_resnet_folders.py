@@ -4,6 +4,8 @@ import hashlib
 import io
 import os
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from tolerances import EXACT
 
 from varpro import image_files, results
 from varpro.results import ResultError
+from varpro.runs.bookkeeping import locked
 from VarPro_resnet import cifar, folders
 from VarPro_resnet.Experiment import main
 
@@ -189,6 +192,46 @@ def test_images_are_decoded_once_and_anew_where_something_changed(folder, monkey
     assert decodes()
     assert not decodes()
     assert list((folder.parent / "cache").iterdir()) == [kept]
+
+
+def test_what_a_killed_process_left_of_decoded_images_goes(folder):
+    loaded(folder)
+    (kept,) = (folder.parent / "cache").iterdir()
+    left = kept.with_name(f".{kept.name}.abc.tmp")
+    left.touch()
+    write(folder / "train" / "ant" / "more.png", encoded(drawn(7)))
+    loaded(folder)
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_two_processes_decode_once(folder):
+    """The one that waited finds what the other one has kept."""
+    lines, there = [], folder.parent / "cache"
+    waits = threading.Event()
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if "waits for" in line:
+            waits.set()
+
+    loaded(folder)
+    (kept,) = there.iterdir()
+    whole = kept.read_bytes()
+    kept.unlink()
+    with ThreadPoolExecutor(1) as pool:
+        with locked(kept, lines.append):
+            second = pool.submit(loaded, folder, report=report)
+            assert waits.wait(60)
+            kept.write_bytes(whole)
+        assert len(second.result(60).train) == 12
+    assert [line for line in lines if "decoding" in line] == []
+
+
+def test_a_folder_that_is_linked_into_itself_is_looked_into_once(folder):
+    inside = folder / "train" / "ant"
+    for name in ("again", "and again"):
+        (inside / name).symlink_to(inside, target_is_directory=True)
+    assert loaded(folder).train_labels.bincount().tolist() == [4, 4, 4]
 
 
 def test_equal_names_in_different_places_are_different_sets(folder):

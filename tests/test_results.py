@@ -8,8 +8,9 @@ import torch
 from matplotlib.figure import Figure
 
 from varpro import names, results
+from varpro.cli import UsageError
 from varpro.figures import publish
-from varpro.runs.bookkeeping import Checkpoint
+from varpro.runs.bookkeeping import Checkpoint, already_there
 
 
 def test_round_trip_keeps_types_and_values(tmp_path):
@@ -25,6 +26,14 @@ def test_round_trip_keeps_types_and_values(tmp_path):
 def test_a_view_is_saved_without_what_it_is_a_view_of(tmp_path):
     results.save(tmp_path / "run.pt", {"row": torch.zeros(1000, 1000)[3]})
     assert (tmp_path / "run.pt").stat().st_size < 10_000
+
+
+@pytest.mark.parametrize("wrap", [lambda bad: bad, lambda bad: {"deep": bad}, lambda bad: [1, {"deep": [bad]}]])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_result_holds_what_is_not_finite(wrap, value, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"is not finite, .*run\.pt is not written"):
+        results.save_result(tmp_path / "run.pt", {"loss": torch.ones(2), "state": wrap(torch.tensor([1.0, value]))})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -122,6 +131,31 @@ def test_a_file_with_another_config_of_any_kind_is_refused(tmp_path, config):
         results.ResultError, match=r"was made with seed = [^\n]*, not 1; use --name or --output, or --force"
     ):
         results.complete(path, {"seed": 1})
+
+
+def test_a_checkpoint_of_another_device_is_not_overwritten(tmp_path):
+    """Hours may be in it; one of other options is none of this run."""
+    path, said = tmp_path / "run.checkpoint", []
+    results.save(path, {"version": 2, "config": {"seed": 1, "device": "cuda"}, "state": {"step": 3}})
+    with pytest.raises(UsageError, match=r"has device = cuda, not cpu; it is not overwritten; --no-resume .*$"):
+        Checkpoint(path, {"seed": 1, "device": "cpu"}, 2, report=said.append).restore()
+    assert said == []
+    assert Checkpoint(path, {"seed": 2, "device": "cpu"}, 2, report=said.append).restore() is None
+    assert said[0].startswith("starts anew: ")
+    assert Checkpoint(path, {"seed": 1, "device": "cuda"}, 2).restore() == {"step": 3}
+
+
+@pytest.mark.parametrize("age", [-60, 60])
+def test_a_checkpoint_beside_a_result_goes_unless_it_is_the_later_one(age, tmp_path):
+    """A later one is that of a run that was to replace the result, and was stopped."""
+    path, kept, said = tmp_path / "run.pt", tmp_path / "run.checkpoint", []
+    results.save(kept, {"state": {}})
+    results.save(path, {"config": {"seed": 1}})
+    os.utime(kept, (path.stat().st_mtime + age,) * 2)
+    assert already_there(path, {"seed": 1}, said.append)
+    assert said == [f"kept {path}"]
+    assert kept.exists() == (age > 0)
+    assert {left.suffix for left in tmp_path.iterdir()} <= {".pt", ".checkpoint"}
 
 
 @pytest.mark.parametrize("contents", [{}, {"state": 1}, {"config": [1]}, {"config": {"seed": torch.arange(2)}}])

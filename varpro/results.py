@@ -42,6 +42,8 @@ def _not_finite(value: Any, name: str = "") -> str:
         return "" if torch.isfinite(value).all() else name
     if isinstance(value, Mapping):
         return next(filter(None, (_not_finite(item, str(key)) for key, item in value.items())), "")
+    if isinstance(value, list):
+        return next(filter(None, (_not_finite(item, name) for item in value)), "")
     return ""
 
 

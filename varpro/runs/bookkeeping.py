@@ -25,9 +25,11 @@ _SECONDS_VARIABLE = "VARPRO_CHECKPOINT_SECONDS"  # environment: between two chec
 class Checkpoint:
     """The file from which a stopped run goes on. It is written now and then, and goes when the result is there.
 
-    A file of another ``config`` or another ``version`` of what is in it is not gone on from. ``seconds`` pass between
-    two writings (``$VARPRO_CHECKPOINT_SECONDS`` where that is set), and more where writing would take more than
-    ``share`` of the time. ``report`` receives lines for the user. Raises UsageError where the variable is no number.
+    A file of another ``config`` or another ``version`` of what is in it is not gone on from. One that differs in
+    nothing but the options ``held`` is work on this very run that was done elsewhere, and is not overwritten.
+    ``seconds`` pass between two writings (``$VARPRO_CHECKPOINT_SECONDS`` where that is set), and more where writing
+    would take more than ``share`` of the time. ``report`` receives lines for the user. Raises UsageError where the
+    variable is no number.
     """
 
     def __init__(
@@ -36,16 +38,17 @@ class Checkpoint:
         config: Mapping[str, Any],
         version: int,
         *,
+        held: Collection[str] = ("device",),
         seconds: float = 30.0,
         share: float = 0.05,
         report: Report | None = None,
     ) -> None:
-        self.path, self.config, self.version = path, dict(config), version
+        self.path, self.config, self.version, self._held = path, dict(config), version, held
         self._seconds, self._share, self._report = _seconds(seconds), share, report
         self._due = time.perf_counter() + self._seconds
 
     def restore(self) -> dict[str, Any] | None:
-        """The state that was kept for this run, or None."""
+        """The state that was kept for this run, or None. Raises UsageError where it is one of another device."""
         if not self.path.exists():
             return None
         try:
@@ -56,6 +59,8 @@ class Checkpoint:
             obstacle = self.obstacle(saved)
             if not obstacle:
                 return saved["state"]
+            if not self.obstacle(saved, free=self._held):
+                raise UsageError(f"{self.path} {obstacle}; it is not overwritten; --no-resume starts anew")
             reason = f"{self.path} {obstacle}"
         if self._report is not None:
             self._report(f"starts anew: {reason}")
@@ -144,14 +149,14 @@ class StopSignals:
 
 @contextmanager
 def locked(path: Path, report: Report) -> Iterator[None]:
-    """Hold the lock of the result ``path`` meanwhile; where another process has it, say so and wait.
+    """Hold the lock of the file ``path`` meanwhile; where another process has it, say so and wait.
 
     The lock is the system's (flock on ``path`` with the suffix ``.lock``): it ends with the process that holds it,
     however that ends. On a network file system it holds between machines if the system supports flock there, as NFS of
     Linux does; a file system without it is used without a lock.
     """
     name = path.with_suffix(".lock")
-    handle = _take(name, report)
+    handle = _take(name, path, report)
     try:
         yield
     finally:
@@ -185,7 +190,10 @@ def once(path: Path, config: Mapping[str, Any], make: Callable[[], None], report
 
 
 def tidy(path: Path) -> None:
-    """Remove what processes that were killed left beside the finished result ``path``, unless one works on it."""
+    """Remove what processes that were killed left beside the finished result ``path``, unless one works on it.
+
+    A later checkpoint stays: it is that of a run that was to replace the result, and was stopped.
+    """
     kept, lock = results.checkpoint(path), path.with_suffix(".lock")
     if not (kept.exists() or lock.exists() or results.unfinished(path)):
         return
@@ -199,7 +207,8 @@ def tidy(path: Path) -> None:
         try:
             if _is(handle, lock):
                 results.sweep(path)
-                kept.unlink(missing_ok=True)
+                if kept.exists() and kept.stat().st_mtime <= path.stat().st_mtime:
+                    kept.unlink(missing_ok=True)
         finally:
             _release(handle, lock)
 
@@ -210,7 +219,7 @@ def _release(handle: int, name: Path) -> None:
     os.close(handle)
 
 
-def _take(name: Path, report: Report) -> int | None:
+def _take(name: Path, path: Path, report: Report) -> int | None:
     told = False
     while True:
         handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
@@ -220,7 +229,7 @@ def _take(name: Path, report: Report) -> int | None:
             holder = os.read(handle, 200).decode(errors="replace").strip()
             os.close(handle)
             if not told:
-                report(f"waits for {holder or 'another process'}, which works on {name.with_suffix('.pt')}")
+                report(f"waits for {holder or 'another process'}, which works on {path}")
                 told = True
             time.sleep(_POLL_SECONDS)
             continue

@@ -581,8 +581,8 @@ class _Watch:
         self.last: _Mark | None = None
 
     def look(self) -> None:
-        """To be called after every step. The first one is not timed: it may choose algorithms. Nothing waits."""
-        if self.report is None:
+        """To be called after every step. Nothing waits. Steps that choose algorithms, or capture, are not timed."""
+        if self.report is None or (self.run.replay is not None and not self.run.replay.replays):
             return
         if self.first is None:
             self.first = _Mark(self.run)

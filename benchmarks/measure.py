@@ -9,13 +9,19 @@ from importlib import metadata
 from pathlib import Path
 
 
-def by_turns(actions: Mapping[str, Callable[[], int]], rounds: int) -> dict[str, float]:
-    """Median seconds per unit of each action over ``rounds`` turns; an action returns how many units it did."""
+def by_turns(
+    actions: Mapping[str, Callable[[], int]], rounds: int, prepare: Callable[[], None] = lambda: None
+) -> dict[str, float]:
+    """Median seconds per unit of each action over ``rounds`` turns; an action returns how many units it did.
+
+    ``prepare`` is called before each, outside of the clock.
+    """
     for action in actions.values():
         action()  # compile, allocate, fill caches
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(rounds):
         for name, action in actions.items():
+            prepare()
             begin = time.perf_counter()
             units = action()
             seconds[name].append((time.perf_counter() - begin) / units)

@@ -1,5 +1,8 @@
 """The cache of compiled functions: which sources its key is made of, and which signatures it is asked for."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 from varpro import compiled
@@ -46,6 +49,20 @@ def test_each_precision_of_the_torus_is_looked_for_by_itself(monkeypatch):
     monkeypatch.setattr(torus._epochs, "_cache", type("Cache", (), {"_cache_file": Index(keys)}))
     assert torus.TorusSolver.compilation(None, None, "float32") == 0
     assert torus.TorusSolver.compilation(None, None, "float64") > 0
+
+
+def test_loading_compiled_code_leaves_the_threads_of_torch_alone():
+    """numba's runtime would set those of OpenMP, which are torch's too, to all cores."""
+    code = """
+import numpy, torch
+from varpro.distances import CircleMeasure
+torch.set_num_threads(3)
+one, other = (CircleMeasure(numpy.array([[1.0, x]]) / (1 + x * x) ** 0.5) for x in (0.0, 1.0))
+assert one.energy_distance(other) > 0
+assert torch.get_num_threads() == 3, torch.get_num_threads()
+"""
+    environment = os.environ | {"NUMBA_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 class Index:

@@ -70,6 +70,17 @@ def test_graphs_follow_dense_float64_on_the_cpu(features, outputs, dtype, kind):
     assert (wrap_torus(moved) if features.domain.name == "torus" else moved).abs().max() < CUDA[dtype]
 
 
+@pytest.mark.parametrize("kernel", [LAPLACE, RAISED_COSINE], ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_wide_fused_epochs_are_those_of_tensors(kernel, dtype):
+    """Two neurons a program, several passes over them, and sizes that are no multiple of a tile."""
+    features = RadialTorus(kernel)
+    problem = drawn_problem(features, 0, 1500, 600, 64, 10.0)
+    fused, tensors = (run(kind, features, problem, DEVICE, dtype, epochs=5) for kind in (GraphSolver, TensorGraphs))
+    np.testing.assert_allclose(fused[0], tensors[0], rtol=CUDA[dtype])
+    assert wrap_torus(fused[1] - tensors[1]).abs().max() < CUDA[dtype]
+
+
 @pytest.mark.parametrize("outer_update", ["ridge", "gradient"])
 @pytest.mark.parametrize("features", MAPS, ids=lambda features: features.name)
 def test_dense_is_that_of_the_cpu(features, outer_update):
@@ -205,6 +216,23 @@ def test_the_steps_of_a_pass_wait_for_nothing(optimizer, monkeypatch):
     torch.cuda.synchronize()
     watch.look()
     assert len(lines) == 1
+
+
+@needs_a_device
+@pytest.mark.parametrize("optimizer", REPLAYED)
+def test_the_host_comes_back_while_the_device_still_sleeps(optimizer):
+    """No library waits either, of which PyTorch would not know."""
+    one = network(dtype=torch.float32).to("cuda").train()
+    step = chosen_step(one, optimizer)
+    images, targets = torch.rand(16, 3, 32, 32, device="cuda"), torch.eye(16, 3, device="cuda")
+    for _ in range(3):
+        step(images, targets)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(4_000_000_000)  # cycles: a second or two
+    awake = torch.cuda.Event()
+    awake.record()
+    step(images, targets)
+    assert not awake.query()
 
 
 @needs_a_device

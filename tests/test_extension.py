@@ -4,6 +4,7 @@ Draws, targets, solver, training, distances, result file and resumption, against
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,12 +13,16 @@ import torch
 from tolerances import EXTENSION, ROUNDED
 
 from varpro import cli, results
-from varpro.distances import EuclideanMeasure
+from varpro.distances import CircleMeasure, EuclideanMeasure
 from varpro.domains.base import Domain, Draws
+from varpro.domains.circle import CIRCLE, Circle
 from varpro.features import FeatureMap, ReLUCircle
 from varpro.runs import bookkeeping, experiment, training
 from varpro.runs.experiment import Choices, perform, runs
+from varpro.runs.limits import CIRCLE_DIFFUSION
 from varpro.runs.options import add_problem, add_run, add_training
+from varpro.solvers.base import Objective
+from varpro.solvers.dense import DenseSolver
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,6 +166,82 @@ def test_an_interrupted_one_resumes(features, tmp_path, monkeypatch):
     one, other = results.load(whole), results.load(parts)
     for name in ("loss", "weights", "outer", "distance_teacher"):
         assert torch.equal(one[name], other[name])
+
+
+class ThreeBumps(Circle):
+    """The circle with another law of the teacher's neurons: a Gaussian around each of three points."""
+
+    name = "three_bumps"
+
+    def draws(self, seed, samples, student_width, teacher_width, gamma):
+        drawn = super().draws(seed, samples, student_width, teacher_width, gamma)
+        stream = torch.Generator().manual_seed(seed)
+        middle = torch.arange(teacher_width) % 3 * (2 * math.pi / 3)
+        angle = middle + 0.2 * torch.randn(teacher_width, dtype=torch.float64, generator=stream)
+        return replace(drawn, teacher=torch.stack([torch.cos(angle), torch.sin(angle)], dim=1))
+
+    def law(self, gamma):
+        return None
+
+
+def test_another_teacher_on_the_circle_keeps_the_linear_solver(tmp_path, capsys):
+    features = ReLUCircle(ThreeBumps())
+    script(features, 1.0, "ridge")([*TINY, "--seed", "3", "--output", str(tmp_path)], folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    found = results.load(path)
+    assert (found["config"]["features"], found["config"]["solver"]) == ("relu_three_bumps", "linear")
+    losses, w, _, draws = literal(features, found, 1.0, "ridge")
+    np.testing.assert_allclose(found["loss"], losses, rtol=EXTENSION)
+    torch.testing.assert_close(found["weights"][-1], w.float(), rtol=0, atol=ROUNDED)
+    expected = CircleMeasure(w.numpy()).energy_distance(CircleMeasure(draws.teacher.numpy()))
+    assert found["distance_teacher"][-1].item() == pytest.approx(expected, rel=EXTENSION)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        script(features, 1.0, "ridge")(["--teacher_width", "inf", "--output", str(tmp_path)], folder=tmp_path)
+    assert "the law of the teacher on the three_bumps is not at hand; allowed here: a whole number" in (
+        capsys.readouterr().err
+    )
+
+
+def test_what_belongs_to_the_papers_teacher_is_refused_for_another():
+    """Its results would be taken for those of the paper, and its features compared with another teacher's limit."""
+    other = ThreeBumps()
+    with pytest.raises(ValueError, match="'diffusion' is that of the domain 'circle', not of 'three_bumps'"):
+        Choices(ReLUCircle(other), 1.0, "ridge", (CIRCLE_DIFFUSION,))
+    other.name = "circle"
+    with pytest.raises(ValueError, match="a domain with the name 'circle' is not allowed: a name of its own"):
+        ReLUCircle(other)
+
+
+class Misshapen(LeakyCircle):
+    """A derivative (M, 1), which would be broadcast over the coordinates."""
+
+    def pull_back(self, weights, inputs, features, cotangent):
+        return super().pull_back(weights, inputs, features, cotangent)[:, :1]
+
+
+def test_shapes_that_would_be_broadcast_are_refused():
+    draws = CIRCLE.draws(0, 30, 6, 6, 10.0)
+    targets = LeakyCircle().predict(draws.teacher, draws.inputs)[:, None]
+    constants = 1e-2, 1.0, 2**-10, "ridge"
+    with pytest.raises(ValueError, match=r"pull_back of leaky_circle returns \(6, 1\); allowed: the weights' \(6, 2\)"):
+        DenseSolver(Misshapen(), draws.inputs, targets, *constants).reduced(draws.student)
+    with pytest.raises(ValueError, match=r"targets \(30,\) are not allowed: \(N, k\)"):
+        DenseSolver(LeakyCircle(), draws.inputs, targets[:, 0], *constants)
+    for features in (LeakyCircle(), ReLUCircle()):
+        with pytest.raises(ValueError, match=r"outer \(6, 1\) is not allowed with 6 neurons: \(6,\)"):
+            features.predict(draws.student, draws.inputs, torch.ones(6, 1))
+    with pytest.raises(ValueError, match=r"^centre: .* is not allowed: a finite number"):
+        Objective(ReLUCircle(), 1e-2, torch.ones(6), 2**-10, "ridge")
+
+
+def test_an_experiment_elsewhere_has_its_results_beside_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("VARPRO_RESULTS", raising=False)
+    folder = tmp_path / "my_experiment"
+    folder.mkdir()
+    script(LeakyCircle(), 1.0, "ridge")(TINY, folder=folder)
+    (path,) = (folder / "results").iterdir()
+    assert results.load(path)["config"]["experiment"] == "my_experiment"
 
 
 @pytest.mark.parametrize("features", EXTENSIONS)

@@ -122,6 +122,21 @@ def test_reduced_risk_refuses_what_would_be_another_number(features, targets, lm
         varpro.reduced_risk(torch.ones(features), torch.ones(targets), lmbda)
 
 
+@pytest.mark.parametrize("centre", [torch.ones(5), torch.ones(5, 1), float("nan")])
+def test_reduced_risk_has_one_centre(centre):
+    """One of every neuron would be broadcast somewhere, and give another number."""
+    with pytest.raises(ValueError, match=r"^centre: .* is not allowed: a finite number$"):
+        varpro.reduced_risk(torch.randn(20, 5), torch.randn(20, 1), 1e-2, centre)
+
+
+@pytest.mark.parametrize("broken", ["features", "targets"])
+def test_reduced_risk_of_numbers_that_are_not_finite(broken):
+    tensors = {"features": torch.randn(20, 5), "targets": torch.randn(20, 1)}
+    tensors[broken][3] = torch.nan
+    with pytest.raises(FloatingPointError, match=f"the {broken} are not finite"):
+        varpro.reduced_risk(**tensors, lmbda=1e-2)
+
+
 @pytest.mark.parametrize(
     ("inputs", "targets", "more", "said"),
     [

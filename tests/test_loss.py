@@ -278,8 +278,12 @@ def test_what_cannot_be_solved_is_not_remembered():
     criterion, twin = VarProLoss(1e-2, memory=0.9), VarProLoss(1e-2, memory=0.9)
     for each in (criterion, twin):
         each(features, targets)
+    broken = targets.clone()
+    broken[3] = torch.nan
     with pytest.raises(FloatingPointError, match="features are not finite"):
         criterion(features * torch.nan, targets)
+    with pytest.raises(FloatingPointError, match="targets are not finite"):
+        criterion(features, broken)
     other = problem(seed=1)
     assert torch.equal(criterion(*other), twin(*other))
 
@@ -305,8 +309,10 @@ def test_fit_of_what_cannot_be():
     for batches, says in (([], "batches: there are none"), ([(features, labels + 1)], "class labels from 1 to 3")):
         with pytest.raises(ValueError, match=says):
             criterion.fit(batches)
-    with pytest.raises(FloatingPointError, match="features are not finite"):
+    with pytest.raises(FloatingPointError, match="features or targets are not finite"):
         criterion.fit([(features * torch.nan, labels)])
+    with pytest.raises(FloatingPointError, match="features or targets are not finite"):
+        VarProLoss(1e-2).fit([(features, torch.full((12,), torch.nan))])
     for second in (torch.ones(12), torch.ones(12, 2)):
         with pytest.raises(ValueError, match=r"outer would be \(5, 3\) after the first ones, \(5(, 2)?,?\) after this"):
             VarProLoss(1e-2).fit([(features, torch.ones(12, 3)), (features, second)])
@@ -462,6 +468,7 @@ LABELS = torch.zeros(12, dtype=torch.int64)
         (torch.zeros(12, 3), torch.zeros(12, device="meta"), {}, "targets are on meta, features on cpu"),
         (torch.zeros(12, 3), LABELS, {}, r"are class labels: say how many there are, VarProLoss\(..., classes=K\)"),
         (torch.zeros(12, 3), LABELS.double(), {"classes": 3}, r"torch.float64 are not allowed with classes=3"),
+        (torch.zeros(12, 3), LABELS[:, None], {"classes": 3}, r"targets \(12, 1\) are not allowed with classes=3"),
         (torch.zeros(12, 3), LABELS + 3, {"classes": 3}, "class labels from 3 to 3 are not allowed with classes=3"),
         (torch.zeros(12, 3), LABELS - 1, {"classes": 3}, "class labels from -1 to -1"),
         (torch.zeros(12, 3), torch.zeros(12, 2), {"outer": torch.zeros(4, 2)}, r"need outer \(3, 2\), .* \(4, 2\)"),
@@ -489,6 +496,8 @@ def test_what_cannot_be_solved_raises_and_changes_nothing(memory):
         criterion(torch.ones(30, 20), torch.ones(30))
     with pytest.raises(FloatingPointError, match="features are not finite"):
         criterion(torch.full((30, 20), torch.nan), torch.ones(30))
+    with pytest.raises(FloatingPointError, match="targets are not finite"):
+        criterion(torch.randn(30, 20), torch.full((30,), torch.inf))
     assert torch.equal(criterion.outer, torch.ones(20))
     criterion.check()
     criterion._failed.fill_(True)  # as a GPU leaves it

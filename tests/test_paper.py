@@ -548,6 +548,8 @@ def test_the_check_of_nothing_is_not_passed():
         (["--section", "7"], "section '7' is not allowed: all, 6.1, "),
         (["--section", "6.1,,appendix-b"], "section '' is not allowed: "),
         (["--check", "--section", ""], "section '' is not allowed: "),
+        (["--check", "--section", "mean-field"], "--check: section mean-field has no published curves to be checked"),
+        (["--plan", "--section", "6.1,all"], "section '6.1,all' is not allowed: all stands alone"),
     ],
 )
 def test_the_command_refuses_in_one_line(arguments, said, capsys):

@@ -7,6 +7,7 @@ is no CUDA it is called as it is, so that what is built on this module is tested
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -37,25 +38,33 @@ def aside(device: torch.device) -> Iterator[None]:
         usual.wait_stream(side)
 
 
-def captured(device: torch.device, *actions: Action) -> list[Action]:
+class Memory:
+    """What captured actions work in, shared by all that are given the same one; it goes with the last of them."""
+
+    def __init__(self) -> None:
+        self.pool: Any = None
+
+
+def captured(device: torch.device, *actions: Action, memory: Memory | None = None) -> list[Action]:
     """The ``actions`` as one graph launch each on CUDA, to be called in this order; as they are elsewhere.
 
-    Nothing is computed meanwhile. The graphs share their memory: what one leaves there, a later one may read. Raises
-    RuntimeError where an action cannot be captured: what is not captured would be several times slower.
+    Nothing is computed meanwhile. The graphs share their memory: what one leaves there, a later one may read. Those of
+    several calls with the same ``memory`` leave nothing there for each other. Raises RuntimeError where an action
+    cannot be captured: what is not captured would be several times slower.
     """
     if device.type != "cuda":
         return list(actions)
     replays: list[Action] = []
-    pool = None
+    memory = memory or Memory()
     with torch.cuda.device(device):
         usual = torch.cuda.current_stream()
         for action in actions:
             graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(graph, pool=pool, stream=_side_stream(device)):
+                with torch.cuda.graph(graph, pool=memory.pool, stream=_side_stream(device)):
                     action()
             finally:
                 torch.cuda.set_stream(usual)  # torch 2.11 leaves the other one current where a capture fails
-            pool = graph.pool()
+            memory.pool = graph.pool()
             replays.append(graph.replay)
     return replays

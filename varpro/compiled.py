@@ -8,6 +8,7 @@ change anywhere below is seen, and a mere touch is not.
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
@@ -94,11 +95,20 @@ class _Implementation(caching.CompileResultCacheImpl):
     )
 
 
+def _launch_runtime() -> None:
+    """numba's parallel runtime, with torch's number of threads as it was: both libraries have it from OpenMP."""
+    torch = sys.modules.get("torch")
+    usual = None if torch is None else torch.get_num_threads()
+    _launch_threads()
+    if torch is not None:
+        torch.set_num_threads(usual)
+
+
 class _FunctionCache(caching.FunctionCache):
     _impl_class = _Implementation
 
     def load_overload(self, sig, target_context):
         # A function compiled while what it calls came from the cache forgets that this may need the parallel runtime;
         # without it, loading such a function alone would call into nothing.
-        _launch_threads()
+        _launch_runtime()
         return super().load_overload(sig, target_context)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from varpro.domains.base import Domain
-from varpro.domains.circle import CIRCLE
+from varpro.domains.circle import CIRCLE, Circle
 from varpro.domains.torus import TORUS, wrap_torus
 from varpro.relu import predict
 
@@ -38,15 +38,35 @@ class FeatureMap(ABC):
         """sum_i cotangent_ij d phi(w_j, x_i) / d w_j: (M, d), from ``features`` and ``cotangent``, both (N, M)."""
 
     def predict(self, weights: torch.Tensor, inputs: torch.Tensor, outer: torch.Tensor | None = None) -> torch.Tensor:
-        """f(x_i) = (1/M) sum_j u_j phi(w_j, x_i): (N,), in memory O(M + N); outer weights u (M,) are 1 by default."""
+        """f(x_i) = (1/M) sum_j u_j phi(w_j, x_i): (N,), in memory O(M + N); outer weights u (M,) are 1 by default.
+
+        Raises ValueError where ``outer`` has another shape.
+        """
+        _check_outer(weights, outer)
         blocks = (self(weights, block) for block in inputs.split(_ROWS))
         return torch.cat([(phi if outer is None else phi * outer).mean(dim=1) for phi in blocks])
 
 
+def _check_outer(weights: torch.Tensor, outer: torch.Tensor | None) -> None:
+    if outer is not None and outer.shape != (len(weights),):
+        raise ValueError(f"outer {tuple(outer.shape)} is not allowed with {len(weights)} neurons: ({len(weights)},)")
+
+
 class ReLUCircle(FeatureMap):
-    """phi(w, x) = max(w . x, 0), w on the unit circle S^1, x in R^2 (paper, Section 6.1)."""
+    """phi(w, x) = max(w . x, 0), w on the unit circle S^1, x in R^2 (paper, Section 6.1).
+
+    ``domain`` may be a circle with another law of the teacher's neurons, under a name of its own. Raises ValueError
+    where it has the name of the usual one, under which results of that would be taken for its own.
+    """
 
     name, domain = "relu_circle", CIRCLE
+
+    def __init__(self, domain: Circle | None = None) -> None:
+        if domain is None:
+            return
+        if domain.name == CIRCLE.name and domain is not CIRCLE:
+            raise ValueError(f"a domain with the name {CIRCLE.name!r} is not allowed: a name of its own")
+        self.domain, self.name = domain, f"relu_{domain.name}"
 
     def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         return torch.relu(inputs @ weights.T)
@@ -60,6 +80,7 @@ class ReLUCircle(FeatureMap):
         """In O((N + M) log (N + M)), float64 on the CPU."""
         if type(self) is not ReLUCircle:  # a subclass may have features of its own
             return super().predict(weights, inputs, outer)
+        _check_outer(weights, outer)
         outer = weights.new_ones(len(weights)) if outer is None else outer
         return torch.from_numpy(predict(weights.numpy(), outer.numpy(), inputs.numpy()))
 

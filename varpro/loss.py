@@ -65,9 +65,10 @@ class VarProLoss(nn.Module):
     gets its shape at the first call, from the state that is loaded, or from ``outer``: a tensor (M, k) or (M,) to start
     from, which stays in use and is updated in place, so that it may be the weight of a network's own last layer.
 
-    **Failure.** A system that is not positive definite, as with features that are not finite, raises
-    FloatingPointError on the CPU. On a GPU the host would have to wait for the answer: there loss and ``outer`` become
-    NaN, and :meth:`check` raises. Raises ValueError, in one line, for what is not allowed.
+    **Failure.** Features or targets that are not finite, and a system that is not positive definite, raise
+    FloatingPointError on the CPU, and nothing of that mini-batch is kept. On a GPU the host would have to wait for the
+    answer: there loss and ``outer`` become NaN, and :meth:`check` raises. Raises ValueError, in one line, for what is
+    not allowed.
     """
 
     outer: torch.Tensor | None
@@ -169,7 +170,8 @@ class VarProLoss(nn.Module):
         if self._failed.item():
             self._failed.zero_()
             raise FloatingPointError(
-                f"inner solve: a system was not positive definite at lambda {self.lmbda:g}; use a larger lambda"
+                "inner solve: features or targets were not finite, or a system not positive definite at lambda "
+                f"{self.lmbda:g}; use a larger lambda"
             )
 
     def extra_repr(self) -> str:
@@ -197,7 +199,8 @@ class VarProLoss(nn.Module):
             if self.memory > 0:
                 solution = self._solve_remembered(*wide)
             else:
-                solution = self._checked(*ridge.solve_unchecked(*wide, self.lmbda, self.centre), wide[0], wide[0])
+                solution, failed = ridge.solve_unchecked(*wide, self.lmbda, self.centre)
+                solution = self._checked(solution, _failed(solution, failed), *wide, wide[0])
         solution = solution if targets.ndim == 2 else solution[:, 0]
         return self._update(features, solution.to(dtype), weight=1 - self.averaging)
 
@@ -218,17 +221,20 @@ class VarProLoss(nn.Module):
         return outer
 
     def _checked(
-        self, solution: torch.Tensor, failed: torch.Tensor, features: torch.Tensor, solved: torch.Tensor
+        self,
+        solution: torch.Tensor,
+        failed: torch.Tensor,
+        features: torch.Tensor,
+        targets: torch.Tensor,
+        solved: torch.Tensor,
     ) -> torch.Tensor:
         """``solution``, or an error about the matrix ``solved``, or NaN where the host would have to wait for that."""
         if not _host_knows(features):
-            self._failed = self._failed.to(features.device) | (failed != 0)
-            return torch.where(failed != 0, math.nan, solution)
-        if not failed.item():
-            return solution
-        if not features.isfinite().all().item():
-            raise FloatingPointError("inner solve: the features are not finite")
-        raise ridge.not_definite(solved, self.lmbda)
+            self._failed = self._failed.to(features.device) | failed
+            return torch.where(failed, math.nan, solution)
+        if failed.item():
+            raise ridge.failure(features, targets, self.lmbda, solved)
+        return solution
 
     def _solve_remembered(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """argmin_u of the remembered risk, this batch included, which is remembered unless the solve fails.
@@ -242,7 +248,8 @@ class VarProLoss(nn.Module):
             second = self.second_moment.to(second.dtype).lerp(second, share)
             cross = self.cross_moment.to(cross.dtype).lerp(cross, share)
         solution, failed = ridge.solve_moments_unchecked(second, cross, self.lmbda, self.centre)
-        solution = self._checked(solution, failed, features, second)
+        failed = _failed(solution, failed)
+        solution = self._checked(solution, failed, features, targets, second)
         if not _host_knows(features):  # of a failure, which would have raised
             second = _unless(failed, second, self.second_moment)
             cross = _unless(failed, cross, self.cross_moment)
@@ -287,6 +294,11 @@ class VarProLoss(nn.Module):
         if targets.device != features.device:
             raise ValueError(f"targets are on {targets.device}, features on {features.device}: move one of them")
         if targets.ndim == 2:
+            if self.classes not in (None, targets.shape[1]):
+                raise ValueError(
+                    f"targets {tuple(targets.shape)} are not allowed with classes={self.classes}: labels (N,) of an "
+                    f"integer dtype, or one-hot vectors (N, {self.classes})"
+                )
             return targets
         if targets.is_floating_point():
             if self.classes is not None:
@@ -345,9 +357,14 @@ def _host_knows(features: torch.Tensor) -> bool:
     return features.device.type == "cpu"
 
 
+def _failed(solution: torch.Tensor, info: torch.Tensor) -> torch.Tensor:
+    """Whether a solve has failed, by the ``info`` of its factorisation or by what came out; a scalar on the device."""
+    return (info != 0) | ~solution.isfinite().all()
+
+
 def _unless(failed: torch.Tensor, new: torch.Tensor, old: torch.Tensor | None) -> torch.Tensor:
     """``new``, or ``old`` (None: zeros) where the device knows of a failure."""
-    return torch.where(failed != 0, torch.zeros_like(new) if old is None else old.to(new), new)
+    return torch.where(failed, torch.zeros_like(new) if old is None else old.to(new), new)
 
 
 @contextmanager
@@ -380,8 +397,7 @@ def _check_options(
     dtype: torch.dtype | None,
 ) -> None:
     ridge.check_lambda(lmbda)
-    if not math.isfinite(centre):
-        raise ValueError(f"centre: {centre} is not allowed: a finite number")
+    ridge.check_centre(centre)
     if not 0 <= averaging < 1:
         raise ValueError(f"averaging: {averaging} is not allowed: a number from 0 to below 1")
     if not 0 <= memory < 1:

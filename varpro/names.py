@@ -37,12 +37,13 @@ _ORDER = (  # of what is stated where it is not the default; anything else comes
 )
 
 
-def directory(experiment: str = "") -> Path:
-    """``results/`` of an experiment folder; of the repository itself for ``""``.
+def directory(experiment: str | Path = "") -> Path:
+    """``results/`` in an experiment folder, a name in the repository or a whole path; in the repository for ``""``.
 
     Below ``$VARPRO_RESULTS`` where that is set, which tests and other sweeps use.
     """
-    return Path(os.environ.get(_RESULTS_ROOT, ROOT)) / experiment / "results"
+    root = os.environ.get(_RESULTS_ROOT)
+    return (ROOT / experiment if root is None else Path(root, Path(experiment).name)) / "results"
 
 
 def file_name(parameters: Mapping[str, Any], name: str = "") -> str:

@@ -77,7 +77,10 @@ def drawn_problem(
     if math.isinf(teacher_width):
         law = domain.law(gamma)
         if law is None:
-            raise ValueError(f"--teacher_width inf: the law of the teacher on the {domain.name} is not at hand")
+            raise ValueError(
+                f"--teacher_width inf: the law of the teacher on the {domain.name} is not at hand; allowed here: a "
+                "whole number"
+            )
     student = domain.spread(student_width) if spread else draws.student
     if student is None:
         raise ValueError(f"--init quantile: there are no evenly spread points on the {domain.name}")

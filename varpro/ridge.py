@@ -9,6 +9,7 @@ close to c nothing cancels, and for c = 1 and targets that are the row means of 
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 
 import torch
 
@@ -38,7 +39,7 @@ def solve(features: torch.Tensor, targets: torch.Tensor, lmbda: float, centre: f
     """
     outer, failed = solve_unchecked(features, targets, lmbda, centre)
     if failed.item():
-        raise not_definite(features, lmbda)
+        raise failure(features, targets, lmbda)
     return outer
 
 
@@ -80,12 +81,25 @@ def solve_moments(second: torch.Tensor, cross: torch.Tensor, lmbda: float, centr
     """As :func:`solve_moments_unchecked`; where round-off makes the matrix indefinite, by eigenvalues, of which none of
     A is below 0. The host waits. Raises FloatingPointError where the moments are not finite."""
     outer, failed = solve_moments_unchecked(second, cross, lmbda, centre)
-    if not failed.item():
+    if not failed.item() and outer.isfinite().all().item():
         return outer
     if not (second.isfinite().all() & cross.isfinite().all()).item():
-        raise FloatingPointError("inner solve: the features are not finite, or their squares overflow")
+        raise FloatingPointError("inner solve: features or targets are not finite, or their products overflow")
     values, vectors = torch.linalg.eigh(second / len(second))
     return centre + vectors @ (vectors.T @ cross / (values.clamp(min=0) + lmbda)[:, None])
+
+
+def failure(
+    features: torch.Tensor, targets: torch.Tensor, lmbda: float, solved: torch.Tensor | None = None
+) -> FloatingPointError:
+    """The error of a solve with ``features (N, M)`` and ``targets (N, k)`` that has failed; looks for the reason.
+
+    ``solved`` is the matrix whose smaller side is the size of the system, by default the features.
+    """
+    for name, tensor in (("features", features), ("targets", targets)):
+        if not tensor.isfinite().all().item():
+            return FloatingPointError(f"inner solve: the {name} are not finite")
+    return not_definite(features if solved is None else solved, lmbda)
 
 
 def not_definite(features: torch.Tensor, lmbda: float) -> FloatingPointError:
@@ -104,6 +118,13 @@ def check_lambda(lmbda: float) -> None:
         raise ValueError(f"lmbda: {lmbda} is not allowed: a finite number above 0")
 
 
+def check_centre(centre: float) -> None:
+    """Raises ValueError, with what is allowed, where the centre of the penalty is no number; all neurons share it."""
+    if not (isinstance(centre, Real) and math.isfinite(centre)):
+        shown = " ".join(str(centre).split())  # a tensor in one line
+        raise ValueError(f"centre: {shown} is not allowed: a finite number")
+
+
 def reduced_risk(
     features: torch.Tensor, targets: torch.Tensor, lmbda: float, centre: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,14 +132,17 @@ def reduced_risk(
 
     The scalar can be differentiated once in whatever the features depend on: u is solved for on detached features and
     then held fixed, which gives the exact gradient of the minimum (envelope theorem). A second derivative would lack
-    the part that goes through u. Raises ValueError for other shapes and where ``lmbda`` is not above 0, and
-    FloatingPointError as :func:`solve` does.
+    the part that goes through u. Raises ValueError for other shapes, where ``lmbda`` is not above 0 and where
+    ``centre`` is not one number; FloatingPointError as :func:`solve` does, and where ``targets`` are not finite.
     """
     if features.ndim != 2 or targets.ndim != 2 or len(features) != len(targets) or 0 in features.shape:
         shapes = f"features {tuple(features.shape)} with targets {tuple(targets.shape)}"
         raise ValueError(f"{shapes} are not allowed: (N, M) with (N, k), N, M >= 1")
     check_lambda(lmbda)
+    check_centre(centre)
     outer = solve(features.detach(), targets, lmbda, centre)
+    if not outer.isfinite().all().item():
+        raise failure(features, targets, lmbda)
     return loss(features, targets, outer, lmbda, centre), outer
 
 

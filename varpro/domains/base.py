@@ -63,7 +63,10 @@ class Domain(ABC):
         """``points (n, d)`` with ``masses (n,)``, non-negative and divided by their sum (default: equal)."""
 
     def law(self, gamma: float) -> Law | None:
-        """The teacher's law itself, for a teacher of infinitely many neurons; None where it is not at hand."""
+        """The teacher's law itself, for a teacher of infinitely many neurons; None where it is not at hand.
+
+        It belongs to :meth:`draws`: who overrides one overrides both.
+        """
         return None
 
     def spread(self, count: int) -> torch.Tensor | None:

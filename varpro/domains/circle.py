@@ -87,7 +87,7 @@ class Circle(Domain):
     """Unit vectors of R^2. Distances are chords."""
 
     name, dimension = "circle", 2
-    shape_parameter = "shape of the teacher law: 0 is uniform, inf would be two Diracs"
+    shape_parameter = "shape of the teacher law: 0 is uniform, large is close to two Diracs"
 
     def project(self, points: torch.Tensor) -> torch.Tensor:
         scaled = points / points.abs().amax(dim=1, keepdim=True)  # squares of these cannot overflow

@@ -232,11 +232,13 @@ def _of_density(density: np.ndarray, angles: np.ndarray) -> np.ndarray:
 
 @publish.layout
 def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
-    """Features that see every harmonic: distance to the plain diffusion over time, against lambda, against width."""
-    every = panels.lines_of(spec, seeds)
+    """Features that see every harmonic, and ReLU: distance to the limits over time, against lambda, against width."""
+    all_lines = sorted(panels.lines_of(spec, seeds), key=lambda line: -line.run.lmbda)
+    squared = grid.DENSE["features"]
+    every = [line for line in all_lines if line.run.option("features", "") == squared]
     usual = max({run.width for run in spec.runs}, key=lambda width: sum(run.width == width for run in spec.runs))
     lines = [line for line in every if line.seeds and line.run.width == usual]
-    lines.sort(key=lambda line: -line.run.lmbda)
+    relu = [line for line in all_lines if line.seeds and line not in every]
     several = next(run.lmbda for run in spec.runs if run.width != usual)
     with panels.style():
         figure = Figure(figsize=(10.5, 3.9))
@@ -245,7 +247,6 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
             _over_time(left, line, "diffusion")
         left.set(ylabel=panels.TO_LIMIT["diffusion"])
         _times(left)
-        relu = [line for line in panels.lines_of(grid.find("mean_field_lambda")[1], seeds) if line.seeds]
         kinds = [("with square, plain", lines, "diffusion", "o", "solid")]
         kinds += [
             ("ReLU, plain", relu, "diffusion", "s", "dashed"),
@@ -260,7 +261,8 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
                 middle.plot([line.run.lmbda for line in drawn], values, label=f"{label}, $t = {time:g}$", **look)
         middle.set(xscale="log", yscale="log", xlabel=r"$\lambda$", ylabel=_DISTANCE)
         if middle.lines:
-            middle.legend(fontsize=6)
+            middle.set_ylim(top=4 * middle.get_ylim()[1])  # room for six entries
+            middle.legend(fontsize=6, ncols=2, loc="upper center")
         _readable(middle)
         widths = sorted(
             (line for line in every if line.seeds and line.run.lmbda == several), key=lambda line: line.run.width
@@ -269,9 +271,8 @@ def injective(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
             _against(right, "width", [line.run.width for line in widths], _distances_at(widths, "diffusion"))
         right.set(title=f"$\\lambda = {panels.power(several)}$", ylabel=panels.TO_LIMIT["diffusion"])
         entries = [(_label("lmbda", line.run.lmbda), {"color": line.colour}) for line in lines]
-        beside = relu[0].run.width if relu else "none"
-        fixed = f"left and middle: $M = {usual}$ (ReLU: {beside}), $N = {spec.runs[0].samples}$"
-        panels.legend(figure, entries, f"{fixed}, equally spaced start, seed 0")
+        fixed = f"left and middle: $M = {usual}$, $N = {spec.runs[0].samples}$"
+        panels.legend(figure, entries, f"{fixed}, equally spaced start, seed 0; left and right: with square")
     return figure
 
 

@@ -284,7 +284,8 @@ class Playground(widgets.VBox):
 
 
 def _state(descent: Descent) -> tuple[np.ndarray, np.ndarray]:
-    return np.array(descent.weights), np.array(descent.outer)
+    """Weights (M, 2) and outer weights (M,), whatever the form of the solver."""
+    return np.array(descent.weights, dtype=float), np.array(descent.outer, dtype=float).reshape(-1)
 
 
 def _spoken(seconds: float) -> str:

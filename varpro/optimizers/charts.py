@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 
 from varpro.domains.base import Domain
-from varpro.domains.circle import CIRCLE
+from varpro.domains.circle import Circle
 
 
 class Chart(Protocol):
@@ -67,4 +67,4 @@ class Projected:
 
 def chart_of(domain: Domain) -> Chart:
     """Angles on the circle, else the weights themselves."""
-    return Angles() if domain is CIRCLE else Projected(domain)
+    return Angles() if isinstance(domain, Circle) else Projected(domain)

@@ -561,7 +561,8 @@ def mean_field(epochs: int) -> Section:
         ladder += [with_both_limits(lmbda, epochs=epochs), finite, run(lmbda, epochs=epochs)]
     ladder.append(run(epochs=epochs))
     dense = {"epochs": min(epochs, _DENSE_EPOCHS), **DENSE}
-    injective = [run(10.0**-k, 128, **dense) for k in range(2, 7)] + [
+    relu = {name: dense[name] for name in ("epochs", "samples")}  # the same data, step and width, other features
+    injective = [run(10.0**-k, 128, **features) for features in (dense, relu) for k in range(2, 7)] + [
         run(_DENSE_LMBDA, width, **dense) for width in (32, 64)
     ]
     rates = [
@@ -670,6 +671,8 @@ def parse_sections(text: str) -> list[str]:
     if text == ALL:
         return [name for name in SECTIONS if name not in _ON_CIFAR or image_files.at_hand(image_files.folder())]
     named = text.split(",")
+    if ALL in named:
+        raise ValueError(f"section {text!r} is not allowed: {ALL} stands alone")
     for name in named:
         if name not in SECTIONS:
             raise ValueError(f"section {name!r} is not allowed: {ALL}, {', '.join(SECTIONS)}, or several with commas")

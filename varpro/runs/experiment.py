@@ -50,6 +50,12 @@ class Choices:
     outer_update: str  # "ridge": u solves the inner problem at every epoch; "gradient": one step, rate lam M by default
     limits: tuple[Limit, ...] = ()  # what the features can be compared with besides the teacher; the first one is
 
+    def __post_init__(self) -> None:
+        for limit in self.limits:
+            if limit.domain is not self.features.domain:  # it is that of another law, or on another domain
+                found, own = limit.domain.name, self.features.domain.name
+                raise ValueError(f"the limit {limit.name!r} is that of the domain {found!r}, not of {own!r}")
+
 
 @dataclass(frozen=True)
 class ShallowRun:
@@ -116,6 +122,8 @@ def _run(
     data_label: str | None,
 ) -> ShallowRun:
     outer_rate = options.outer_rate if "outer_rate" in options else 1.0
+    if options.saving_step is not None and options.saving_step > max(options.epochs, 1):
+        raise cli.UsageError(f"--saving_step {options.saving_step}: allowed here: at most --epochs {options.epochs}")
     plan = schedule(options.epochs, options.saving_step)
     _check_memory(options, choices.features.domain.dimension, len(plan.snapshot_epochs))
     problem = _problem(options, choices.features, seed, tensors)
@@ -157,7 +165,7 @@ def _run(
     limits = _limits(options, choices, tensors)
     if limits not in ((), choices.limits[:1]) or _is_changed(options, "distances"):
         config["distances"] = "+".join(limit.name for limit in limits) or "none"
-    path = (options.output or names.directory(folder.name)) / _file_name(options, config, usual=choice.usual)
+    path = (options.output or names.directory(folder)) / _file_name(options, config, usual=choice.usual)
     return ShallowRun(config, path, problem, objective, choice, plan, limits, options.output)
 
 
@@ -277,6 +285,8 @@ def _limits(options: argparse.Namespace, choices: Choices, tensors: dict[str, An
     """The limits that the features are compared with: those asked for, else the script's own where they can be had."""
     asked = "distances" in options and "distances" in options.given
     chosen = options.distances if "distances" in options else [limit.name for limit in choices.limits[:1]]
+    if len(set(chosen)) < len(chosen):
+        raise cli.UsageError(f"--distances: {' '.join(chosen)} names a limit twice")
     wanted = [limit for limit in choices.limits if limit.name in chosen]
     obstacle = ""
     if tensors is not None:

@@ -10,7 +10,7 @@ import torch
 
 from varpro.features import FeatureMap
 from varpro.problem import Problem
-from varpro.ridge import check_lambda
+from varpro.ridge import check_centre, check_lambda
 
 Array = np.ndarray | torch.Tensor
 Factor = TypeVar("Factor", bound=Array)
@@ -19,9 +19,10 @@ Own = TypeVar("Own", bound=Array)  # of the two, the form that a solver takes
 _OUTER_UPDATES = "ridge", "gradient"
 
 
-def check_constants(lmbda: float, outer_update: str) -> None:
+def check_constants(lmbda: float, centre: float, outer_update: str) -> None:
     """Raises ValueError, with what is allowed, where the inner problem or the step of u is none."""
     check_lambda(lmbda)
+    check_centre(centre)
     if outer_update not in _OUTER_UPDATES:
         raise ValueError(f"outer_update: {outer_update!r} is not allowed: {' or '.join(_OUTER_UPDATES)}")
 
@@ -31,8 +32,8 @@ class Objective:
     """The loss L of docs/definitions.md, section 1, and the descent on it.
 
     ``outer_update`` is ``"ridge"`` (VarPro: u solves the inner problem at every epoch) or ``"gradient"`` (two-timescale
-    descent: one gradient step of u at rate ``outer_rate`` times lam M). Raises ValueError for any other, and where
-    ``lmbda`` is not a finite number above 0.
+    descent: one gradient step of u at rate ``outer_rate`` times lam M). Raises ValueError for any other, where
+    ``lmbda`` is not a finite number above 0, and where ``centre`` is not one number.
     """
 
     features: FeatureMap
@@ -43,7 +44,7 @@ class Objective:
     outer_rate: float = 1.0
 
     def __post_init__(self) -> None:
-        check_constants(self.lmbda, self.outer_update)
+        check_constants(self.lmbda, self.centre, self.outer_update)
 
     @property
     def constants(self) -> tuple[float, float, float]:

@@ -44,19 +44,24 @@ def choose(
     refused: dict[str, str] = {}
     usual = next(_choices(objective, problem, "auto", "auto", None, refused), None)
     if usual is None:
-        raise Refusal(_all(refused))
+        raise Refusal(_all(refused, problem))
     refused.clear()
     found = next(_choices(objective, problem, solver, device, dtype, refused), None)
     if found is None:
         able = dict.fromkeys(kind.name for kind, *_ in _choices(objective, problem, "auto", device, dtype, {}))
         if not able:
-            raise Refusal(_all(refused))
+            raise Refusal(_all(refused, problem))
         raise Refusal(f"--solver {solver}: {refused[solver]}; allowed here: {', '.join(able)}")
     return Choice(*found, usual=(found[0].name, found[2]) == (usual[0].name, usual[2]))
 
 
-def _all(refused: Mapping[str, str]) -> str:
-    return "; ".join(f"--solver {name}: {obstacle}" for name, obstacle in refused.items())
+def _all(refused: Mapping[str, str], problem: Problem) -> str:
+    """Why there is no solver for ``problem``; of infinite data where it is those that leave one only."""
+    infinite = [kind.name for kind in SOLVERS if kind.takes_infinite_data and kind.name in refused]
+    if not math.isinf(problem.samples) or not infinite:
+        return "; ".join(f"--solver {name}: {obstacle}" for name, obstacle in refused.items())
+    reasons = "; ".join(f"--solver {name} {refused[name]}" for name in infinite)
+    return f"--samples inf: {reasons}, and no other takes them; allowed here: a whole number"
 
 
 def _choices(

@@ -1052,7 +1052,7 @@ class CircleSolver(Solver[np.ndarray]):
         outer_update: str,
         outer_rate: float,
     ) -> None:
-        check_constants(lmbda, outer_update)
+        check_constants(lmbda, centre, outer_update)
         self.tables = tables
         self.lmbda, self.centre, self.time_scale = float(lmbda), float(centre), float(time_scale)
         self.outer_update, self.outer_rate = outer_update, float(outer_rate)

@@ -33,7 +33,9 @@ class DenseSolver(Solver[torch.Tensor]):
         outer_rate: float = 1.0,
         tf32: bool = False,
     ) -> None:
-        check_constants(lmbda, outer_update)
+        check_constants(lmbda, centre, outer_update)
+        if targets.ndim != 2:
+            raise ValueError(f"targets {tuple(targets.shape)} are not allowed: (N, k)")
         self.feature_map, self.inputs, self.targets = feature_map, inputs, targets
         self.lmbda, self.centre, self.time_scale = lmbda, centre, time_scale
         self.outer_update, self.outer_rate, self.tf32 = outer_update, outer_rate, tf32
@@ -111,7 +113,11 @@ class DenseSolver(Solver[torch.Tensor]):
     ) -> torch.Tensor:
         """M dL/dw at fixed u: the gradient of the reduced risk where u is optimal (envelope theorem)."""
         cotangent = (residual @ outer.T) / (self.lmbda * residual.numel())
-        return self.feature_map.pull_back(weights, self.inputs, features, cotangent)
+        gradient = self.feature_map.pull_back(weights, self.inputs, features, cotangent)
+        if gradient.shape != weights.shape:  # it might be broadcast, and train something else
+            found, expected = tuple(gradient.shape), tuple(weights.shape)
+            raise ValueError(f"pull_back of {self.feature_map.name} returns {found}; allowed: the weights' {expected}")
+        return gradient
 
     def _outer_gradient(self, outer: torch.Tensor, features: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """lam M dL/du = (phi^T r / N + lam (u - c)) / k: the two-timescale step of the outer weights."""

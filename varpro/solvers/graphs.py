@@ -80,12 +80,13 @@ class GraphSolver(Solver[torch.Tensor]):
         *,
         kind: type[Epoch] | None = None,
     ) -> None:
-        self.problem = EpochProblem(feature_map, inputs, targets.double(), lmbda, centre, time_scale)
+        self.problem = EpochProblem(feature_map, inputs, targets.double().contiguous(), lmbda, centre, time_scale)
         self.kind = kind or epoch_of(self.problem)
         self._dtype = str(inputs.dtype).removeprefix("torch.")
         self._tolerance = RESIDUAL[self._dtype]
         self._epoch: Epoch | None = None
         self._graphs: dict[int, Callable[[], None]] = {}  # a whole epoch, by its number of steps
+        self._memory = capture.Memory()  # of all of them
         self._steps, self._stretch = _FIRST_STEPS, _FIRST_STRETCH
         self._excess = 0  # steps beyond _FRESH_STEPS in the epochs since the preconditioner was made
         self._worst = 0.0  # largest |b - A u| / |b| that was accepted
@@ -191,6 +192,7 @@ class GraphSolver(Solver[torch.Tensor]):
         if self._epoch is None or self._epoch.width != len(weights):
             self._epoch = self.kind(self.problem, len(weights))
             self._graphs.clear()
+            self._memory = capture.Memory()
             self._set(weights, outer)
             if weights.device.type == "cuda":
                 self._warm_up()
@@ -231,7 +233,7 @@ class GraphSolver(Solver[torch.Tensor]):
         """A whole epoch with so many steps."""
         if steps not in self._graphs:
             action = partial(self._epoch.run, steps)
-            self._graphs[steps] = capture.captured(self.problem.targets.device, action)[0]
+            self._graphs[steps] = capture.captured(self.problem.targets.device, action, memory=self._memory)[0]
         return self._graphs[steps]
 
     def _settle(self) -> None:

@@ -458,7 +458,7 @@ def test_the_dense_solver_reads_once_a_call(outer_update):
 def test_a_failed_capture_is_an_error(monkeypatch):
     """No silent fall back to epochs that are several times slower."""
 
-    def refuse(device, *actions):
+    def refuse(device, *actions, memory):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(capture, "captured", refuse)
@@ -505,8 +505,14 @@ def test_a_graph_for_every_number_of_steps(monkeypatch):
     """Captured at its first use, in the midst of the training, and by an action that is not run meanwhile."""
     inputs, targets, weights = drawn("laplace")
     model, w = solver("laplace", inputs, targets), torch.from_numpy(weights)
-    made = []
-    monkeypatch.setattr(capture, "captured", lambda device, *actions: made.append(actions[0].args[0]) or actions)
+    made, memories = [], []
+
+    def captured(device, *actions, memory):
+        made.append(actions[0].args[0])
+        memories.append(memory)
+        return actions
+
+    monkeypatch.setattr(capture, "captured", captured)
     outer = model.solve(w)
     for steps in (3, 2, 3, 2):
         model._steps = steps
@@ -515,6 +521,7 @@ def test_a_graph_for_every_number_of_steps(monkeypatch):
     model.solve(w[:20])
     model._attempt(1)
     assert len(made) == 3  # others for another width
+    assert memories[0] is memories[1] is not memories[2]
     assert outer.shape == (30, 1)
 
 

@@ -517,8 +517,11 @@ def test_the_cost_on_a_gpu_is_that_of_its_own_clock_and_nobody_waits(monkeypatch
     lines = []
     there = SimpleNamespace(device=torch.device("cuda"))
     run = SimpleNamespace(step=1, testing=0.0, tests=1, losses=there, plan=Plan(80, 8, 1, 0), network=network())
-    run.take_step = chosen_step(run.network, "sgdm")
+    run.take_step, run.replay = chosen_step(run.network, "sgdm"), SimpleNamespace(replays=[])
     watch = training._Watch(run, lines.append)
+    watch.look()  # before the capture nothing is timed
+    assert watch.first is None
+    run.replay.replays = [None]
     for run.step in range(1, 6):
         assert not lines
         watch.look()

@@ -576,7 +576,7 @@ def test_the_limit_experiment_names_every_choice_that_is_not_its_own(tmp_path):
 def test_features_that_see_everything_need_samples(tmp_path, capsys):
     squared = (*SMALL, "--features", "squared_relu_circle", "--output", str(tmp_path))
     refuse(MEAN_FIELD, *squared)
-    assert "--solver dense: takes a finite number of samples" in capsys.readouterr().err
+    assert "not squared_relu_circle, and no other takes them; allowed here: a whole number" in capsys.readouterr().err
     run(MEAN_FIELD, *squared, "--samples", "64", "--dtype", "float64")
     (path,) = tmp_path.glob("lambda*")
     assert results.load(path)["config"]["features"] == "squared_relu_circle"

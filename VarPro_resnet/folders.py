@@ -160,10 +160,11 @@ class _ClassFolders:
     def _images(self, part: str, name: str) -> list[Path]:
         found, seen = [], set()
         for place, inside, names in os.walk(self.folder / part / name, followlinks=True):
-            if os.path.realpath(place) in seen:  # a link to a folder above it, or a second one to the same folder
+            real = os.path.realpath(place)
+            if real in seen:  # a link to a folder above it, or a second one to the same folder
                 inside.clear()
                 continue
-            seen.add(os.path.realpath(place))
+            seen.add(real)
             images = (each for each in names if not each.startswith(".") and each.lower().endswith(SUFFIXES))
             found += [Path(place, each) for each in images]
         return sorted(found)

@@ -6,6 +6,7 @@
 import copy
 import os
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import pytest
@@ -174,6 +175,15 @@ def test_a_captured_run_is_the_eager_one(optimizer, dtype, options, monkeypatch)
 needs_a_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
+def warm_step(optimizer):
+    """A step of a network on the device that has been taken before, on the same images."""
+    step = chosen_step(network(dtype=torch.float32).to("cuda").train(), optimizer)
+    images, targets = torch.rand(16, 3, 32, 32, device="cuda"), torch.eye(16, 3, device="cuda")
+    for _ in range(3):
+        step(images, targets)
+    return partial(step, images, targets)
+
+
 @contextmanager
 def waits_are_errors():
     torch.cuda.set_sync_debug_mode("error")
@@ -186,12 +196,9 @@ def waits_are_errors():
 @needs_a_device
 @pytest.mark.parametrize("optimizer", REPLAYED)
 def test_a_step_waits_for_nothing(optimizer):
-    one = network(dtype=torch.float32).to("cuda").train()
-    step = chosen_step(one, optimizer)
-    images, targets = torch.rand(16, 3, 32, 32, device="cuda"), torch.eye(16, 3, device="cuda")
-    step(images, targets)
+    step = warm_step(optimizer)
     with waits_are_errors():
-        step(images, targets)
+        step()
 
 
 @needs_a_device
@@ -222,16 +229,12 @@ def test_the_steps_of_a_pass_wait_for_nothing(optimizer, monkeypatch):
 @pytest.mark.parametrize("optimizer", REPLAYED)
 def test_the_host_comes_back_while_the_device_still_sleeps(optimizer):
     """No library waits either, of which PyTorch would not know."""
-    one = network(dtype=torch.float32).to("cuda").train()
-    step = chosen_step(one, optimizer)
-    images, targets = torch.rand(16, 3, 32, 32, device="cuda"), torch.eye(16, 3, device="cuda")
-    for _ in range(3):
-        step(images, targets)
+    step = warm_step(optimizer)
     torch.cuda.synchronize()
     torch.cuda._sleep(4_000_000_000)  # cycles: a second or two
     awake = torch.cuda.Event()
     awake.record()
-    step(images, targets)
+    step()
     assert not awake.query()
 
 

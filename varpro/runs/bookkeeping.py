@@ -155,13 +155,17 @@ def locked(path: Path, report: Report) -> Iterator[None]:
     however that ends. On a network file system it holds between machines if the system supports flock there, as NFS of
     Linux does; a file system without it is used without a lock.
     """
-    name = path.with_suffix(".lock")
-    handle = _take(name, path, report)
+    handle = _take(path, report)
     try:
         yield
     finally:
         if handle is not None:
-            _release(handle, name)
+            _release(handle, _lock(path))
+
+
+def _lock(path: Path) -> Path:
+    """The file that stands for the lock of ``path``."""
+    return path.with_suffix(".lock")
 
 
 def already_there(path: Path, config: Mapping[str, Any], report: Report) -> bool:
@@ -194,7 +198,7 @@ def tidy(path: Path) -> None:
 
     A later checkpoint stays: it is that of a run that was to replace the result, and was stopped.
     """
-    kept, lock = results.checkpoint(path), path.with_suffix(".lock")
+    kept, lock = results.checkpoint(path), _lock(path)
     if not (kept.exists() or lock.exists() or results.unfinished(path)):
         return
     with suppress(OSError):  # of others, or on a disk that cannot be written: it does no harm
@@ -219,8 +223,8 @@ def _release(handle: int, name: Path) -> None:
     os.close(handle)
 
 
-def _take(name: Path, path: Path, report: Report) -> int | None:
-    told = False
+def _take(path: Path, report: Report) -> int | None:
+    name, told = _lock(path), False
     while True:
         handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o666)
         try:

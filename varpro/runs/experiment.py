@@ -122,7 +122,7 @@ def _run(
     data_label: str | None,
 ) -> ShallowRun:
     outer_rate = options.outer_rate if "outer_rate" in options else 1.0
-    if options.saving_step is not None and options.saving_step > max(options.epochs, 1):
+    if options.saving_step is not None and options.saving_step > options.epochs:
         raise cli.UsageError(f"--saving_step {options.saving_step}: allowed here: at most --epochs {options.epochs}")
     plan = schedule(options.epochs, options.saving_step)
     _check_memory(options, choices.features.domain.dimension, len(plan.snapshot_epochs))

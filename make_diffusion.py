@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from varpro import cli, names
 from varpro.runs.limits import LIMITS
-from varpro.runs.options import add_diffusion, chosen_limit
-from varpro.runs.schedule import TIME_SCALE, schedule
+from varpro.runs.options import add_diffusion, chosen_limit, chosen_schedule
+from varpro.runs.schedule import TIME_SCALE
 
 
 def parser() -> ArgumentParser:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The limit that the options name, into a file."""
     options = cli.parse(parser(), argv)
     limit, gamma = chosen_limit(options, LIMITS)
-    kept = schedule(options.epochs, options.saving_step)
+    kept = chosen_schedule(options)
     with tqdm(total=1.0, desc="diffusion", disable=not options.progress) as bar:
         limit.contents(
             gamma=gamma,

@@ -7,7 +7,8 @@ each variant is the mean over the last passes and, as the noise, the largest rea
 
     python -m benchmarks.resnet_noise                                              digits, minutes
     python -m benchmarks.resnet_noise --data-dir DIR --images 5000 --passes 20     a part of CIFAR-10
-    python -m benchmarks.resnet_noise --data-dir DIR --passes 110 --variants VarProM "VarPro running" SGDM
+    python -m benchmarks.resnet_noise --data-dir DIR --images 6250 --passes 110 --final 10 --last 10 --seed 0 \\
+        --variants "VarPro running" SGDM                                           the paper's passes, an eighth of it
 """
 
 import argparse
@@ -179,7 +180,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data-dir", type=Path, help="CIFAR-10 (see VarPro_resnet/cifar.py); digits without it")
     options.add_argument("--images", type=int, help="how many of the training images (default: all)")
-    options.add_argument("--passes", type=int, default=12, help="the last fifth of them at half the rate")
+    options.add_argument("--passes", type=int, default=12)
+    options.add_argument("--final", type=int, help="how many of them at half the rate, at the end (default: a fifth)")
     options.add_argument("--batch_size", type=int, default=128)
     options.add_argument("--last", type=int, default=5, help="passes over which means and spreads are taken")
     options.add_argument("--seed", type=int, nargs="+", default=[0, 1])
@@ -190,7 +192,7 @@ def main() -> None:
     if chosen.images:
         images = part(images, chosen.images)
     keep_freed_memory()
-    final = chosen.passes // 5
+    final = chosen.passes // 5 if chosen.final is None else chosen.final
     plan = Plan(len(images.train), chosen.batch_size, chosen.passes - final, final)
     print(measure.machine())
     rows = []

@@ -201,13 +201,27 @@ def test_what_cannot_be_infinite_is_refused(script, arguments, line, tmp_path, c
         ),
     ],
 )
-def test_make_diffusion_of_other_limits(arguments, name, shape, tmp_path, capsys):
+def test_make_diffusion_of_other_limits(arguments, name, shape, tmp_path):
     run("make_diffusion.py", *arguments, "--gamma", "10", "--epochs", "50", "--output", str(tmp_path))
     found = results.load(tmp_path / name)
     assert found["density"].shape == shape
     assert (found["energy"].diff() <= 0).all()
-    refuse("make_diffusion.py", "--domain", "torus", "--limit", "projected", "--output", str(tmp_path))
-    assert "--limit projected: not on the torus; allowed there: diffusion" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["--domain", "torus", "--limit", "projected"],
+            "--limit projected: not on the torus; allowed there: diffusion",
+        ),
+        (["--epochs", "5", "--saving_step", "10"], "--saving_step 10: allowed here: at most --epochs 5"),
+    ],
+)
+def test_make_diffusion_refuses(arguments, line, tmp_path, capsys):
+    refuse("make_diffusion.py", *arguments, "--output", str(tmp_path))
+    assert line in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- optimizers --------------------------------------------------------------------------------------------------

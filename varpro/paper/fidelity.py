@@ -95,7 +95,7 @@ def _title(curve: RunCurve) -> str:
 
 def comparisons(section: grid.Section, seeds: Sequence[int] | None = None) -> list[Comparison]:
     """Every published curve of a section beside ours: means over ``seeds``, or over those of each published curve."""
-    if section.table != "published":
+    if not section.compares:
         return []
     experiments = {run.experiment for run in section.runs}
     curves = [curve for curve in published.run_curves() if curve.run in section.runs or _of_teacher(curve, experiments)]

@@ -367,6 +367,11 @@ class Section:
     table: str = "published"  # its numbers: "published" beside ours, "accuracies", "passes", "arrivals", "limits"
 
     @property
+    def compares(self) -> bool:
+        """Whether published curves stand beside its runs, to be met."""
+        return self.table == "published"
+
+    @property
     def figures(self) -> list[Figure]:
         """All figures."""
         return [figure for figures in self.notebooks.values() for figure in figures]

@@ -18,8 +18,8 @@ from varpro.problem import Problem, drawn_problem, problem_from_tensors
 from varpro.runs.bookkeeping import Checkpoint, StopSignals, already_there, once
 from varpro.runs.descent import Descent, GradientDescent, Iterations
 from varpro.runs.limits import Limit
-from varpro.runs.options import GRADIENT_DESCENT, INITS, OPTIMIZERS
-from varpro.runs.schedule import Schedule, schedule
+from varpro.runs.options import GRADIENT_DESCENT, INITS, OPTIMIZERS, chosen_schedule
+from varpro.runs.schedule import Schedule
 from varpro.runs.training import REMEDY, STATE_VERSION, Measurement, Training, train
 from varpro.solvers.base import Objective, Solver
 from varpro.solvers.choose import Choice, Refusal, choose
@@ -122,9 +122,7 @@ def _run(
     data_label: str | None,
 ) -> ShallowRun:
     outer_rate = options.outer_rate if "outer_rate" in options else 1.0
-    if options.saving_step is not None and options.saving_step > options.epochs:
-        raise cli.UsageError(f"--saving_step {options.saving_step}: allowed here: at most --epochs {options.epochs}")
-    plan = schedule(options.epochs, options.saving_step)
+    plan = chosen_schedule(options)
     _check_memory(options, choices.features.domain.dimension, len(plan.snapshot_epochs))
     problem = _problem(options, choices.features, seed, tensors)
     objective = Objective(

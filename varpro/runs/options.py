@@ -12,6 +12,7 @@ from varpro.optimizers.lbfgs import LBFGS
 from varpro.optimizers.levenberg_marquardt import LevenbergMarquardt
 from varpro.optimizers.momentum import Momentum
 from varpro.runs.limits import Limit
+from varpro.runs.schedule import Schedule, schedule
 from varpro.solvers import choose
 
 INITS = ("random", "quantile")  # of the student
@@ -228,6 +229,13 @@ def chosen_limit(options: argparse.Namespace, limits: Sequence[Limit]) -> tuple[
                 raise cli.UsageError(f"argument --gamma: {options.gamma!r} is not allowed: {error}") from None
     allowed = ", ".join(limit.name for limit in limits if limit.domain.name == options.domain)
     raise cli.UsageError(f"--limit {options.limit}: not on the {options.domain}; allowed there: {allowed}")
+
+
+def chosen_schedule(options: argparse.Namespace) -> Schedule:
+    """What ``--epochs`` and ``--saving_step`` ask for. Raises UsageError where nothing would be kept on the way."""
+    if options.saving_step is not None and options.saving_step > options.epochs:
+        raise cli.UsageError(f"--saving_step {options.saving_step}: allowed here: at most --epochs {options.epochs}")
+    return schedule(options.epochs, options.saving_step)
 
 
 def add_run(to: argparse.ArgumentParser) -> None:

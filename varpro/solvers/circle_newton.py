@@ -13,7 +13,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numba import get_num_threads
 
 from varpro import simd
 from varpro.compiled import FUSED, VECTORISED, compiled
@@ -447,7 +446,6 @@ class CircleNewton:
         self.solver = solver
         self._effort = np.zeros(5)
         self._spaces: tuple[Workspace, Workspace, NewtonSpace] | None = None
-        get_num_threads()  # loads numba's parallel runtime, which code from the cache may lack
 
     def advance(
         self,

@@ -92,8 +92,9 @@ def load(folder: Path, cache: Path, *, side: int, report: Report) -> tuple[Decod
     found = _kept(kept, stamp)
     if found is None:
         results.prepare(kept)
-        with locked(kept, report):
-            results.sweep(kept)
+        with locked(kept, report) as alone:
+            if alone:
+                results.sweep(kept)
             found = _kept(kept, stamp)
             if found is None:
                 found = _decoded(source, folder, side, report)

@@ -481,6 +481,12 @@ def test_batches_that_are_refused(features, targets, options, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("targets", "outer"), [((12,), (3, 1)), ((12, 1), (3,)), ((12, 2), (3, 1)), ((12,), (4,))])
+def test_an_outer_that_would_be_broadcast_is_refused(targets, outer):
+    with pytest.raises(ValueError, match=r"^outer \(.*\) is not allowed here: \(3,.*\)$"):
+        VarProLoss(1e-2).at(torch.zeros(12, 3), torch.zeros(targets), torch.zeros(outer))
+
+
 def test_nothing_to_predict_with():
     for call in (lambda loss: loss.predict(torch.zeros(2, 3)), lambda loss: loss.eval()(*problem())):
         with pytest.raises(RuntimeError, match="no outer weights yet"):

@@ -176,6 +176,14 @@ def test_dense_gauss_newton_matrix_is_that_of_the_projected_residuals(features, 
     np.testing.assert_allclose(found, expected, rtol=0, atol=NEWTON["matrix"] * expected.abs().max().item())
 
 
+def test_a_gauss_newton_matrix_that_round_off_keeps_away_is_refused_in_one_line():
+    """More neurons than samples and next to no penalty: phi^T phi is singular, where the dual solve is not."""
+    problem, goal = drawn_problem(RELU, 0, 8, 64, 20, 10.0), objective(RELU, 1e-20)
+    coordinates = chart_of(RELU.domain).coordinates(problem.student)
+    with pytest.raises(FloatingPointError, match=r"^inner solve: the .* system is not positive definite in float64"):
+        gauss_newton(goal, problem.inputs, coordinates, torch.ones(64, 1))
+
+
 def test_a_feature_without_a_derivative_has_slope_zero():
     features = RadialTorus(LAPLACE)
     inputs = torch.tensor([[0.5, 0.25], [0.1, 0.0]], dtype=torch.float64)

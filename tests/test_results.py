@@ -1,7 +1,9 @@
 """Result files: whole or absent, safe to open, told apart by their parameters."""
 
+import errno
 import os
 import pickle
+import signal
 
 import pytest
 import torch
@@ -10,7 +12,8 @@ from matplotlib.figure import Figure
 from varpro import names, results
 from varpro.cli import UsageError
 from varpro.figures import publish
-from varpro.runs.bookkeeping import Checkpoint, already_there
+from varpro.runs import bookkeeping
+from varpro.runs.bookkeeping import Checkpoint, StopSignals, already_there, once
 
 
 def test_round_trip_keeps_types_and_values(tmp_path):
@@ -137,7 +140,7 @@ def test_a_checkpoint_of_another_device_is_not_overwritten(tmp_path):
     """Hours may be in it; one of other options is none of this run."""
     path, said = tmp_path / "run.checkpoint", []
     results.save(path, {"version": 2, "config": {"seed": 1, "device": "cuda"}, "state": {"step": 3}})
-    with pytest.raises(UsageError, match=r"has device = cuda, not cpu; it is not overwritten; --no-resume .*$"):
+    with pytest.raises(UsageError, match=r"has device = cuda, not cpu; it is not overwritten; remove it to start .*$"):
         Checkpoint(path, {"seed": 1, "device": "cpu"}, 2, report=said.append).restore()
     assert said == []
     assert Checkpoint(path, {"seed": 2, "device": "cpu"}, 2, report=said.append).restore() is None
@@ -156,6 +159,53 @@ def test_a_checkpoint_beside_a_result_goes_unless_it_is_the_later_one(age, tmp_p
     assert said == [f"kept {path}"]
     assert kept.exists() == (age > 0)
     assert {left.suffix for left in tmp_path.iterdir()} <= {".pt", ".checkpoint"}
+
+
+def test_without_locks_nobody_removes_what_another_process_writes(tmp_path, monkeypatch):
+    """And no lock's file stays that nobody could hold."""
+
+    def without_locks(*_):
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    monkeypatch.setattr(bookkeeping.fcntl, "flock", without_locks)
+    path, said = tmp_path / "run.pt", []
+    theirs = tmp_path / f".{path.name}.0{results._UNFINISHED}"
+    theirs.touch()
+    assert results.unfinished(path) == [theirs]
+    config = {"seed": 1}
+    once(path, config, lambda: results.save(path, {"config": config}), said.append, force=False)
+    assert already_there(path, config, said.append)
+    assert sorted(tmp_path.iterdir()) == [theirs, path]
+
+
+def test_checkpoints_are_written_now_and_then(tmp_path, monkeypatch):
+    """Every 30 s, and seldom enough that the four seconds of each are a twentieth of the time."""
+    now, written = [0.0], []
+    monkeypatch.setattr(bookkeeping.time, "perf_counter", lambda: now[0])
+    kept = Checkpoint(tmp_path / "run.checkpoint", {}, 1, seconds=30, share=0.05)
+
+    def write(_):
+        written.append(now[0])
+        now[0] += 4
+
+    monkeypatch.setattr(kept, "write", write)
+    for second in range(0, 300, 10):
+        now[0] = max(now[0], second)
+        kept.offer(dict)
+    assert written == [30, 110, 190, 270]
+
+
+def test_what_a_process_was_started_to_ignore_stays_ignored_and_a_second_signal_acts():
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.number == 0
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.number == signal.SIGINT
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGHUP, usual)
 
 
 @pytest.mark.parametrize("contents", [{}, {"state": 1}, {"config": [1]}, {"config": {"seed": torch.arange(2)}}])

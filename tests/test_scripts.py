@@ -15,7 +15,8 @@ from conftest import ROOT, load_script
 from problems import random_problem
 from tolerances import EXACT, FLOAT32_STATE, ROUNDED, TRAJECTORY
 
-from varpro import results
+from varpro import cli, results
+from varpro.domains.circle import CIRCLE as CIRCLE_DOMAIN
 from varpro.domains.torus import TORUS as TORUS_DOMAIN
 from varpro.paper import grid
 from varpro.runs import experiment
@@ -172,7 +173,7 @@ def test_finite_samples_of_the_law_itself(tmp_path):
         (
             "torus",
             ["--distances", "diffusion", "--gamma", "inf", "--teacher_width", "2"],
-            "--distances: goes with a finite --gamma",
+            "--distances: goes with --gamma up to 10000",
         ),
         (
             "torus",
@@ -206,22 +207,6 @@ def test_make_diffusion_of_other_limits(arguments, name, shape, tmp_path):
     found = results.load(tmp_path / name)
     assert found["density"].shape == shape
     assert (found["energy"].diff() <= 0).all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (
-            ["--domain", "torus", "--limit", "projected"],
-            "--limit projected: not on the torus; allowed there: diffusion",
-        ),
-        (["--epochs", "5", "--saving_step", "10"], "--saving_step 10: allowed here: at most --epochs 5"),
-    ],
-)
-def test_make_diffusion_refuses(arguments, line, tmp_path, capsys):
-    refuse("make_diffusion.py", *arguments, "--output", str(tmp_path))
-    assert line in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 # --- optimizers --------------------------------------------------------------------------------------------------
@@ -334,7 +319,65 @@ def test_own_data_with_many_outputs_take_the_dense_solver(data, tmp_path):
     refuse(BIASED, "--data", str(data), "--solver", "linear", "--output", str(tmp_path / "out"))
 
 
+def test_own_data_start_as_the_script_does(data, tmp_path, capsys):
+    """Evenly spread where that is its default, unless there is a student among them."""
+    tensors = torch.load(data)
+    students = {"mine": tensors.pop("student_weights").float(), "spread": CIRCLE_DOMAIN.spread(6).float()}
+    torch.save(tensors, tmp_path / "spread.pt")
+    data.rename(tmp_path / "mine.pt")
+    for name, student in students.items():
+        own = [] if name == "mine" else ["--student_width", "6"]
+        arguments = ["--data", str(tmp_path / f"{name}.pt"), *own, "--epochs", "2", "--output", str(tmp_path / name)]
+        run(MEAN_FIELD, *arguments)
+        found = only_result(tmp_path / name)
+        torch.testing.assert_close(found["weights"][0], student, rtol=0, atol=ROUNDED)
+        assert found["config"].get("init") == ("quantile" if name == "spread" else None)
+        capsys.readouterr()
+        refuse(MEAN_FIELD, *arguments, "--seed", "0", "1")
+        assert "--seed: several have no effect here, where nothing is drawn" in capsys.readouterr().err
+
+
+def test_a_teacher_too_sharp_for_the_grid_of_the_limit_trains_without_it(tmp_path):
+    run(TORUS, *TINY, "--gamma", "20000", "--output", str(tmp_path))
+    found = only_result(tmp_path)
+    assert "distance_teacher" in found
+    assert "distance_diffusion" not in found
+
+
 # --- refusals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TB")])
+def test_a_lack_of_memory_is_one_line(error, capsys):
+    @cli.command
+    def main(argv=None):
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2
+    assert re.fullmatch(r".*: error: not enough memory for a problem of this size; .*\n", capsys.readouterr().err)
+
+
+def test_a_warning_that_nobody_reads_stops_nothing(monkeypatch):
+    class Closed:
+        def write(self, text):
+            raise BrokenPipeError
+
+        flush = write
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    cli.warn("the run goes on")
+
+
+def test_results_with_tf32_have_a_name_of_their_own():
+    options = load_script(TWO_TIMESCALE).parser().parse_args([])
+    options.given, options.defaults = set(), vars(options)
+    config = {"lambda": 1e-3, "seed": 0, "solver": "dense", "dtype": "float32"}
+    config |= {"student_width": 8, "gamma": 100.0, "epochs": 6}
+    plain, rounded = (experiment._file_name(options, config | more, usual=True) for more in ({}, {"tf32": True}))
+    assert plain != rounded
+    assert "dtype=tf32" in rounded
 
 
 @pytest.mark.parametrize(
@@ -358,6 +401,10 @@ def test_own_data_with_many_outputs_take_the_dense_solver(data, tmp_path):
         (["--seed", "-1"], "--seed: '-1' is not allowed: a whole number from 0 to 4294967295"),
         (["--seed", "0", "5000000000"], "--seed: '5000000000' is not allowed"),
         (["--time_scale", "1e300"], "--time_scale: '1e300' is not allowed: a number above 0, at most 1e6"),
+        (
+            ["--optimizer", "lm", "--time_scale", "0.1"],
+            "--time_scale: has no effect here; it goes with --optimizer gd, momentum",
+        ),
         (["--seed", "1", "1"], "--seed: 1 1 names a seed twice"),
         (["--solver", "magic"], "'magic' (choose from"),
         (["--widht", "3"], "unrecognized arguments: --widht 3"),
@@ -483,10 +530,23 @@ def test_a_run_makes_the_diffusion_it_needs_once(tmp_path, capsys):
     assert capsys.readouterr().out.startswith("diffusion: kept")
 
 
-@pytest.mark.parametrize("arguments", [["--gamma", "-1"], ["--gamma", "1e9"], ["--grid_size", "4"], ["--epochs", "x"]])
-def test_make_diffusion_refuses(arguments, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--gamma", "-1"], "--gamma: '-1' is not allowed"),
+        (["--gamma", "1e9"], "--gamma: '1e9' is not allowed"),
+        (["--grid_size", "4"], "--grid_size: '4' is not allowed"),
+        (["--epochs", "x"], "--epochs: 'x' is not allowed"),
+        (["--epochs", "5", "--saving_step", "10"], "--saving_step 10: allowed here: at most --epochs 5"),
+        (
+            ["--domain", "torus", "--limit", "projected"],
+            "--limit projected: not on the torus; allowed there: diffusion",
+        ),
+    ],
+)
+def test_make_diffusion_refuses(arguments, line, tmp_path, capsys):
     refuse("make_diffusion.py", *arguments, "--output", str(tmp_path))
-    assert f"{arguments[0]}: '{arguments[1]}' is not allowed" in capsys.readouterr().err
+    assert line in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

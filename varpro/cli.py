@@ -90,11 +90,11 @@ def command(main: Callable[..., None]) -> Callable[..., None]:
             _stop(2, f"{program()}: error: {error}")
         except FloatingPointError as error:
             _stop(1, f"{program()}: {error}")
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):  # what torch says in place of MemoryError
-                raise
+        except (MemoryError, torch.OutOfMemoryError):  # of the host, of a GPU
             _stop(2, f"{program()}: error: {_NO_MEMORY}")
-        except MemoryError:
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):  # what torch says of the host's
+                raise
             _stop(2, f"{program()}: error: {_NO_MEMORY}")
         except BrokenPipeError:  # the reader has seen enough, as in `... | head`
             _mute()
@@ -125,8 +125,9 @@ def say(line: str) -> None:
 
 
 def warn(line: str) -> None:
-    """Tell the user on the error stream, at once."""
-    print(f"warning: {line}", file=sys.stderr, flush=True)
+    """Tell the user on the error stream, at once. Where nobody reads that any more, work goes on."""
+    with suppress(OSError):
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def _mute() -> None:

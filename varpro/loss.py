@@ -116,7 +116,11 @@ class VarProLoss(nn.Module):
 
     def at(self, features: torch.Tensor, targets: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
         """L, a scalar, at ``outer`` u (M, k) or (M,): nothing is solved or kept."""
-        return self._risk(features, self._checked_targets(features, targets), outer)
+        targets = self._checked_targets(features, targets)
+        expected = (features.shape[1], *targets.shape[1:])
+        if outer.shape != expected:  # it might be broadcast, to another number
+            raise ValueError(f"outer {tuple(outer.shape)} is not allowed here: {expected}")
+        return self._risk(features, targets, outer)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:

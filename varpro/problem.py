@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from varpro.domains.base import Domain, Law, Measure
+from varpro.domains.base import Domain, Draws, Law, Measure
 from varpro.features import FeatureMap
 
 _FINITE = 4096  # samples or neurons drawn where infinitely many are asked for: the paper's
@@ -71,8 +71,7 @@ def drawn_problem(
     Raises ValueError, with what is allowed, where the domain has no law or no evenly spread points.
     """
     domain = features.domain
-    finite = [_FINITE if math.isinf(count) else int(count) for count in (samples, teacher_width)]
-    draws = domain.draws(seed, finite[0], student_width, finite[1], gamma)
+    draws = _draws(domain, seed, samples, student_width, teacher_width, gamma)
     law: Law | None = None
     if math.isinf(teacher_width):
         law = domain.law(gamma)
@@ -81,9 +80,7 @@ def drawn_problem(
                 f"--teacher_width inf: the law of the teacher on the {domain.name} is not at hand; allowed here: a "
                 "whole number"
             )
-    student = domain.spread(student_width) if spread else draws.student
-    if student is None:
-        raise ValueError(f"--init quantile: there are no evenly spread points on the {domain.name}")
+    student = _spread(domain, student_width) if spread else draws.student
     teacher = None if law is not None else draws.teacher
     if math.isinf(samples):
         return Problem(None, None, student, teacher, law)
@@ -92,6 +89,34 @@ def drawn_problem(
     else:
         targets = features.predict(law.points, draws.inputs, len(law.points) * law.masses)
     return Problem(draws.inputs, targets[:, None], student, teacher, law)
+
+
+def drawn_student(
+    domain: Domain,
+    seed: int,
+    samples: float,
+    student_width: int,
+    teacher_width: float,
+    gamma: float,
+    *,
+    spread: bool = False,
+) -> torch.Tensor:
+    """The initial weights (M, d) of :func:`drawn_problem`, for data of one's own. Raises ValueError as it does."""
+    if spread:
+        return _spread(domain, student_width)
+    return _draws(domain, seed, samples, student_width, teacher_width, gamma).student
+
+
+def _draws(domain: Domain, seed: int, samples: float, student_width: int, teacher_width: float, gamma: float) -> Draws:
+    finite = [_FINITE if math.isinf(count) else int(count) for count in (samples, teacher_width)]
+    return domain.draws(seed, finite[0], student_width, finite[1], gamma)
+
+
+def _spread(domain: Domain, width: int) -> torch.Tensor:
+    student = domain.spread(width)
+    if student is None:
+        raise ValueError(f"--init quantile: there are no evenly spread points on the {domain.name}")
+    return student
 
 
 def problem_from_tensors(

@@ -51,11 +51,9 @@ def choose_snapshots(density: np.ndarray, epochs: np.ndarray, count: int) -> np.
     epochs = np.asarray(epochs)
     kept = np.unique(np.rint(np.geomspace(1, len(epochs), min(count, 2 * NODES)) - 1).astype(int))
     while len(kept) < min(count, len(epochs)):
+        few, at = density[kept], epochs[kept]
         errors = np.array(
-            [
-                np.abs(density_at(density[kept], epochs[kept], epoch) - f).mean()
-                for f, epoch in zip(density, epochs, strict=True)
-            ]
+            [np.abs(density_at(few, at, epoch) - f).mean() for f, epoch in zip(density, epochs, strict=True)]
         )
         worst = [low + int(np.argmax(errors[low:high])) for low, high in pairwise(kept)]
         worst = sorted((k for k in worst if errors[k] > 0), key=lambda k: -errors[k])

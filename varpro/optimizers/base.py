@@ -1,4 +1,4 @@
-"""What an optimizer is: an iterator over states of falling risk that can be stopped, written to a file and resumed.
+"""What an optimizer is: an iterator over states that can be stopped, written to a file and resumed.
 
 An optimizer asks its solver for the reduced risk and its gradient and chooses the next weights; the outer weights of a
 state are always optimal. Gradient descent at a constant rate is not here: solvers do it in one piece (``advance``).
@@ -40,12 +40,14 @@ class Optimizer(ABC):
     Iterating gives the states after 1, 2, ... accepted iterations; ``state`` is the last one. ``tolerance`` ends the
     training when ``patience`` iterations in a row change the risk by no more than ``tolerance`` times the risk.
     ``ending`` then says why, in words; it is "" while the training can go on. Raises FloatingPointError where the
-    risk is not finite. Trainings are deterministic: one that goes on from a ``state_dict`` does as if never stopped.
+    risk is not finite, ValueError for a ``tolerance`` below 0. Trainings are deterministic: one that goes on from a
+    ``state_dict`` does as if never stopped.
     """
 
     name: ClassVar[str]  # of --optimizer
     label: ClassVar[str]  # in sentences and on buttons
     usual_iterations: ClassVar[int]  # that a training is given where nothing is said
+    takes_time_scale: ClassVar[bool] = False  # for its steps
 
     def __init__(
         self,

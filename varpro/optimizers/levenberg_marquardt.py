@@ -14,6 +14,7 @@ import torch
 from varpro.optimizers.base import PATIENCE, Optimizer
 from varpro.optimizers.charts import chart_of
 from varpro.problem import Problem
+from varpro.ridge import not_definite
 from varpro.solvers import circle_newton
 from varpro.solvers.base import Array, Objective, Solver
 from varpro.solvers.circle import CircleSolver
@@ -161,7 +162,7 @@ def gauss_newton(objective: Objective, inputs: torch.Tensor, coordinates: torch.
     """The Gauss-Newton matrix (p M, p M) of the reduced risk in ``coordinates (M, p)``, u eliminated (S4).
 
     ``inputs (N, d)`` float64; ``outer (M,)`` or ``(M, k)`` must be optimal. Entry (p j + q, p l + r) belongs to
-    coordinate q of neuron j and r of neuron l.
+    coordinate q of neuron j and r of neuron l. Raises FloatingPointError where round-off leaves u undetermined.
     """
     (width, parts), count = coordinates.shape, len(inputs)
     outer = torch.as_tensor(outer).to(coordinates).reshape(width, -1)
@@ -170,7 +171,9 @@ def gauss_newton(objective: Objective, inputs: torch.Tensor, coordinates: torch.
     slopes = feature_slopes(objective, inputs, coordinates).reshape(count, width * parts)
     gram = features.T @ features
     gram.diagonal().add_(objective.lmbda * count * width)
-    factor = torch.linalg.cholesky(gram)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    if failed.item():
+        raise not_definite(features, objective.lmbda)
     seen = torch.linalg.solve_triangular(factor, features.T @ slopes, upper=False)
     unseen = slopes.T @ slopes - seen.T @ seen  # of the slopes, what a change of u cannot undo
     products = (outer @ outer.T).repeat_interleave(parts, dim=0).repeat_interleave(parts, dim=1)

@@ -21,6 +21,7 @@ class Momentum(Optimizer):
     """
 
     name, label, usual_iterations = "momentum", "Nesterov's momentum", 2000
+    takes_time_scale = True
 
     def _start(self, weights: Array) -> tuple[float, Array]:
         coordinates = self.chart.coordinates(torch.as_tensor(weights))

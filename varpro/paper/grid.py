@@ -22,11 +22,11 @@ EPOCHS_VARIABLE = "VARPRO_EPOCHS"
 
 
 def _length(usual: int) -> int:
-    """``$VARPRO_EPOCHS``, or ``usual`` where it is not set."""
+    """``$VARPRO_EPOCHS``, or ``usual`` where it is not set or more."""
     text = os.environ.get(EPOCHS_VARIABLE, str(usual))
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ValueError(f"${EPOCHS_VARIABLE} (make: EPOCHS) is {text!r}: allowed are whole numbers from 1 up")
-    return int(text)
+    return min(int(text), usual)
 
 
 FULL_EPOCHS, FULL_PASSES, START_PASSES, DIGITS_PASSES = 32000, 100, 30, 10

@@ -18,7 +18,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 
 from varpro import names
-from varpro.paper import cost, grid
+
+_PROGRAM = "varpro.paper.work"
+
+try:
+    from varpro.paper import cost, grid
+except ValueError as problem:  # $VARPRO_EPOCHS, which the grid reads
+    if __name__ != "__main__":
+        raise
+    print(f"{_PROGRAM}: error: {problem}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 BATCH_SECONDS = 20.0  # of work, on the reference machine: ten times what a process needs to start
 Batch = dict[grid.AnyRun, list[int]]  # the seeds of each run
@@ -89,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from varpro import cli  # not for those who only ask for the batches
 
     of = cli.parser(__doc__)
-    of.prog = "varpro.paper.work"
+    of.prog = _PROGRAM
     of.add_argument("--section", metavar="LIST", default="6.1", help="parts of the paper, with commas, or all")
     of.add_argument("--seeds", metavar="LIST", help="like 0 or 0-5 (default: those of the published figures)")
     what = of.add_mutually_exclusive_group(required=True)

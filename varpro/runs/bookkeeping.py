@@ -60,7 +60,7 @@ class Checkpoint:
             if not obstacle:
                 return saved["state"]
             if not self.obstacle(saved, free=self._held):
-                raise UsageError(f"{self.path} {obstacle}; it is not overwritten; --no-resume starts anew")
+                raise UsageError(f"{self.path} {obstacle}; it is not overwritten; remove it to start anew")
             reason = f"{self.path} {obstacle}"
         if self._report is not None:
             self._report(f"starts anew: {reason}")
@@ -148,16 +148,17 @@ class StopSignals:
 
 
 @contextmanager
-def locked(path: Path, report: Report) -> Iterator[None]:
+def locked(path: Path, report: Report) -> Iterator[bool]:
     """Hold the lock of the file ``path`` meanwhile; where another process has it, say so and wait.
 
     The lock is the system's (flock on ``path`` with the suffix ``.lock``): it ends with the process that holds it,
     however that ends. On a network file system it holds between machines if the system supports flock there, as NFS of
-    Linux does; a file system without it is used without a lock.
+    Linux does; a file system without it is used without a lock, and False is what the context gives: others may work
+    on the file too.
     """
     handle = _take(path, report)
     try:
-        yield
+        yield handle is not None
     finally:
         if handle is not None:
             _release(handle, _lock(path))
@@ -185,8 +186,9 @@ def once(path: Path, config: Mapping[str, Any], make: Callable[[], None], report
 
     Another one that is at it is waited for, and its result of ``config`` is kept, unless ``force``.
     """
-    with locked(path, report):
-        results.sweep(path)
+    with locked(path, report) as alone:
+        if alone:
+            results.sweep(path)
         if not force and results.complete(path, config):
             report(f"kept {path}")
         else:
@@ -205,8 +207,10 @@ def tidy(path: Path) -> None:
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(handle)
+            if not isinstance(error, BlockingIOError):  # no locks on this file system
+                lock.unlink(missing_ok=True)
             return
         try:
             if _is(handle, lock):

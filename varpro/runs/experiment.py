@@ -13,8 +13,9 @@ import numpy as np
 
 from varpro import cli, names, results
 from varpro.features import FeatureMap
+from varpro.optimizers.base import Optimizer
 from varpro.optimizers.continuation import continued
-from varpro.problem import Problem, drawn_problem, problem_from_tensors
+from varpro.problem import Problem, drawn_problem, drawn_student, problem_from_tensors
 from varpro.runs.bookkeeping import Checkpoint, StopSignals, already_there, once
 from varpro.runs.descent import Descent, GradientDescent, Iterations
 from varpro.runs.limits import Limit
@@ -96,8 +97,14 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
         raise cli.UsageError(
             f"--continuation {options.continuation:g}: has no effect here; allowed: above --lambda {options.lmbda:g}"
         )
-    if options.optimizer != GRADIENT_DESCENT and "epochs" not in options.given:
-        options.epochs = OPTIMIZERS[options.optimizer].usual_iterations
+    kind = OPTIMIZERS.get(options.optimizer)
+    if kind is not None and "epochs" not in options.given:
+        options.epochs = kind.usual_iterations
+    if kind is not None and not kind.takes_time_scale and "time_scale" in options.given:
+        able = [GRADIENT_DESCENT, *(name for name, other in OPTIMIZERS.items() if other.takes_time_scale)]
+        raise cli.UsageError(f"--time_scale: has no effect here; it goes with --optimizer {', '.join(able)}")
+    if len(options.seed) > 1 and _nothing_is_drawn(options, tensors):
+        raise cli.UsageError("--seed: several have no effect here, where nothing is drawn; allowed: one")
     wanted = []
     for seed in options.seed:
         run = _run(options, choices, folder, seed, tensors, data_label)
@@ -111,6 +118,13 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
             cli.warn(warning)
         run.config["device"] = run.choice.device
         yield run
+
+
+def _nothing_is_drawn(options: argparse.Namespace, tensors: dict[str, Any] | None) -> bool:
+    """Whether runs of all seeds are the same run."""
+    if tensors is not None:
+        return "student_weights" in tensors or options.init != INITS[0]
+    return options.init != INITS[0] and math.isinf(options.samples) and math.isinf(options.teacher_width)
 
 
 def _run(
@@ -152,7 +166,8 @@ def _run(
         config["activation"] = options.activation
     if outer_rate != 1.0:
         config["outer_rate"] = outer_rate
-    if not options.init == INITS[0] == options.defaults["init"]:
+    given = tensors is not None and "student_weights" in tensors
+    if not given and not options.init == INITS[0] == options.defaults["init"]:
         config["init"] = options.init
     if options.tf32:
         config["tf32"] = True
@@ -194,12 +209,12 @@ def _perform(run: ShallowRun, progress: bool) -> None:
             progress=progress,
             label=run.label,
             report=None if progress else partial(_say, run),
-            remedy="a smaller --outer_rate" if run.objective.outer_rate != 1.0 else REMEDY,
+            remedy=_remedy(run),
         )
-        if solver.caution():
-            cli.warn(solver.caution())
         results.save_result(run.path, _contents(run, training))
         checkpoint.remove()
+        if solver.caution():
+            cli.warn(solver.caution())
     distances = "".join(f", {name.replace('_', ' to ')} {values[-1]:.5f}" for name, values in training.measured.items())
     last = f", loss {training.loss[-1]:.5g}" if len(training.loss) else ""
     _say(run, f"{len(training.loss)} epochs in {training.elapsed:.2f} s{last}{distances}")
@@ -209,8 +224,21 @@ def _perform(run: ShallowRun, progress: bool) -> None:
     signals.check()
 
 
+def _remedy(run: ShallowRun) -> str:
+    """What to try where numbers grow without bound."""
+    if run.objective.outer_rate != 1.0:
+        return "a smaller --outer_rate"
+    kind = _optimizer(run)
+    return REMEDY if kind is None or kind.takes_time_scale else "a larger --lambda"
+
+
+def _optimizer(run: ShallowRun) -> type[Optimizer] | None:
+    """None for gradient descent."""
+    return OPTIMIZERS.get(run.config.get("optimizer", GRADIENT_DESCENT))
+
+
 def _descent(run: ShallowRun, solver: Solver[Any]) -> Descent:
-    kind = OPTIMIZERS.get(run.config.get("optimizer", GRADIENT_DESCENT))
+    kind = _optimizer(run)
     tolerance, first = run.config.get("tolerance", 0.0), run.config.get("continuation")
     try:
         if kind is None:
@@ -291,8 +319,8 @@ def _limits(options: argparse.Namespace, choices: Choices, tensors: dict[str, An
         obstacle = "has no effect with --data, whose teacher has no known limit"
     elif options.optimizer != GRADIENT_DESCENT:
         obstacle = "goes with --optimizer gd, whose time is that of the limits"
-    elif math.isinf(options.gamma):
-        obstacle = "goes with a finite --gamma"
+    elif any(options.gamma > limit.most_gamma for limit in wanted):
+        obstacle = f"goes with --gamma up to {min(limit.most_gamma for limit in wanted):g}"
     if obstacle and asked and wanted:
         raise cli.UsageError(f"--distances: {obstacle}")
     return () if obstacle else tuple(wanted)
@@ -330,7 +358,7 @@ def _is_changed(options: argparse.Namespace, key: str) -> bool:
 
 def _file_name(options: argparse.Namespace, config: dict[str, Any], *, usual: bool) -> str:
     changed = {key: config[key] for key in _NAMED if key in config and _is_changed(options, key)}
-    if not usual:
+    if not usual or "tf32" in config:
         changed |= {"solver": config["solver"], "dtype": "tf32" if "tf32" in config else config["dtype"]}
     return names.shallow(config, changed, options.name)
 
@@ -367,9 +395,10 @@ def _check_memory(options: argparse.Namespace, dimension: int, states: int) -> N
 
 def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tensors: dict[str, Any] | None) -> Problem:
     numbers = (options.student_width, options.teacher_width, options.gamma)
+    spread = options.init != INITS[0]
     if tensors is None:
         try:
-            problem = drawn_problem(features, seed, options.samples, *numbers, spread=options.init != INITS[0])
+            problem = drawn_problem(features, seed, options.samples, *numbers, spread=spread)
         except ValueError as error:
             raise cli.UsageError(str(error)) from None
         if "teacher_width" in options.given and problem.teacher_width != options.teacher_width:
@@ -380,7 +409,9 @@ def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tenso
         return problem
     domain = features.domain
     try:
-        problem = problem_from_tensors(tensors, domain, lambda samples: domain.draws(seed, samples, *numbers).student)
+        problem = problem_from_tensors(
+            tensors, domain, lambda samples: drawn_student(domain, seed, samples, *numbers, spread=spread)
+        )
     except ValueError as error:
         raise cli.UsageError(f"--data {options.data}: {error}") from None
     if "student_width" in options.given and len(problem.student) != options.student_width:

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from varpro import cli, names, results
+from varpro.diffusion import torus
 from varpro.diffusion.circle import solve_diffusion
 from varpro.diffusion.projected import solve_projected
 from varpro.diffusion.snapshots import choose_snapshots, density_at
 from varpro.diffusion.torus import solve_torus_diffusion
 from varpro.distances import TorusDensity
+from varpro.domains import circle
 from varpro.domains.base import Domain, Measure
 from varpro.domains.circle import CIRCLE
 from varpro.domains.torus import TORUS
@@ -30,7 +32,7 @@ class Limit:
 
     ``solve(gamma, snapshot_epochs, time_scale=..., grid_size=..., progress=...)`` returns the contents of its file, and
     ``measure(contents, epoch)`` the measure at an epoch, which knows its energy distance to points of the domain. The
-    distance to it is ``distance_<name>``. ``prefix`` begins its file names.
+    distance to it is ``distance_<name>``. ``prefix`` begins its file names. ``gamma`` goes up to ``most_gamma``.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Limit:
     grid_size: int
     solve: Callable[..., dict[str, Any]]
     measure: Callable[[dict[str, Any], int], Measure]
+    most_gamma: float
 
     def contents(
         self,
@@ -136,7 +139,8 @@ def _measure_on_torus(contents: dict[str, Any], epoch: int) -> Measure:
     return TorusDensity(density_at(contents["density"].numpy(), contents["snapshot_epochs"].numpy(), epoch))
 
 
-CIRCLE_DIFFUSION = Limit("diffusion", "diffusion", CIRCLE, 4096, _solve_on_circle, _measure_on_circle)
-CIRCLE_PROJECTED = Limit("projected", "projected", CIRCLE, 4096, _solve_projected, _measure_on_circle)
-TORUS_DIFFUSION = Limit("diffusion", "torus_diffusion", TORUS, 256, _solve_on_torus, _measure_on_torus)
+_ON_CIRCLE, _ON_TORUS = (_measure_on_circle, circle.MAX_GAMMA), (_measure_on_torus, torus.MAX_GAMMA)
+CIRCLE_DIFFUSION = Limit("diffusion", "diffusion", CIRCLE, 4096, _solve_on_circle, *_ON_CIRCLE)
+CIRCLE_PROJECTED = Limit("projected", "projected", CIRCLE, 4096, _solve_projected, *_ON_CIRCLE)
+TORUS_DIFFUSION = Limit("diffusion", "torus_diffusion", TORUS, 256, _solve_on_torus, *_ON_TORUS)
 LIMITS = (CIRCLE_DIFFUSION, CIRCLE_PROJECTED, TORUS_DIFFUSION)

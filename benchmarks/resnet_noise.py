@@ -80,6 +80,7 @@ VARIANTS: dict[str, Callable[..., Descent]] = {
     "SGDM": _sgdm,
 }
 COMPARED = list(VARIANTS)  # without --variants
+VARIANTS["VarProM, m = 0"] = _varpro
 VARIANTS |= {f"VarPro running, m = {m}": partial(_varpro, momentum=0.9, memory=m) for m in (0.5, 0.8, 0.95, 0.99)}
 VARIANTS |= {f"proximal, weight {weight}": partial(_proximal, weight=weight) for weight in (0, 1, 10, 100)}
 

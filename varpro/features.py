@@ -1,7 +1,7 @@
 """Feature maps phi(w, x): values, derivative in w, and the network that they make.
 
-A new feature map is a subclass with two short methods and the name of its domain. Every experiment takes it: the
-solvers that cannot compute it say so, and ``dense`` always can.
+A new feature map is a subclass with two short methods, a ``name`` and a ``domain``. Every experiment takes it: the
+solvers that cannot compute it say so, and ``dense`` can where the samples are finite.
 """
 
 import math

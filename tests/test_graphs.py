@@ -258,6 +258,19 @@ def test_solves_without_epochs_are_booked_too():
     assert second["epochs"] == 0
 
 
+@kernels
+def test_training_goes_on_from_a_reduced_risk(kernel):
+    """Its gradient used up what the next step of the weights starts from."""
+    inputs, targets, weights = drawn(kernel)
+    model = solver(kernel, inputs, targets)
+    w, reference = torch.from_numpy(weights), dense(model)
+    v = w.clone()
+    losses = model.advance(w, model.reduced(w).outer, 3)
+    expected = reference.advance(v, reference.solve(v), 3)
+    np.testing.assert_allclose(losses, expected, rtol=FOLLOWS)
+    np.testing.assert_allclose(wrap(w.numpy() - v.numpy()), 0, rtol=0, atol=FOLLOWS)
+
+
 def test_a_useless_preconditioner_is_replaced():
     inputs, targets, weights = drawn("laplace")
     model, w = solver("laplace", inputs, targets), torch.from_numpy(weights.copy())

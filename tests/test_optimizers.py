@@ -184,6 +184,38 @@ def test_a_gauss_newton_matrix_that_round_off_keeps_away_is_refused_in_one_line(
         gauss_newton(goal, problem.inputs, coordinates, torch.ones(64, 1))
 
 
+def test_momentum_is_the_recursion_that_it_states():
+    problem, goal = drawn_problem(RELU, 0, 150, 12, 40, 10.0), objective(RELU, 1e-3)
+    run = Momentum(build(DenseSolver, goal, problem), goal, problem)
+    chart, solver = chart_of(RELU.domain), build(DenseSolver, goal, problem)
+    point = last = chart.coordinates(problem.student)
+    steps = restarts = 0
+    for state in islice(run, 60):
+        gradient = chart.pull(point, solver.reduced(chart.weights(point)).gradient)
+        step = point - len(point) * goal.time_scale * gradient
+        if (gradient * (step - last)).sum() > 0:
+            steps, restarts = 0, restarts + 1
+        point, last = step + steps / (steps + 3) * (step - last), step
+        steps += 1
+        torch.testing.assert_close(state.weights, chart.weights(point), rtol=0, atol=NEWTON["trajectory"])
+    assert restarts > 0
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_continuation_takes_a_tenth_and_counts_what_it_spends(optimizer):
+    problem, goal, made = drawn_problem(RELU, 0, 150, 12, 40, 10.0), objective(RELU, 1e-3), []
+
+    class Noted(optimizer):
+        def __init__(self, *arguments, **keywords):
+            super().__init__(*arguments, **keywords)
+            made.append(self)
+
+    run = continued(Noted, lambda stage: build(CircleSolver, stage, problem), goal, problem)
+    assert [each.objective.lmbda for each in made] == pytest.approx([0.1, 0.01, 1e-3])
+    assert run.state.evaluations == 1 + sum(each.state.evaluations for each in made[:-1])
+    assert run.state.seconds > sum(each.state.seconds for each in made[:-1])
+
+
 def test_a_feature_without_a_derivative_has_slope_zero():
     features = RadialTorus(LAPLACE)
     inputs = torch.tensor([[0.5, 0.25], [0.1, 0.0]], dtype=torch.float64)

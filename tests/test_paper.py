@@ -1,6 +1,7 @@
 """The grid, the published numbers, ours beside them, and what it all costs."""
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -256,7 +257,7 @@ def test_every_published_curve_belongs_to_a_run_of_the_grid():
         "density_evolution": 12,
         "gamma_densities": 4,
     }
-    sections = [section for section in grid.SECTIONS.values() if section.table == "published"]
+    sections = [section for section in grid.SECTIONS.values() if section.compares]
     wanted = {run: seeds for section in sections for run, seeds in section.wanted(None).items()}
     for curve in curves:
         if curve.quantity != "density_target":
@@ -370,6 +371,62 @@ def test_risks_below_the_round_off_of_float32_are_not_compared():
     contents["loss"] *= 1.1
     results.save(path, contents)
     assert fidelity.compare(theirs, (0,)).median == pytest.approx(0.1, abs=EXACT)
+
+
+def test_a_shortened_run_is_compared_as_far_as_it_goes():
+    theirs = curve("distance_teacher", width=32)
+    short = replace(theirs, run=replace(theirs.run, epochs=3200))
+    epochs = torch.arange(0, 3201, 32)
+    values = torch.from_numpy(np.interp(epochs, theirs.curve.x, theirs.curve.y))
+    results.save(short.run.path(0), {"distance_epochs": epochs, "distance_teacher": values, "loss": torch.ones(3200)})
+    found = fidelity.compare(short, (0,))
+    assert found.vertices == (theirs.curve.x <= 3200).sum() < len(theirs.curve.x)
+    assert found.worst < EXACT
+
+
+def density(quantity: str, epoch: int) -> published.RunCurve:
+    return next(each for each in published.run_curves() if (each.quantity, each.epoch) == (quantity, epoch))
+
+
+def test_densities_of_the_diffusion_are_compared_at_their_own_epochs():
+    theirs = density("density_diffusion", 1000)
+    shown = torch.from_numpy(theirs.curve.y)
+    contents = {"snapshot_epochs": torch.tensor([0, 1000]), "grid": torch.from_numpy(theirs.curve.x)}
+    results.save(theirs.run.diffusions[0].path, contents | {"density": torch.stack([2 * shown, shown])})
+    assert fidelity.compare(theirs, ()).worst < EXACT
+    short = replace(theirs, run=replace(theirs.run, epochs=500))
+    results.save(short.run.diffusions[0].path, contents | {"density": torch.stack([2 * shown, shown])})
+    assert fidelity.compare(short, ()).command == "longer runs (EPOCHS)"
+
+
+def test_learned_densities_are_those_of_the_neurons_of_all_seeds():
+    theirs = density("density_learned", 1000)
+    angles = np.random.default_rng(0).uniform(-math.pi, math.pi, (2, 2, 9))  # seed, snapshot, neuron
+    weights = torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], axis=-1))
+    for seed in (0, 1):
+        contents = {"snapshot_epochs": torch.tensor([0, 1000]), "weights": weights[seed]}
+        results.save(theirs.run.path(seed), contents)
+    expected = records.smoothed_density(angles[:, 1], theirs.curve.x)
+    np.testing.assert_allclose(fidelity._ours(theirs, (0, 1)), expected, rtol=EXACT)
+    assert np.abs(fidelity._ours(theirs, (0,)) / expected - 1).max() > 0.01
+
+
+@pytest.mark.parametrize(("text", "usual", "length"), [("5", 100, 5), ("2000", 100, 100), ("2000", 32000, 2000)])
+def test_runs_are_shortened_and_never_lengthened(text, usual, length, monkeypatch):
+    monkeypatch.setenv(grid.EPOCHS_VARIABLE, text)
+    assert grid._length(usual) == length
+
+
+@pytest.mark.parametrize("module", ["varpro.paper", "varpro.paper.work"])
+def test_a_length_that_is_none_is_one_line(module):
+    command = [sys.executable, "-m", module]
+    found = subprocess.run(
+        command, cwd=ROOT, check=False, capture_output=True, text=True, env=os.environ | {grid.EPOCHS_VARIABLE: "0"}
+    )
+    assert found.returncode == 2
+    assert re.fullmatch(
+        rf"{re.escape(module)}: error: \$VARPRO_EPOCHS .*: allowed are whole numbers .*\n", found.stderr
+    )
 
 
 def test_the_tables_group_curves_by_their_figure():

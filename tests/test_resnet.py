@@ -571,6 +571,38 @@ def test_an_inner_system_that_is_not_definite_is_reported(monkeypatch):
         train(chosen_step(network(dtype=torch.float32), "varprom"), tiny_images(8), Plan(8, 4, 1, 0), seed=0)
 
 
+@pytest.mark.parametrize(("tf32", "name"), [(False, "ieee"), (True, "tf32")])
+def test_every_step_of_a_training_is_in_its_arithmetic(tf32, name):
+    seen, take = set(), chosen_step(network(dtype=torch.float32), "sgdm")
+    original = type(take).__call__
+
+    class Watched(type(take)):
+        def __call__(self, *batch):
+            seen.add((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+            return original(self, *batch)
+
+    take.__class__ = Watched
+    train(take, tiny_images(8), Plan(8, 4, 1, 0), seed=0, tf32=tf32)
+    assert seen == {(name, name)}
+
+
+def test_a_test_is_one_of_all_images_and_u_before_it_of_images_from_everywhere(monkeypatch):
+    """In batches; training images may be sorted by class."""
+    monkeypatch.setattr(training, "_TEST_BATCH", 7)
+    monkeypatch.setattr(training, "_SAMPLES", 13)
+    images, of = tiny_images(), network().eval()
+    shown = cifar.normalise(images.test, images.mean, images.std, torch.float64)
+    with torch.no_grad():
+        right = (of(shown).argmax(dim=1) == images.test_labels).double().mean().item()
+    assert len(shown) > 7
+    assert training.accuracy(of, shown, images.test_labels) == right
+    run = training._Run(chosen_step(of, "sgdm"), images, PLAN, 0, torch.contiguous_format, "", None)
+    parts = list(run._samples(lambda: None))
+    spread = images.train_labels[:: math.ceil(len(images.train_labels) / 13)]
+    assert max(len(batch) for batch, _ in parts) <= 7
+    assert torch.equal(torch.cat([targets for _, targets in parts]).argmax(dim=1), spread)
+
+
 def test_the_arithmetic_is_restored():
     cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
 
@@ -779,17 +811,19 @@ def test_an_interrupted_command_goes_on(tmp_path, capsys):
     assert all(torch.equal(value, parts["network"][name]) for name, value in whole["network"].items())
 
 
+LENGTHS = [  # passes at the full rate and at half of it, of two runs; steps that they share
+    ((2, 0), (3, 1), 4),
+    ((2, 1), (3, 0), 4),
+    ((2, 1), (2, 2), 4),
+    ((2, 0), (2, 1), 4),
+]
+
+
 @pytest.mark.usefixtures("tiny_data")
 @pytest.mark.parametrize(
-    ("begun", "length", "step"),
-    [
-        ((2, 0), (3, 1), 4),  # passes at the full rate and at half of it; steps that they share
-        ((2, 1), (3, 0), 4),
-        ((2, 1), (2, 2), 4),
-        ((2, 0), (2, 1), 4),
-    ],
+    ("optimizer", "begun", "length", "step"),
+    [("varprom", *each) for each in LENGTHS] + [(name, *LENGTHS[0]) for name in OPTIMIZERS if name != "varprom"],
 )
-@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_a_longer_run_goes_on_from_a_shorter_one(optimizer, begun, length, step, tmp_path, capsys):
     def command(epochs: int, final: int, folder: Path, *more: str) -> list[str]:
         lengths = ["--epochs", str(epochs), "--final_epochs", str(final)]
@@ -860,18 +894,16 @@ def test_what_a_longer_run_does_not_go_on_from(tmp_path, capsys):
     kept = results.load(three)
     kept["full_rate"]["version"] = 0
     results.save(Path(str(three).replace("epochs=3", "epochs=2").replace("_final_epochs=0", "")), kept)
-    for more in ([], ["--no-resume"], ["--force"]):
-        capsys.readouterr()
-        main([*arguments, "--epochs", "2", "--final_epochs", "2", *more])
-        out = capsys.readouterr().out
-        assert "begins like" not in out
-        assert "goes on" not in out
-        for path in tmp_path.glob("*_final_epochs=2_*"):
-            path.unlink()
+    capsys.readouterr()
+    main([*arguments, "--epochs", "2", "--final_epochs", "2"])
+    out = capsys.readouterr().out
+    assert "begins like" not in out
+    assert "goes on" not in out
     main([*arguments, "--epochs", "4", "--final_epochs", "0"])
     assert f"begins like {three}" in capsys.readouterr().out
-    main([*arguments, "--epochs", "5", "--final_epochs", "0", "--no-resume"])
-    assert "begins like" not in capsys.readouterr().out
+    for more in ("--no-resume", "--force"):
+        main([*arguments, "--epochs", "5", "--final_epochs", "0", more])
+        assert "begins like" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("tiny_data")

@@ -107,6 +107,8 @@ def test_moments_of_low_rank_are_solved_where_round_off_makes_them_indefinite():
     targets = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     moments = ridge.moments(features, targets, 0.0)
     assert ridge.solve_moments_unchecked(*moments, 1e-3, 0.0)[1] != 0
+    at_ones = ridge.moments(features, features.mean(dim=1, keepdim=True), 1.0)  # what is left of its targets is 0
+    assert torch.equal(ridge.solve_moments(*at_ones, 1e-3, 1.0), torch.ones(40, 1, dtype=torch.float64))
     found = ridge.predict(features, ridge.solve_moments(*moments, 1e-3, 0.0))
     expected = ridge.predict(features, ridge.solve(features, targets, 1e-3, 0.0))
     assert (found - expected).norm() <= FLOAT32 * expected.norm()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, load_script
 from problems import random_problem
-from tolerances import EXACT, FLOAT32_STATE, ROUNDED, TRAJECTORY
+from tolerances import EXACT, FLOAT32_STATE, ROUNDED, SOLVE, TRAJECTORY
 
 from varpro import cli, results
 from varpro.domains.circle import CIRCLE as CIRCLE_DOMAIN
@@ -227,6 +227,9 @@ def test_an_optimizer_lowers_the_risk_and_states_its_cost(script, name, tmp_path
         assert found[cost].shape == (done + 1,)
         assert (found[cost].diff() > 0).all()
     assert found["loss"].min() < found["loss"][0]  # with momentum it may rise now and then
+    run(script, *TINY, "--dtype", "float64", "--output", str(tmp_path / "gd"))
+    (descent,) = (tmp_path / "gd").glob("lambda*.pt")  # has the same first state
+    assert found["loss"][0].item() == pytest.approx(results.load(descent)["loss"][0].item(), rel=SOLVE)
     assert torch.isfinite(found["distance_teacher"]).all()
     assert found["distance_epochs"][-1] == done
     assert "distance_diffusion" not in found  # its time is that of gradient descent

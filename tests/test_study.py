@@ -114,6 +114,7 @@ def test_the_answer_is_computed_from_the_results(shortened, monkeypatch):
     assert float(rows[0][1]) == pytest.approx(expected, abs=STUDY["printed"])
     assert "Width 1024, lambda 0.001, mean over seeds 0-5:" in text
     assert text.count("Most of the squared distance") == 2
+    assert "goes with the limit they are measured to at t = 0.03125 (43%)" in text
     monkeypatch.setenv("VARPRO_RESULTS", "nowhere")
     assert study.answer() == ""
 

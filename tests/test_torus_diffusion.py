@@ -18,6 +18,7 @@ from varpro.diffusion.snapshots import choose_snapshots, density_at
 from varpro.diffusion.torus import SIDE, TorusDiffusion, TorusTeacher, solve_torus_diffusion
 from varpro.distances import TorusDensity, TorusMeasure
 from varpro.domains.torus import torus_bump_density
+from varpro.runs import limits
 
 EPOCHS = [0, 1, 1, 32, 1000, 5000, 10000, 32000]
 GAMMAS = [1.0, 100.0, 1000.0]
@@ -407,6 +408,23 @@ def test_chosen_snapshots_are_better_than_equal_steps():
         worst.append(l1_distance(np.array(between), density).max())
     assert worst[0] < worst[1] / 3
     np.testing.assert_array_equal(choose_snapshots(density, epochs, 500), np.arange(201))
+
+
+def test_distances_between_the_snapshots_that_are_kept(monkeypatch):
+    """A limit's file holds few of many epochs; its distances are those of the whole solution at each of them."""
+    monkeypatch.setattr(limits, "_TORUS_SNAPSHOTS", 24)
+    epochs = np.arange(0, 2001, 10)
+    few = limits._solve_on_torus(10.0, epochs, grid_size=16, time_scale=2**-10)
+    whole = solve_torus_diffusion(10.0, epochs, grid_size=16).density
+    points = TorusMeasure(np.random.default_rng(0).uniform(-2, 2, (50, 2)))
+    kept = few["snapshot_epochs"].tolist()
+    between = [place for place in range(5, 200, 20) if epochs[place] not in kept]
+    assert len(few["density"]) == 24
+    assert len(between) > 5
+    for place in between:
+        found = limits.TORUS_DIFFUSION.measure(few, int(epochs[place])).energy_distance(points)
+        expected = TorusDensity(whole[place]).energy_distance(points)
+        assert found == pytest.approx(expected, abs=TOLERANCE["between snapshots"])
 
 
 # ---- distances ----

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from problems import random_problem
 from tolerances import EXACT, FLOAT32_STATE, RESIDUAL, ROUNDED, SOLVE
 
-from varpro import cli, ridge
+from varpro import cli, results, ridge
 from varpro.features import LAPLACE, RadialTorus, ReLUCircle
 from varpro.problem import drawn_problem
 from varpro.runs import bookkeeping, training
@@ -125,8 +125,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(make_solver, tmp_path):
         calls.append(place)
         return stop_at(None)(place, weights)
 
+    kept = results.load(path)
+    kept["state"]["elapsed"] = kept["state"]["descent"]["seconds"] = 1e6
+    kept["state"]["cost"]["seconds"][:] = torch.arange(len(kept["state"]["cost"]["seconds"]))
+    results.save(path, kept)
     resumed = train(make_solver(), plan, measure, checkpoint=checkpoint(path))
     assert calls == list(range(31, 41))
+    assert resumed.elapsed > 1e6
+    assert resumed.cost["seconds"][:3].tolist() == [0, 1, 2]
+    assert resumed.cost["seconds"][-1] > 1e6
     assert path.exists()  # until the result is on disk
     for name in ("weights", "outer", "loss", "snapshot_epochs"):
         assert torch.equal(getattr(resumed, name), getattr(whole, name))
@@ -243,6 +250,37 @@ def test_a_descent_that_cannot_go_back_still_names_the_epoch_and_keeps_its_last_
     assert torch.equal(kept["descent"]["weights"], torch.as_tensor(same.weights))
     with pytest.raises(FloatingPointError, match=rf"^epoch {kept['epoch']}: inner solve: stuck"):
         training.train(NoWayBack(linear_solver(), start), plan, checkpoint=checkpoint(tmp_path / "c", seconds=1e9))
+
+
+class Breaks(GradientDescent):
+    """Epoch 8, the one after state 7, cannot be made: its loss is NaN, or it raises."""
+
+    done, raises = 0, False
+
+    def state(self):
+        return super().state() | {"done": self.done}
+
+    def restore(self, state):
+        super().restore(state)
+        self.done = state["done"]
+
+    def advance(self, epochs):
+        losses = super().advance(epochs)
+        if self.raises and self.done + epochs > 7:
+            raise FloatingPointError("inner solve: stuck")
+        losses[max(7 - self.done, 0) :] = torch.nan
+        self.done += epochs
+        return losses
+
+
+@pytest.mark.parametrize(
+    ("raises", "says"), [(False, "^the loss is not finite at epoch 7; try "), (True, "^epoch 8: inner solve: stuck$")]
+)
+def test_the_epoch_that_failed_is_named(raises, says):
+    descent = Breaks(linear_solver(), torch.from_numpy(PROBLEM.weights))
+    descent.raises = raises
+    with pytest.raises(FloatingPointError, match=says):
+        training.train(descent, schedule(50, 50))
 
 
 def test_the_cost_is_estimated_once(monkeypatch):

@@ -12,6 +12,7 @@ files or none and keep what exists, so no job ever has to clean up after another
 import math
 import os
 import sys
+from glob import glob
 
 CONFIG = {"section": None, "seeds": None, "epochs": "VARPRO_EPOCHS", "data_dir": "VARPRO_DATA"}  # variables of the jobs
 
@@ -54,6 +55,8 @@ def here(path):
 RESULTS = [here(run.path(seed)) for run, seeds in WANTED.items() for seed in seeds]
 DIFFUSIONS = [here(diffusion.path) for diffusion in grid.diffusions_of(SECTIONS)]
 CIFAR = [here(path) for path in grid.cifar_files()]
+NUMBERS = sorted(glob("varpro/paper/*.py") + glob("published/*.csv"))  # what turns results into numbers
+DRAWING = [*NUMBERS, *sorted(glob("varpro/figures/*.py"))]
 
 
 rule all:
@@ -104,7 +107,7 @@ for notebook, figures in NOTEBOOKS.items():
 
     rule:
         name: f"notebook_{notebook}"
-        input: f"{notebook}.ipynb", RESULTS, DIFFUSIONS
+        input: f"{notebook}.ipynb", RESULTS, DIFFUSIONS, DRAWING
         output: [f"figures/{figure.file}" for figure in figures], f"figures/{notebook}.ipynb"
         log: f"logs/notebook_{notebook}.log"
         message: f"{notebook}.ipynb"
@@ -116,7 +119,7 @@ for notebook, figures in NOTEBOOKS.items():
 
 
 rule comparison:
-    input: RESULTS, DIFFUSIONS, "varpro/paper/fidelity.py"
+    input: RESULTS, DIFFUSIONS, NUMBERS
     output: f"figures/comparison_{NAME}.md"
     log: "logs/comparison.log"
     message: "our numbers beside the published ones"

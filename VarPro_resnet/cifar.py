@@ -68,6 +68,7 @@ class Images:
     flips: bool
     classes: int
     name: str
+    class_names: tuple[str, ...] = ()  # in the order of the labels, where they are known
 
     @property
     def digest(self) -> str:
@@ -136,7 +137,7 @@ def _images(folder: Path, cache: Path, flips: bool, report: Report) -> Images:
     if min(std) == 0:
         raise ResultError(f"{folder}: a colour has the same brightness everywhere in the training images")
     parts = train.images, train.labels, test.images, test.labels
-    return Images(*parts, mean, std, flips=flips, classes=len(classes), name="images")
+    return Images(*parts, mean, std, flips=flips, classes=len(classes), name="images", class_names=tuple(classes))
 
 
 def _cifar10_images(folder: Path, cache: Path, report: Report) -> Images:

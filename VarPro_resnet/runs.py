@@ -365,6 +365,9 @@ def _contents(run: ReadyRun, record: Record, checkpoint: Checkpoint) -> dict:
         "accuracy": record.accuracy,
         "learning_rate": record.learning_rate,
         "network": run.network.state_dict(),
+        "mean": list(run.images.mean),
+        "std": list(run.images.std),
+        "class_names": list(run.images.class_names),
         "full_rate": {} if record.full_rate is None else checkpoint.contents(record.full_rate),
         "elapsed_time": record.elapsed,
         "images_per_second": run.plan.passes * run.plan.images / record.elapsed,  # tests included in the time

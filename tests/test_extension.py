@@ -68,7 +68,7 @@ class ReLUSphere(FeatureMap):
 class LeakyCircle(FeatureMap):
     """max(w . x, 0) + 0.1 min(w . x, 0) on the circle, whose fast solver is made for ReLU."""
 
-    name, domain = "leaky_circle", ReLUCircle.domain
+    name, domain = "leaky_circle", CIRCLE
 
     def __call__(self, weights, inputs):
         return torch.nn.functional.leaky_relu(inputs @ weights.T, 0.1)

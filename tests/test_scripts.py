@@ -378,7 +378,7 @@ def test_results_with_tf32_have_a_name_of_their_own():
     options.given, options.defaults = set(), vars(options)
     config = {"lambda": 1e-3, "seed": 0, "solver": "dense", "dtype": "float32"}
     config |= {"student_width": 8, "gamma": 100.0, "epochs": 6}
-    plain, rounded = (experiment._file_name(options, config | more, usual=True) for more in ({}, {"tf32": True}))
+    plain, rounded = (experiment._file_name(options, config | more, (), usual=True) for more in ({}, {"tf32": True}))
     assert plain != rounded
     assert "dtype=tf32" in rounded
 

@@ -14,7 +14,7 @@ import torch
 
 from varpro.domains.base import Domain
 from varpro.domains.circle import CIRCLE, Circle
-from varpro.domains.torus import TORUS, wrap_torus
+from varpro.domains.torus import TORUS, Torus, wrap_torus
 from varpro.relu import predict
 
 _ROWS = 256  # samples whose features of a whole network are held at a time
@@ -52,6 +52,13 @@ def _check_outer(weights: torch.Tensor, outer: torch.Tensor | None) -> None:
         raise ValueError(f"outer {tuple(outer.shape)} is not allowed with {len(weights)} neurons: ({len(weights)},)")
 
 
+def _with_a_name_of_its_own(domain: Domain, usual: Domain) -> Domain:
+    """``domain``. Raises ValueError where it has the name of the ``usual`` one, whose results would pass for its own."""
+    if domain.name == usual.name and domain is not usual:
+        raise ValueError(f"a domain with the name {usual.name!r} is not allowed: a name of its own")
+    return domain
+
+
 class ReLUCircle(FeatureMap):
     """phi(w, x) = max(w . x, 0), w on the unit circle S^1, x in R^2 (paper, Section 6.1).
 
@@ -59,14 +66,9 @@ class ReLUCircle(FeatureMap):
     where it has the name of the usual one, under which results of that would be taken for its own.
     """
 
-    name, domain = "relu_circle", CIRCLE
-
     def __init__(self, domain: Circle | None = None) -> None:
-        if domain is None:
-            return
-        if domain.name == CIRCLE.name and domain is not CIRCLE:
-            raise ValueError(f"a domain with the name {CIRCLE.name!r} is not allowed: a name of its own")
-        self.domain, self.name = domain, f"relu_{domain.name}"
+        self.domain = CIRCLE if domain is None else _with_a_name_of_its_own(domain, CIRCLE)
+        self.name = f"relu_{self.domain.name}"
 
     def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         return torch.relu(inputs @ weights.T)
@@ -161,13 +163,15 @@ def harmonics(kernel: RadialKernel, last: int) -> np.ndarray:
 
 
 class RadialTorus(FeatureMap):
-    """phi(w, x) = g(|wrap(w - x)|) on the torus R^2 / (4 Z)^2 (paper, Appendix B)."""
+    """phi(w, x) = g(|wrap(w - x)|) on the torus R^2 / (4 Z)^2 (paper, Appendix B).
 
-    domain = TORUS
+    ``domain`` may be one with another law, under a name of its own. Raises ValueError where that is the usual one's.
+    """
 
-    def __init__(self, kernel: RadialKernel) -> None:
+    def __init__(self, kernel: RadialKernel, domain: Torus | None = None) -> None:
         self.kernel = kernel
-        self.name = f"torus_{kernel.name}"
+        self.domain = TORUS if domain is None else _with_a_name_of_its_own(domain, TORUS)
+        self.name = f"{self.domain.name}_{kernel.name}"
 
     def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         return self.kernel.value(_offsets(weights, inputs).norm(dim=2))

@@ -213,7 +213,8 @@ class VarProLoss(nn.Module):
         later calls change."""
         if self.outer is None:
             stored = torch.promote_types(features.dtype, torch.float32)
-            self.outer = torch.empty(solution.shape, dtype=stored, device=solution.device)
+            with torch.inference_mode(False):  # a later training changes it in place
+                self.outer = torch.empty(solution.shape, dtype=stored, device=solution.device)
             outer = solution
         else:  # in the layout of the buffer; what a failed solve has left there is not averaged with
             outer = torch.empty_like(self.outer, dtype=solution.dtype).copy_(solution)

@@ -189,7 +189,7 @@ def diffusion_density(diffusion: grid.Diffusion) -> records.Densities:
 
 def feature_density(run: grid.Run, seeds: Sequence[int]) -> records.Densities:
     """The density of a run's learned features, averaged over ``seeds``, of which there must be one: (G, G)."""
-    contents = [results.load(run.path(seed)) for seed in seeds]
+    contents = [records.result(run, seed) for seed in seeds]
     epochs, places = contents[0]["snapshot_epochs"].numpy(), centres(_CELLS)
     weights = np.stack([content["weights"].numpy() for content in contents], axis=1)  # (S, seeds, M, 2)
 

@@ -4,6 +4,7 @@ An optimizer asks its solver for the reduced risk and its gradient and chooses t
 state are always optimal. Gradient descent at a constant rate is not here: solvers do it in one piece (``advance``).
 """
 
+import copy
 import math
 import time
 from abc import ABC, abstractmethod
@@ -125,7 +126,7 @@ class Optimizer(ABC):
         state = self.state._asdict()
         for name in ("weights", "outer"):
             state[name] = torch.as_tensor(state[name]).clone()
-        return {"state": state, "quiet": self._quiet, "ending": self.ending, "own": self._memory()}
+        return {"state": state, "quiet": self._quiet, "ending": self.ending, "own": copy.deepcopy(self._memory())}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from a state of the same problem that :meth:`state_dict` gave."""
@@ -135,7 +136,7 @@ class Optimizer(ABC):
         self.state = State(**state)
         self._evaluations = self.state.evaluations
         self._quiet, self.ending = saved["quiet"], saved["ending"]
-        self._recall(saved["own"])
+        self._recall(copy.deepcopy(saved["own"]))
 
     def add_cost(self, evaluations: int, seconds: float) -> None:
         """Count what was spent before this training as part of it."""

@@ -4,7 +4,6 @@ scipy's L-BFGS-B takes as many evaluations and less time between them, but canno
 steps is out of reach. torch's is in a state dict.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,7 +77,7 @@ class LBFGS(Optimizer):
             self._new_memory()
 
     def _memory(self) -> dict[str, Any]:
-        library = copy.deepcopy(self._library.state_dict()["state"].get(0, {}))  # it changes its lists in place
+        library = self._library.state_dict()["state"].get(0, {})
         return {"point": self._point, "scale": self._scale, "fresh": self._fresh, "library": library}
 
     def _recall(self, memory: Mapping[str, Any]) -> None:
@@ -90,4 +89,4 @@ class LBFGS(Optimizer):
         self._fresh = memory["fresh"]
         if memory["library"]:
             groups = self._library.state_dict()["param_groups"]
-            self._library.load_state_dict({"state": {0: copy.deepcopy(memory["library"])}, "param_groups": groups})
+            self._library.load_state_dict({"state": {0: memory["library"]}, "param_groups": groups})

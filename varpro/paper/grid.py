@@ -44,6 +44,7 @@ TWO_TIMESCALE = "2TS_ReLU_1d_unbiased"
 TORUS_BIASED = "VarPro_convolution_2d"
 TORUS_UNBIASED = "VarPro_convolution_2d_unbiased"
 MEAN_FIELD = "Mean_field_limit"
+_EXPERIMENTS = (BIASED, UNBIASED, TWO_TIMESCALE, TORUS_BIASED, TORUS_UNBIASED, MEAN_FIELD)
 
 
 @dataclass(frozen=True, order=True)
@@ -212,9 +213,20 @@ class Run:
         return self.experiment in (BIASED, TORUS_BIASED)
 
     @property
+    def choices(self) -> dict[str, Option]:
+        """What the results of an experiment of this repository state of its choices; {} for another one."""
+        if self.experiment not in _EXPERIMENTS:
+            return {}
+        return {
+            "centre": 0.0 if self.biased else 1.0,
+            "outer_update": "gradient" if self.experiment == TWO_TIMESCALE else "ridge",
+        }
+
+    @property
     def diffusions(self) -> tuple[Diffusion, ...]:
-        """The limits that this run is compared with: at the time of gradient descent, if the teacher has a density."""
-        if math.isinf(self.gamma) or self.method != GRADIENT_DESCENT:
+        """The limits that this run is compared with: at the time of gradient descent, if the teacher has a density, in
+        an experiment of this repository."""
+        if self.experiment not in _EXPERIMENTS or math.isinf(self.gamma) or self.method != GRADIENT_DESCENT:
             return ()
         usual = BOTH_LIMITS if self.experiment == MEAN_FIELD else BOTH_LIMITS[:1]
         domain, limits = "torus" if self.on_torus else "circle", self.option("distances", usual)

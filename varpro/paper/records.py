@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def curves(run: grid.Run, seeds: Sequence[int], quantity: str) -> tuple[np.ndarr
     missing = [seed for seed in seeds if not run.path(seed).exists()]
     if missing:
         raise results.ResultError(f"{run.path(missing[0])}: no such file; make it with: {run.command(missing)}")
-    records = [_record(run.path(seed), run.path(seed).stat().st_mtime) for seed in seeds]
+    records = [_record(run, seed) for seed in seeds]
     values = np.stack([record[quantity] for record in records])
     return np.arange(values.shape[1]) if quantity == "loss" else records[0]["distance_epochs"], values
 
@@ -47,10 +47,29 @@ def mean_curve(run: grid.Run, seeds: Sequence[int], quantity: str) -> tuple[np.n
     return epochs, values.mean(axis=0)
 
 
-@cache
-def _record(path: Path, changed: float) -> dict[str, np.ndarray]:
-    """The curves of a result file, without its snapshots; ``changed`` is its time, so that a new file is read anew."""
+def result(run: grid.Run, seed: int) -> dict[str, Any]:
+    """The contents of the result file of ``run``.
+
+    Raises ResultError where it is not at hand, or was made by a script whose choices are not those of the repository.
+    """
+    path = run.path(seed)
     contents = results.load(path)
+    stated = contents.get("config", {})
+    difference = results.differing(stated, {name: value for name, value in run.choices.items() if name in stated})
+    if difference:
+        raise results.ResultError(f"{path} was made with {difference}: remove it, or give it a --name of its own")
+    return contents
+
+
+def _record(run: grid.Run, seed: int) -> dict[str, np.ndarray]:
+    """The curves of a result file, without its snapshots."""
+    return _curves(run, seed, run.path(seed), run.path(seed).stat().st_mtime)
+
+
+@cache
+def _curves(run: grid.Run, seed: int, path: Path, changed: float) -> dict[str, np.ndarray]:
+    """``path`` and the time when it was ``changed`` are there so that another file is read anew."""
+    contents = result(run, seed)
     return {name: contents[name].numpy() for name in (*QUANTITIES, *_OF_STATES) if name in contents}
 
 
@@ -68,8 +87,7 @@ class Way(NamedTuple):
 
 def way(run: grid.Run, seed: int) -> Way:
     """Those states of a run at hand that were kept and measured, and whose risk is known."""
-    path = run.path(seed)
-    record = _record(path, path.stat().st_mtime)
+    record = _record(run, seed)
     epochs = np.intersect1d(record["snapshot_epochs"], record["distance_epochs"])
     epochs = epochs[epochs < len(record["loss"])]
     kept = np.searchsorted(record["snapshot_epochs"], epochs)
@@ -126,7 +144,7 @@ def diffusion_densities(diffusion: grid.Diffusion) -> Densities:
 
 def last_densities(run: grid.Run, seeds: Sequence[int], places: np.ndarray = CIRCLE) -> tuple[np.ndarray, np.ndarray]:
     """(learned, teacher): smoothed densities (G,) of the last features and the teacher's, averaged over ``seeds``."""
-    contents = [results.load(run.path(seed)) for seed in seeds]
+    contents = [result(run, seed) for seed in seeds]
     last = np.stack([content["weights"][-1].numpy() for content in contents])
     teachers = np.stack([content["teacher_weights"].numpy() for content in contents])
     learned, teacher = (
@@ -137,7 +155,7 @@ def last_densities(run: grid.Run, seeds: Sequence[int], places: np.ndarray = CIR
 
 def feature_densities(run: grid.Run, seeds: Sequence[int], places: np.ndarray = CIRCLE) -> Densities:
     """The smoothed density of a run's learned features, averaged over ``seeds``, of which there must be one."""
-    contents = [results.load(run.path(seed)) for seed in seeds]
+    contents = [result(run, seed) for seed in seeds]
     epochs = contents[0]["snapshot_epochs"].numpy()
     weights = [content["weights"].numpy() for content in contents]  # (S, M, 2) each
 

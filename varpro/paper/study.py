@@ -51,7 +51,7 @@ class States:
 
 def states(run: grid.Run, seed: int) -> States:
     """The snapshots of a result. Raises ResultError where it is not at hand."""
-    contents = results.load(run.path(seed))
+    contents = records.result(run, seed)
     names = ("snapshot_epochs", "weights", "outer")
     epochs, weights, outer = (contents[name].numpy().astype(np.float64) for name in names)
     return States(epochs * run.time_scale, weights, outer)

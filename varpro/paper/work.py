@@ -36,18 +36,24 @@ Batch = dict[grid.AnyRun, list[int]]  # the seeds of each run
 def batches(wanted: Mapping[grid.AnyRun, Sequence[int]]) -> list[Batch]:
     """``wanted`` (seeds of every run) in batches of about :data:`BATCH_SECONDS`, the longest first.
 
-    A longer run has a batch of its own. The others are spread evenly over an even number of batches, so that two cores
-    end together. The same ``wanted`` gives the same batches on every machine, whatever is at hand.
+    Where one seed takes longer it has a batch of its own; where all seeds of a run do together, they have one. The
+    others are spread evenly over an even number of batches, so that two cores end together. The same ``wanted`` gives
+    the same batches on every machine, whatever is at hand.
     """
     work = {run: cost.seconds(run) * len(seeds) for run, seeds in wanted.items() if seeds}
     ordered = sorted(work, key=lambda run: (-work[run], run))
-    long = [run for run in ordered if work[run] >= BATCH_SECONDS]
+    long: list[Batch] = []
+    for run in ordered:
+        if cost.seconds(run) >= BATCH_SECONDS:
+            long += [{run: [seed]} for seed in wanted[run]]
+        elif work[run] >= BATCH_SECONDS:
+            long.append({run: list(wanted[run])})
     short = [run for run in ordered if work[run] < BATCH_SECONDS]
     count = 2 * -(-sum(work[run] for run in short) // (2 * BATCH_SECONDS))
     bins: list[list[grid.AnyRun]] = [[] for _ in range(min(int(count), len(short)))]
     for run in short:
         min(bins, key=lambda of: sum(work[each] for each in of)).append(run)
-    return [{run: list(wanted[run]) for run in runs} for runs in [*([run] for run in long), *bins]]
+    return [*long, *({run: list(wanted[run]) for run in runs} for runs in bins)]
 
 
 def perform(batch: Batch) -> int:

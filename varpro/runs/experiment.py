@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ class Choices:
     centre: float  # c of the penalty (u - c)^2 / 2: 0 biased, 1 unbiased
     outer_update: str  # "ridge": u solves the inner problem at every epoch; "gradient": one step, rate lam M by default
     limits: tuple[Limit, ...] = ()  # what the features can be compared with besides the teacher; the first one is
+    own: tuple[str, ...] = ()  # options of one script alone: results state them, in their names where they are changed
 
     def __post_init__(self) -> None:
         for limit in self.limits:
@@ -88,6 +89,10 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
     ``folder`` is the experiment's folder. Raises UsageError or ResultError, each a line for the user, before the first
     run starts.
     """
+    drawn_on = options.domain_of_problem
+    if drawn_on is not choices.features.domain:
+        own = choices.features.domain.name
+        raise ValueError(f"add_problem has the domain {drawn_on.name!r}, and the features live on another one, {own!r}")
     tensors, data_label = _read_data(options)
     cli.resolve_device(options)
     for name in ("tolerance", "continuation"):
@@ -139,9 +144,11 @@ def _run(
     plan = chosen_schedule(options)
     _check_memory(options, choices.features.domain.dimension, len(plan.snapshot_epochs))
     problem = _problem(options, choices.features, seed, tensors)
-    objective = Objective(
-        choices.features, options.lmbda, choices.centre, options.time_scale, choices.outer_update, outer_rate
-    )
+    constants = options.lmbda, choices.centre, options.time_scale, choices.outer_update, outer_rate
+    try:
+        objective = Objective(choices.features, *constants)
+    except ValueError as error:
+        raise cli.UsageError(str(error)) from None
     choice = _choice(options, objective, problem)
     config = {
         "experiment": folder.name,
@@ -175,10 +182,11 @@ def _run(
         config |= {"optimizer": options.optimizer, "tolerance": options.tolerance}
     if options.continuation is not None:
         config["continuation"] = options.continuation
+    config |= {name: getattr(options, name) for name in choices.own}
     limits = _limits(options, choices, tensors)
     if limits not in ((), choices.limits[:1]) or _is_changed(options, "distances"):
         config["distances"] = "+".join(limit.name for limit in limits) or "none"
-    path = (options.output or names.directory(folder)) / _file_name(options, config, usual=choice.usual)
+    path = (options.output or names.directory(folder)) / _file_name(options, config, choices.own, usual=choice.usual)
     return ShallowRun(config, path, problem, objective, choice, plan, limits, options.output)
 
 
@@ -356,8 +364,8 @@ def _is_changed(options: argparse.Namespace, key: str) -> bool:
     return key in options.given and getattr(options, key) != options.defaults[key]
 
 
-def _file_name(options: argparse.Namespace, config: dict[str, Any], *, usual: bool) -> str:
-    changed = {key: config[key] for key in _NAMED if key in config and _is_changed(options, key)}
+def _file_name(options: argparse.Namespace, config: dict[str, Any], own: Sequence[str], *, usual: bool) -> str:
+    changed = {key: config[key] for key in (*_NAMED, *own) if key in config and _is_changed(options, key)}
     if not usual or "tf32" in config:
         changed |= {"solver": config["solver"], "dtype": "tf32" if "tf32" in config else config["dtype"]}
     return names.shallow(config, changed, options.name)

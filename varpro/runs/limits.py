@@ -66,7 +66,8 @@ class Limit:
         changed: dict[str, float] = {"grid_size": grid_size} if grid_size != self.grid_size else {}
         changed |= {"time_scale": time_scale} if time_scale != TIME_SCALE else {}
         changed |= {} if usual else {"saving_step": step}
-        path = folder / names.limit(self.prefix, {"gamma": gamma, "epochs": epochs}, changed, name)
+        prefix = self.prefix if self.domain in (CIRCLE, TORUS) else f"{self.domain.name}_{self.prefix}"
+        path = folder / names.limit(prefix, {"gamma": gamma, "epochs": epochs}, changed, name)
         numbers = {"gamma": gamma, "epochs": epochs, "time_scale": time_scale, "grid_size": grid_size}
         config = numbers | {"saving_step": step}
 

@@ -50,7 +50,8 @@ def add_problem(
     teacher_width: float,
     init: str = INITS[0],
 ) -> None:
-    """The learning problem on ``domain``; the keywords are the experiment's defaults."""
+    """The learning problem on ``domain``, that of the features; the keywords are the experiment's defaults."""
+    to.set_defaults(domain_of_problem=domain)
     group = to.add_argument_group("problem")
     cli.add_seeds(group)
     cli.add_lambda(group, lmbda)

@@ -6,18 +6,18 @@ The floor is what the processor could not do without. Per neuron and VarPro epoc
   dot product of eight (a product, three additions, three shuffles), the pivot, a division, W, and S again;
 * the chain of the backward sweep: a dot product, a subtraction, a multiply-add.
 
-Every neuron waits for the one before it in both. ``measured_chain`` times exactly these two chains and nothing else, so
+Every neuron waits for the one before it in both. ``_chain`` is exactly these two chains and nothing else, so
 that the floor is that of the machine at hand. The other work (generators, half-plane sums, step, sort) is free of such
 chains; its floor is its multiply-adds, far below.
 """
 
 import numpy as np
 import torch
-from numba import njit
 
 from benchmarks.measure import by_turns
 from benchmarks.plain import PlainLoop
 from varpro import simd
+from varpro.compiled import compiled
 from varpro.features import ReLUCircle
 from varpro.paper.tables import markdown
 from varpro.problem import drawn_problem
@@ -31,7 +31,7 @@ WIDE = tuple(4**k for k in range(6, 11))  # 2^12 ... 2^20
 PARALLEL_WORK = 110  # multiply-adds per neuron and epoch outside the two chains, counted in varpro/solvers/circle.py
 
 
-@njit(cache=True, error_model="numpy")
+@compiled()
 def _chain(count, ridge):
     """The dependent operations of factorisation and backward sweep, on numbers that stay in registers."""
     u = simd.splat(1e-3)
@@ -59,7 +59,7 @@ def _chain(count, ridge):
     return total + simd.dot(f, u)
 
 
-@njit(cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _multiply_adds(count, factor):
     """8 ``count`` independent multiply-adds, for the rate of the machine."""
     a = np.ones(512)

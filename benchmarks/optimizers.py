@@ -142,7 +142,6 @@ def rows_of(width: int, gamma: float, lmbda: float, rounds: int) -> Iterator[lis
 
 def study(rounds: int = 3) -> str:
     """The table of all problems."""
-    CircleNewton(Case(32, 10.0, 1e-3).solver)
     for start in Case(32, 10.0, 1e-3).optimizers().values():  # compile
         next(start())
     rows = []

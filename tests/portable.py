@@ -145,7 +145,8 @@ class Outcome:
 
 def _run(machine: Machine, folder: Path, arguments: list[str]) -> Outcome:
     file, begin = folder / f"{machine.name}.json", time.perf_counter()
-    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    libraries = ("OMP", "OPENBLAS", "MKL", "NUMBA")
+    one_thread = {f"{library}_NUM_THREADS": "1" for library in libraries}
     cache = {"NUMBA_CACHE_DIR": str(folder / machine.name)}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--headroom-file={file}"]
     files = [str(TESTS / name) for name in NUMERICAL]

@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import re
+import socket
 import struct
 import tarfile
 import threading
@@ -171,6 +172,19 @@ def assert_holds(found, tiny):
     assert found.train_labels.dtype == torch.int64
     assert (found.mean, found.std) == ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
     assert (found.flips, found.classes, found.name) == (True, 10, "cifar10")
+
+
+def test_a_download_has_a_timeout(official, tmp_path, monkeypatch):
+    seen = []
+
+    def silent(self, *_, **__):
+        seen.append(socket.getdefaulttimeout())
+        raise OSError("no answer")
+
+    monkeypatch.setattr(CIFAR10, "__init__", silent)
+    refusal(tmp_path)
+    assert seen == [cifar._PATIENCE]
+    assert socket.getdefaulttimeout() is None
 
 
 def refusal(folder, **options):

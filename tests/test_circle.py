@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import (
+    CircleProblem,
     awkward_problems,
     circle_points,
     clustered_problem,
@@ -276,6 +277,29 @@ def test_predictions_against_extended_precision(problem, lmbda):
         assert error <= PREDICTION * rms(expected)
         unit = rms(problem.targets) + centre * np.sqrt(np.mean(np.sum(problem.inputs**2, axis=1)))
         assert error <= BOUND * ((2 * bound + 1e-14) * unit)
+
+
+def test_the_error_bound_is_reached_where_the_eigenvalue_is_lambda():
+    problem = random_problem(60, 7)
+    tables, space = folded(problem)
+    phi = problem.features[:, space.ident]
+    values, vectors = np.linalg.eigh(phi.T @ phi / (60 * 7))
+    lmbda, away = values[3], 1e-3 * vectors[:, 3]
+    circle._solve(tables, space, lmbda, 1.0)
+    space.u[:] += away
+    circle._half_plane_sums(tables, space, space.u, 1.0)
+    bound = circle._error_bound(tables, lmbda, 1.0, circle._reductions(tables, space, lmbda, 1.0)[2])
+    unit = rms(problem.targets) + np.sqrt(np.mean(np.sum(problem.inputs**2, axis=1)))
+    assert bound * unit == pytest.approx(rms(phi @ away / 7), rel=GRADIENT)
+
+
+def test_neurons_find_their_place_among_many_samples_of_nearly_one_angle():
+    rng = np.random.default_rng(0)
+    angles = np.concatenate([1 + 1e-6 * rng.uniform(size=200), rng.uniform(-np.pi, np.pi, 20)])
+    neurons = circle_points(1 + np.pi / 2 + 1e-6 * rng.uniform(size=30))  # whose edges are among them
+    tables, space = folded(CircleProblem(circle_points(angles), rng.normal(size=220), neurons))
+    np.testing.assert_array_equal(space.below, np.searchsorted(tables.keys, space.key))
+    assert len(set(space.below)) > 10
 
 
 @pytest.mark.parametrize("lmbda", [1e-10, 1e-13, 1e-16])

@@ -45,7 +45,9 @@ import varpro.names
 
 
 def test_each_precision_of_the_torus_is_looked_for_by_itself(monkeypatch):
-    keys = [("(Samples(array(float32, 3d, C), ...), Workspace(array(float64, 3d, C)))", "", "")]
+    here = torus._epochs.targetctx.codegen().magic_tuple()
+    keys = [("(Samples(array(float32, 3d, C), ...), Workspace(array(float64, 3d, C)))", here, "")]
+    keys += [(keys[0][0].replace("float32", "float64"), ("another", "processor", ""), "")]
     monkeypatch.setattr(torus._epochs, "_cache", type("Cache", (), {"_cache_file": Index(keys)}))
     assert torus.TorusSolver.compilation(None, None, "float32") == 0
     assert torus.TorusSolver.compilation(None, None, "float64") > 0

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from problems import circle_points
 from tolerances import EXACT, GRID
 
+from varpro import distances
 from varpro.distances import CircleMeasure, EuclideanMeasure, TorusMeasure
 
 ANGLES = st.lists(st.floats(-10, 10), min_size=1, max_size=30)
@@ -30,6 +31,14 @@ def test_is_the_double_sum(first, second, seed):
     found = CircleMeasure(x).energy_distance(CircleMeasure(y, masses))
     expected = double_sum(x, y, np.full(len(x), 1 / len(x)), masses / masses.sum())
     assert found**2 == pytest.approx(expected, abs=10 * EXACT)
+
+
+def test_in_any_dimension_it_is_the_double_sum_in_blocks(monkeypatch):
+    monkeypatch.setattr(distances, "_PAIRS", 24)  # three rows at a time, the last block smaller
+    rng = np.random.default_rng(0)
+    x, y, p, q = rng.normal(size=(10, 3)), rng.normal(size=(8, 3)), rng.random(10), rng.random(8)
+    found = EuclideanMeasure(x, p).energy_distance(EuclideanMeasure(y, q))
+    assert found**2 == pytest.approx(double_sum(x, y, p / p.sum(), q / q.sum()), abs=10 * EXACT)
 
 
 @given(st.floats(-np.pi, np.pi), st.floats(-np.pi, np.pi))

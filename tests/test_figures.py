@@ -383,3 +383,32 @@ def test_harmonics_of_the_features_stand_beside_those_of_the_projected_diffusion
         marked = [line.get_marker() not in ("", "None", None) for line in axes.lines]
         assert marked == [True, True, False, False]  # mu and u mu of the features, then of the limit
         assert all(len(line.get_ydata()) == len(axes.lines[0].get_xdata()) for line in axes.lines)
+
+
+def test_an_error_alone_is_the_distance_from_the_last_run_of_the_same_seed(monkeypatch):
+    def states(run, seed):
+        angles = np.linspace(0, 5, 8) * (1 + 1 / run.width) + seed
+        points = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+        return study.States(np.array([0, *study.TIMES]), np.stack([points] * 4), np.ones((4, 8)))
+
+    monkeypatch.setattr(study, "states", states)
+    runs = [grid.Run(grid.MEAN_FIELD, width=width) for width in (8, 16, 32)]
+    found = mean_field._errors_alone([panels.Line(run, (0, 1), "black", {}, (0, 1)) for run in runs])
+    for run, rows in zip(runs[:2], found, strict=True):
+        expected = [[study.gap(states(run, s), states(runs[2], s), t) for t in study.TIMES] for s in (0, 1)]
+        np.testing.assert_allclose(rows, expected, rtol=EXACT)
+
+
+@pytest.mark.parametrize(("module", "name"), [(circle, "diffusion_animation"), (torus, "convolution_animation")])
+def test_both_densities_of_a_film_move(module, name, tiny_results, monkeypatch):
+    """Below the clock, in the left part and in the right one."""
+    monkeypatch.setenv("VARPRO_RESULTS", str(tiny_results))
+    usual = grid.find(name)[1]
+    parts = {
+        part: [replace(each, epochs=TINY_EPOCHS) for each in getattr(usual, part)] for part in ("runs", "diffusions")
+    }
+    film = module.animation(replace(usual, **parts), [0])
+    first, last = (np.asarray(film.frames[k]) for k in (0, -1))
+    moved = (first != last).any(axis=2)[len(first) // 5 :].any(axis=0)
+    assert moved[: len(moved) // 4].any()
+    assert moved[len(moved) // 3 :].any()

@@ -6,10 +6,14 @@ import nbformat
 import numpy as np
 import pytest
 from conftest import ROOT
-from tolerances import EXACT
+from tolerances import EXACT, SOLVE
 
+from varpro.distances import CircleMeasure
+from varpro.features import ReLUCircle
 from varpro.figures import playground
 from varpro.figures.playground import Playground, Setting, kept_epochs, train
+from varpro.problem import drawn_problem
+from varpro.solvers.circle import CircleSolver
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,6 +31,14 @@ def test_every_optimizer_trains(optimizer):
     assert course.risks.shape == course.distances.shape == (count,)
     assert course.risks[-1] < 0.5 * course.risks[0]
     np.testing.assert_allclose(np.linalg.norm(course.weights, axis=2), 1.0, rtol=0, atol=EXACT)
+    problem = drawn_problem(ReLUCircle(), 0, 64, 8, playground.TEACHER_WIDTH, 100.0)
+    solver = CircleSolver(problem.inputs.numpy(), problem.targets[:, 0].numpy(), 1e-3, 1.0)
+    teacher = CircleMeasure(problem.teacher.numpy())
+    for k in (0, count // 2, count - 1):
+        assert course.risks[k] == pytest.approx(solver.reduced(course.weights[k]).risk, rel=SOLVE)
+        assert course.distances[k] == pytest.approx(
+            CircleMeasure(course.weights[k]).energy_distance(teacher), rel=EXACT
+        )
 
 
 def test_optimizers_find_a_lower_risk_than_descent():

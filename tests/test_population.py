@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import circle_points
+from numba import get_num_threads, set_num_threads
+from problems import build, circle_points
 from tolerances import EXACT, GRADIENT, GRID, POPULATION, SOLVE
 
-from varpro.domains.circle import circle_density, quantile_directions
+from varpro.domains.circle import CIRCLE, circle_density, quantile_directions
+from varpro.features import ReLUCircle
+from varpro.problem import drawn_problem
 from varpro.relu import predict
 from varpro.solvers import circle
+from varpro.solvers.base import Objective
 from varpro.solvers.circle import CircleSolver
 from varpro.solvers.population import population_tables
 
@@ -201,3 +205,25 @@ def test_input_moments_are_integrals():
 def test_invalid_teachers_are_named(teacher, outer, message):
     with pytest.raises(ValueError, match=message):
         population_tables(teacher, outer)
+
+
+def test_infinite_data_of_a_finite_teacher():
+    problem = drawn_problem(ReLUCircle(), 0, math.inf, 12, 40, 10.0)
+    found = build(CircleSolver, Objective(ReLUCircle(), 1e-2, 1.0, 2**-10, "ridge"), problem)
+    drawn = CIRCLE.draws(0, 4096, 12, 40, 10.0)
+    student = drawn.student.numpy()
+    _, risk = dense_solution(student, drawn.teacher.numpy(), np.ones(40), 1e-2, 1.0)
+    assert found.reduced(student).risk == pytest.approx(risk, rel=SOLVE)
+
+
+def test_the_halves_of_a_wide_student_wait_for_what_both_need():
+    """On one thread, the first of them ahead of the second, in a workspace that nobody has used."""
+    usual = get_num_threads()
+    set_num_threads(1)
+    try:
+        model = solver(population_tables(random_points(20, 1)))
+        found = model.solve(random_points(circle._WIDE, 2))
+    finally:
+        set_num_threads(usual)
+    assert np.isfinite(found).all()
+    assert model.report()["refined"] == 0

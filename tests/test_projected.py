@@ -195,19 +195,33 @@ def test_second_order_in_the_grid_before_the_shock():
     assert np.log2(np.divide(errors[:-1], errors[1:])).min() > 1.7
 
 
+def end(state, time, steps, law):
+    """The state after ``steps`` equal ones in ``time``."""
+    for _ in range(steps):
+        state = projected._rosenbrock_step(state, time / steps, law)[0]
+    return state
+
+
+def test_error_estimate_and_interpolant_are_of_third_order():
+    law = projected._gamma_law(10.0)
+    start = end(projected._evaluate(*projected._first_state(None, 64), law), 0.02, 40, law)
+    estimates, errors = [], []
+    for size in (0.01, 0.005, 0.0025):
+        after, k1, k2, error = projected._rosenbrock_step(start, size, law)
+        step = projected.Step(0.0, size, projected.Trial(error, True, start, after, (k1, k2)))
+        errors.append(np.abs(projected._between(step, 0.4, law).x - end(start, 0.4 * size, 64, law).x).max())
+        estimates.append(error)
+    for each in (estimates, errors):
+        assert np.log2(np.divide(each[:-1], each[1:])).min() > 2.5
+
+
 def test_second_order_in_the_time_step():
     law = projected._gamma_law(10.0)
-
-    def end(state, time, steps):
-        for _ in range(steps):
-            state = projected._rosenbrock_step(state, time / steps, law)[0]
-        return state
-
-    start = end(projected._evaluate(*projected._first_state(None, 64), law), 0.02, 40)
-    exact = end(start, 0.1, 640)
+    start = end(projected._evaluate(*projected._first_state(None, 64), law), 0.02, 40, law)
+    exact = end(start, 0.1, 640, law)
     errors = []
     for steps in (10, 20, 40):
-        found = end(start, 0.1, steps)
+        found = end(start, 0.1, steps, law)
         errors.append([np.abs(found.x - exact.x).max(), np.abs(found.share - exact.share).mean()])
     assert np.log2(np.divide(errors[:-1], errors[1:])).min() > 1.7
 

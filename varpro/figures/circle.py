@@ -181,8 +181,7 @@ def two_timescale(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
             cells[0, column].set_title(f"$\\lambda = {panels.power(lmbda)}$")
         names = [(name, {"color": "0.2", **look}) for name, look in _ALGORITHMS.values()]
         theirs = panels.published_entry(lines, panels.COMPARED)
-        entries = [entry for entry in panels.entries_of(spec, lines, []) if entry not in theirs]
-        panels.legend(figure, [*entries, *names, *theirs], panels.note_of(spec, lines))
+        panels.legend(figure, [*panels.entries_of(spec, lines, []), *names, *theirs], panels.note_of(spec, lines))
     return figure
 
 

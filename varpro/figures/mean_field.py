@@ -58,7 +58,7 @@ def series(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         alone = spec.by in ("samples", "time_scale")
         found = _errors_alone(lines) if alone else _distances_at(lines, "projected")
         _against(right, spec.by, [getattr(line.run, spec.by) for line in lines], found, _FITTED.get(spec.name))
-        last = _label(spec.by, getattr(spec.runs[-1], spec.by))
+        last = _label(spec.by, getattr(lines[-1].run, spec.by))
         right.set(ylabel=f"distance to the features at {last}" if alone else panels.TO_LIMIT["projected"])
         entries = [(_label(spec.by, getattr(line.run, spec.by)), {"color": line.colour}) for line in lines]
         panels.legend(figure, entries, _note(spec.runs[0], spec.by, lines), columns=6)

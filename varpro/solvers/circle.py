@@ -819,7 +819,7 @@ def _tolerated(tables, lmbda):
 
 @compiled()
 def _times_hessian(tables, ws, x, lmbda, out):
-    """out <- (K / (N M) + lam I) x."""
+    """out <- (K / M + lam I) x."""
     _half_plane_sums(tables, ws, x, 0.0)
     for k in range(x.shape[0]):
         out[k] = _active_mean(ws, k) + lmbda * x[k]
@@ -923,6 +923,7 @@ def _solve_on_two_threads(tables, ws, lmbda, centre):
     for half in prange(2):
         _moments(tables, ws, cuts[half], cuts[half + 1])
         _right_hand_side(ws, lmbda, centre, cuts[half], cuts[half + 1])
+    for half in prange(2):  # both need the last row, which the second half has written
         _factor_half(tables, ws, width * lmbda, half)
     _meet(ws)
     for half in prange(2):
@@ -1091,9 +1092,9 @@ class CircleSolver(Solver[np.ndarray]):
 
     @classmethod
     def compilation(cls, objective: Objective, problem: Problem, dtype: str) -> int:
-        epochs = _varpro_epochs if objective.outer_update == "ridge" else _two_timescale_epochs
+        ways = (_varpro_epochs, _reduced_risk) if objective.outer_update == "ridge" else (_two_timescale_epochs,)
         tables = "PopulationTables" if problem.inputs is None else "SampleTables"
-        return 0 if in_cache(epochs, mentioning=tables) else 40
+        return 0 if any(in_cache(way, mentioning=tables) for way in ways) else 40
 
     def own(self, tensor: torch.Tensor) -> np.ndarray:
         """A float64 copy in the form the other methods take: weights (M, 2) or outer weights (M,)."""
@@ -1147,9 +1148,10 @@ class CircleSolver(Solver[np.ndarray]):
         bound = self._achieved[0]
         if bound <= _WARN_ABOVE:
             return ""
+        other = "" if isinstance(self.tables, PopulationTables) else " or compare with --solver dense --dtype float64"
         return (
             f"inner solve: predictions may be off by {bound:.1e} (rms(y) + |c| rms(|x|)) at lambda {self.lmbda:g}; "
-            "raise --lambda or compare with --solver dense --dtype float64"
+            f"raise --lambda{other}"
         )
 
     def _workspace_for(self, weights: np.ndarray) -> Workspace:

@@ -27,7 +27,7 @@ from numba import get_num_threads, prange, set_num_threads, types
 from numba.extending import overload
 from scipy.linalg import blas, lapack
 
-from varpro.compiled import FUSED, VECTORISED, compiled, in_cache
+from varpro.compiled import FUSED, VECTORISED, compiled, in_cache, is_kept
 from varpro.features import LAPLACE, RAISED_COSINE, RadialTorus
 from varpro.problem import Problem
 from varpro.solvers.base import RESIDUAL, Objective, Reduced, Solver, unsolved, wide_student, with_least_ridge
@@ -646,7 +646,7 @@ class TorusSolver(Solver[np.ndarray]):
 
     @classmethod
     def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "TorusSolver":
-        if cls.compilation(objective, problem, dtype):
+        if is_kept(_epochs) and cls.compilation(objective, problem, dtype):
             compile_apart(dtype)
         warm_up(dtype)  # not in the time of the training
         data = problem.inputs.numpy(), problem.targets[:, 0].numpy()

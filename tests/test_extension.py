@@ -16,7 +16,8 @@ from varpro import cli, results
 from varpro.distances import CircleMeasure, EuclideanMeasure
 from varpro.domains.base import Domain, Draws
 from varpro.domains.circle import CIRCLE, Circle
-from varpro.features import FeatureMap, ReLUCircle
+from varpro.domains.torus import Torus
+from varpro.features import LAPLACE, FeatureMap, RadialTorus, ReLUCircle
 from varpro.runs import bookkeeping, experiment, training
 from varpro.runs.experiment import Choices, perform, runs
 from varpro.runs.limits import CIRCLE_DIFFUSION
@@ -81,18 +82,20 @@ EXTENSIONS = [pytest.param(ReLUSphere(), id="domain"), pytest.param(LeakyCircle(
 UPDATES = pytest.mark.parametrize("outer_update", ["ridge", "gradient"])
 
 
-def script(features, centre, outer_update):
+def script(features, centre, outer_update, domain=None, own=()):
     """The ``main`` of an Experiment.py with these choices."""
 
     @cli.command
     def main(argv, folder):
         parser = cli.parser("A stranger's experiment.")
         numbers = {"lmbda": 1e-2, "student_width": 1024, "gamma": 10.0, "samples": 4096, "teacher_width": 4096}
-        add_problem(parser, features.domain, **numbers)
+        add_problem(parser, domain or features.domain, **numbers)
+        for name in own:
+            parser.add_argument(f"--{name}", type=float, default=0.5)
         add_training(parser, epochs=32000, time_scale=2**-10)
         add_run(parser)
         options = cli.parse(parser, argv)
-        for run in runs(options, Choices(features, centre, outer_update), folder):
+        for run in runs(options, Choices(features, centre, outer_update, own=own), folder):
             perform(run, progress=options.progress, force=options.force)
 
     return main
@@ -203,14 +206,53 @@ def test_another_teacher_on_the_circle_keeps_the_linear_solver(tmp_path, capsys)
     )
 
 
-def test_what_belongs_to_the_papers_teacher_is_refused_for_another():
+def test_what_belongs_to_the_papers_teacher_is_refused_for_another(tmp_path):
     """Its results would be taken for those of the paper, and its features compared with another teacher's limit."""
     other = ThreeBumps()
     with pytest.raises(ValueError, match="'diffusion' is that of the domain 'circle', not of 'three_bumps'"):
         Choices(ReLUCircle(other), 1.0, "ridge", (CIRCLE_DIFFUSION,))
+    with pytest.raises(ValueError, match=r"add_problem has the domain 'three_bumps', .* live on another one, 'circle'"):
+        script(ReLUCircle(), 1.0, "ridge", domain=other)(TINY, folder=tmp_path)
     other.name = "circle"
     with pytest.raises(ValueError, match="a domain with the name 'circle' is not allowed: a name of its own"):
         ReLUCircle(other)
+
+
+def test_a_limit_of_another_law_has_a_file_of_its_own(tmp_path):
+    """Under the name of the paper's, its runs would read it."""
+    solution = {"snapshot_epochs": torch.arange(2), "density": torch.ones(2, 4)}
+    for domain, name in ((CIRCLE, "diffusion"), (ThreeBumps(), "three_bumps_diffusion")):
+        limit = replace(CIRCLE_DIFFUSION, domain=domain, solve=lambda *_, **__: solution)
+        limit.contents(gamma=1.0, epochs=1, time_scale=2**-10, snapshot_epochs=np.arange(2), folder=tmp_path)
+        assert (tmp_path / f"{name}_gamma=1_epochs=1.pt").exists()
+
+
+class Corner(Torus):
+    """The torus with another law: all neurons of the teacher in one point."""
+
+    name = "corner"
+
+    def draws(self, seed, samples, student_width, teacher_width, gamma):
+        drawn = super().draws(seed, samples, student_width, teacher_width, gamma)
+        return replace(drawn, teacher=torch.ones_like(drawn.teacher))
+
+
+def test_another_teacher_on_the_torus_keeps_its_solver(tmp_path):
+    features = RadialTorus(LAPLACE, Corner())
+    script(features, 1.0, "ridge")([*TINY, "--seed", "3", "--output", str(tmp_path)], folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    found = results.load(path)
+    assert (found["config"]["features"], found["config"]["solver"]) == ("corner_laplace", "cg")
+    assert (found["teacher_weights"] == 1).all()
+
+
+def test_an_option_of_a_scripts_own_tells_results_apart(tmp_path):
+    main = script(LeakyCircle(), 1.0, "ridge", own=("scale",))
+    for scale in ("0.5", "0.3"):
+        main([*TINY, "--scale", scale, "--output", str(tmp_path)], folder=tmp_path)
+    found = {path.name: results.load(path)["config"]["scale"] for path in tmp_path.iterdir()}
+    assert sorted(found.values()) == [0.3, 0.5]  # 0.5 is the default, and not in the name
+    assert [name for name, scale in found.items() if scale == 0.3] == [name for name in found if "scale=0.3" in name]
 
 
 class Misshapen(LeakyCircle):

@@ -487,6 +487,15 @@ def test_an_outer_that_would_be_broadcast_is_refused(targets, outer):
         VarProLoss(1e-2).at(torch.zeros(12, 3), torch.zeros(targets), torch.zeros(outer))
 
 
+def test_what_was_fitted_in_inference_mode_can_be_trained_on():
+    criterion, (features, targets) = VarProLoss(1e-2, averaging=0.5), problem()
+    with torch.inference_mode():
+        criterion.fit([(features, targets)])
+    fitted = criterion.outer.clone()
+    criterion(features.requires_grad_(), targets).backward()
+    torch.testing.assert_close(criterion.outer, fitted, rtol=SOLVE, atol=SOLVE)
+
+
 def test_nothing_to_predict_with():
     for call in (lambda loss: loss.predict(torch.zeros(2, 3)), lambda loss: loss.eval()(*problem())):
         with pytest.raises(RuntimeError, match="no outer weights yet"):

@@ -202,6 +202,19 @@ def test_momentum_is_the_recursion_that_it_states():
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_state_stays_as_it_was(optimizer):
+    problem, goal = drawn_problem(RELU, 0, 150, 12, 40, 10.0), objective(RELU, 1e-3)
+    run = optimizer(build(DenseSolver, goal, problem), goal, problem)
+    list(islice(run, 5))
+    kept, written = run.state_dict(), io.BytesIO()
+    torch.save(kept, written)
+    list(islice(run, 5))
+    again = io.BytesIO()
+    torch.save(kept, again)
+    assert written.getvalue() == again.getvalue()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_continuation_takes_a_tenth_and_counts_what_it_spends(optimizer):
     problem, goal, made = drawn_problem(RELU, 0, 150, 12, 40, 10.0), objective(RELU, 1e-3), []
 

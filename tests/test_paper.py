@@ -328,6 +328,20 @@ def test_a_missing_run_is_named_with_its_command():
         records.mean_curve(grid.Run(grid.BIASED), [0], "loss")
 
 
+def test_results_of_other_choices_are_none_of_the_papers(tmp_path):
+    """They have the same names: a script's choices stand in the config alone."""
+    run = grid.Run(grid.BIASED, width=32)
+    results.save(run.path(0), {"config": {"centre": 0.5, "outer_update": "ridge"}, "loss": torch.ones(3)})
+    with pytest.raises(
+        results.ResultError, match=r"was made with centre = 0.5, not 0.0: remove it, or give it a --name"
+    ):
+        records.curves(run, [0], "loss")
+    stranger = grid.Run("My_experiment", width=32)
+    results.save(stranger.path(0), {"config": {"centre": 0.5}, "loss": torch.ones(3)})
+    assert records.curves(stranger, [0], "loss")[1].shape == (1, 3)
+    assert stranger.diffusions == ()
+
+
 def curve(quantity: str, **parameters) -> published.RunCurve:
     """The first published curve of a quantity of an unbiased run on the circle."""
     run = grid.Run(grid.UNBIASED, **parameters)

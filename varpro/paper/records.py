@@ -54,7 +54,7 @@ def result(run: grid.Run, seed: int) -> dict[str, Any]:
     """
     path = run.path(seed)
     contents = results.load(path)
-    stated = contents.get("config", {})
+    stated = contents.get("config") or {}
     difference = results.differing(stated, {name: value for name, value in run.choices.items() if name in stated})
     if difference:
         raise results.ResultError(f"{path} was made with {difference}: remove it, or give it a --name of its own")

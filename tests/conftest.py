@@ -89,7 +89,7 @@ def _make_tiny_results(folder: Path) -> None:
             scripts[run.experiment].main(replace(run, epochs=TINY_EPOCHS).arguments([0]))
         pretend_mean_field()
         for run in grid.DIGITS_RUNS:
-            pretend_resnet(replace(run, epochs=TINY_EPOCHS), range(3))
+            pretend_resnet(run, range(3))
 
 
 def pretend_mean_field() -> None:

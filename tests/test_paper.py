@@ -151,9 +151,9 @@ def test_figures_are_found_by_name():
     ],
 )
 def test_paths_are_those_that_the_scripts_write(run):
-    load_script(run.script).main(run.arguments([0, 1]))
-    assert run.path(0).exists()
-    assert run.path(1).exists()
+    seeds = [0] if run.deterministic else [0, 1]
+    load_script(run.script).main(run.arguments(seeds))
+    assert all(run.path(seed).exists() for seed in seeds)
     assert abs(run.path(0).stat().st_size / 1e6 - cost.megabytes(run)) < 0.1
     assert all(path.exists() for path in run.inputs)
 

@@ -216,14 +216,21 @@ def test_infinite_data_of_a_finite_teacher():
     assert found.reduced(student).risk == pytest.approx(risk, rel=SOLVE)
 
 
-def test_the_halves_of_a_wide_student_wait_for_what_both_need():
-    """On one thread, the first of them ahead of the second, in a workspace that nobody has used."""
+@pytest.mark.parametrize("width", [2, 3, 257, 600])
+def test_the_halves_of_a_solve_wait_for_what_both_need(width):
+    """The first of them ahead of the second, in a workspace that nobody has used."""
+    tables, points, found = population_tables(random_points(20, 1)), random_points(width, 2), []
     usual = get_num_threads()
     set_num_threads(1)
     try:
-        model = solver(population_tables(random_points(20, 1)))
-        found = model.solve(random_points(circle._WIDE, 2))
+        for solve in (circle._solve, circle._solve_on_two_threads):
+            space = circle.workspace(width)
+            space.rows[:] = np.nan
+            circle._gather(space, points, np.zeros(width))
+            circle._sort(space)
+            solve(tables, space, 1e-3, 1.0)
+            found.append(space.u.copy())
     finally:
         set_num_threads(usual)
-    assert np.isfinite(found).all()
-    assert model.report()["refined"] == 0
+    assert np.isfinite(found[0]).all()
+    np.testing.assert_array_equal(*found)

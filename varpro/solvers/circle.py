@@ -292,22 +292,26 @@ def _locate(tables, key):
 # --- the two kinds of tables: everything else is one code -----------------------------------------------------------
 
 
+@compiled()
+def _population_ends(tables, ws):
+    """Write the rows of the prefix table at the angles 0 and pi, which belong to no neuron (F13, F14)."""
+    last = ws.rows.shape[0] - 1
+    for j in range(8):
+        ws.rows[0, j] = 0.0
+    for j in range(6):
+        ws.rows[last, j] = 0.0 if j == 1 or j == 4 else 0.5  # G(pi) = I / 2
+    ws.rows[last, 6] = tables.totals[0] + tables.totals[2]
+    ws.rows[last, 7] = tables.totals[1] + tables.totals[3]
+
+
 @compiled(inline="always")
 def _population_row(tables, ws, k):
     """Write the row of the prefix table at the angle t of neuron k and return its place (F13, F14).
 
-    G(t) is the mean of z z^T over a < t for either sign; R(t) = G(t) B + series. The first and the last neuron also
-    write the rows at the angles 0 and pi. Inlined: a call would copy both tuples of arrays for every neuron.
+    G(t) is the mean of z z^T over a < t for either sign; R(t) = G(t) B + series. Inlined: a call would copy both tuples
+    of arrays for every neuron.
     """
-    width, rows, place = ws.key.shape[0], ws.rows, k + 1
-    if k == 0:
-        for j in range(8):
-            rows[0, j] = 0.0
-    if k == width - 1:
-        for j in range(6):
-            rows[width + 1, j] = 0.0 if j == 1 or j == 4 else 0.5  # G(pi) = I / 2
-        rows[width + 1, 6] = tables.totals[0] + tables.totals[2]
-        rows[width + 1, 7] = tables.totals[1] + tables.totals[3]
+    rows, place = ws.rows, k + 1
     x, y = ws.v[k, 0], ws.v[k, 1]
     t = math.atan2(y, x)
     xx, xy, yy = (t - x * y) / (2.0 * math.pi), -y * y / (2.0 * math.pi), (t + x * y) / (2.0 * math.pi)
@@ -334,6 +338,11 @@ def _row_below(tables, ws, k):
     raise NotImplementedError("compiled code only")
 
 
+def _begin_rows(tables, ws):
+    """What is to be written before any row: with infinite data the two ends, which every half of the neurons needs."""
+    raise NotImplementedError("compiled code only")
+
+
 def _prefix(tables, ws):
     """The prefix table: that of the samples, or with infinite data the one made at the neurons."""
     raise NotImplementedError("compiled code only")
@@ -342,6 +351,13 @@ def _prefix(tables, ws):
 def _direct_mean_square(tables, ws):
     """Mean squared residual, summed without cancellation."""
     raise NotImplementedError("compiled code only")
+
+
+@overload(_begin_rows)
+def _choose_begin_rows(tables, ws):
+    if tables.instance_class is PopulationTables:
+        return lambda tables, ws: _population_ends(tables, ws)
+    return lambda tables, ws: None
 
 
 @overload(_row_below)
@@ -372,6 +388,7 @@ def _choose_direct_mean_square(tables, ws):
 def _moments(tables, ws, begin, end):
     """Row of the prefix table, and mean phi y (F6), of neurons begin to end: what an epoch without a solve needs."""
     plus_x, plus_y, minus_x, minus_y = tables.totals[0], tables.totals[1], tables.totals[2], tables.totals[3]
+    _begin_rows(tables, ws)
     prefix = _prefix(tables, ws)
     for k in range(begin, end):
         below = _row_below(tables, ws, k)
@@ -923,7 +940,6 @@ def _solve_on_two_threads(tables, ws, lmbda, centre):
     for half in prange(2):
         _moments(tables, ws, cuts[half], cuts[half + 1])
         _right_hand_side(ws, lmbda, centre, cuts[half], cuts[half + 1])
-    for half in prange(2):  # both need the last row, which the second half has written
         _factor_half(tables, ws, width * lmbda, half)
     _meet(ws)
     for half in prange(2):

@@ -52,11 +52,10 @@ def _check_outer(weights: torch.Tensor, outer: torch.Tensor | None) -> None:
         raise ValueError(f"outer {tuple(outer.shape)} is not allowed with {len(weights)} neurons: ({len(weights)},)")
 
 
-def _with_a_name_of_its_own(domain: Domain, usual: Domain) -> Domain:
-    """``domain``. Raises ValueError where it has the name of the ``usual`` one, whose results would pass for its."""
+def _check_name(domain: Domain, usual: Domain) -> None:
+    """Raises ValueError where ``domain`` has the name of the ``usual`` one, for whose its results would be taken."""
     if domain.name == usual.name and domain is not usual:
         raise ValueError(f"a domain with the name {usual.name!r} is not allowed: a name of its own")
-    return domain
 
 
 class ReLUCircle(FeatureMap):
@@ -70,8 +69,8 @@ class ReLUCircle(FeatureMap):
 
     def __init__(self, domain: Circle | None = None) -> None:
         if domain is not None:
-            self.domain = _with_a_name_of_its_own(domain, CIRCLE)
-            self.name = f"relu_{domain.name}"
+            _check_name(domain, CIRCLE)
+            self.domain, self.name = domain, f"relu_{domain.name}"
 
     def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
         return torch.relu(inputs @ weights.T)
@@ -172,8 +171,8 @@ class RadialTorus(FeatureMap):
     """
 
     def __init__(self, kernel: RadialKernel, domain: Torus | None = None) -> None:
-        self.kernel = kernel
-        self.domain = TORUS if domain is None else _with_a_name_of_its_own(domain, TORUS)
+        self.kernel, self.domain = kernel, TORUS if domain is None else domain
+        _check_name(self.domain, TORUS)
         self.name = f"{self.domain.name}_{kernel.name}"
 
     def __call__(self, weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

@@ -71,7 +71,7 @@ def drawn_problem(
     Raises ValueError, with what is allowed, where the domain has no law or no evenly spread points.
     """
     domain = features.domain
-    draws = _draws(domain, seed, samples, student_width, teacher_width, gamma)
+    draws = drawn(domain, seed, samples, student_width, teacher_width, gamma)
     law: Law | None = None
     if math.isinf(teacher_width):
         law = domain.law(gamma)
@@ -80,7 +80,7 @@ def drawn_problem(
                 f"--teacher_width inf: the law of the teacher on the {domain.name} is not at hand; allowed here: a "
                 "whole number"
             )
-    student = _spread(domain, student_width) if spread else draws.student
+    student = initial_weights(domain, draws, spread=spread)
     teacher = None if law is not None else draws.teacher
     if math.isinf(samples):
         return Problem(None, None, student, teacher, law)
@@ -91,29 +91,16 @@ def drawn_problem(
     return Problem(draws.inputs, targets[:, None], student, teacher, law)
 
 
-def drawn_student(
-    domain: Domain,
-    seed: int,
-    samples: float,
-    student_width: int,
-    teacher_width: float,
-    gamma: float,
-    *,
-    spread: bool = False,
-) -> torch.Tensor:
-    """The initial weights (M, d) of :func:`drawn_problem`, for data of one's own. Raises ValueError as it does."""
-    if spread:
-        return _spread(domain, student_width)
-    return _draws(domain, seed, samples, student_width, teacher_width, gamma).student
-
-
-def _draws(domain: Domain, seed: int, samples: float, student_width: int, teacher_width: float, gamma: float) -> Draws:
+def drawn(domain: Domain, seed: int, samples: float, student_width: int, teacher_width: float, gamma: float) -> Draws:
+    """The random numbers of a run, where infinitely many samples or neurons may be asked for."""
     finite = [_FINITE if math.isinf(count) else int(count) for count in (samples, teacher_width)]
     return domain.draws(seed, finite[0], student_width, finite[1], gamma)
 
 
-def _spread(domain: Domain, width: int) -> torch.Tensor:
-    student = domain.spread(width)
+def initial_weights(domain: Domain, draws: Draws, *, spread: bool) -> torch.Tensor:
+    """The student's (M, d): those of ``draws``, or as many that are evenly ``spread``. Raises ValueError where the
+    domain has none."""
+    student = domain.spread(len(draws.student)) if spread else draws.student
     if student is None:
         raise ValueError(f"--init quantile: there are no evenly spread points on the {domain.name}")
     return student

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from varpro import cli, names, results
 from varpro.features import FeatureMap
 from varpro.optimizers.base import Optimizer
 from varpro.optimizers.continuation import continued
-from varpro.problem import Problem, drawn_problem, drawn_student, problem_from_tensors
+from varpro.problem import Problem, drawn, drawn_problem, initial_weights, problem_from_tensors
 from varpro.runs.bookkeeping import Checkpoint, StopSignals, already_there, once
 from varpro.runs.descent import Descent, GradientDescent, Iterations
 from varpro.runs.limits import Limit
@@ -127,9 +128,10 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
 
 def _nothing_is_drawn(options: argparse.Namespace, tensors: dict[str, Any] | None) -> bool:
     """Whether runs of all seeds are the same run."""
+    spread = options.init != INITS[0]
     if tensors is not None:
-        return "student_weights" in tensors or options.init != INITS[0]
-    return options.init != INITS[0] and math.isinf(options.samples) and math.isinf(options.teacher_width)
+        return spread or "student_weights" in tensors
+    return spread and math.isinf(options.samples) and math.isinf(options.teacher_width)
 
 
 def _run(
@@ -416,10 +418,12 @@ def _problem(options: argparse.Namespace, features: FeatureMap, seed: int, tenso
             )
         return problem
     domain = features.domain
+
+    def start(samples: int) -> torch.Tensor:
+        return initial_weights(domain, drawn(domain, seed, samples, *numbers), spread=spread)
+
     try:
-        problem = problem_from_tensors(
-            tensors, domain, lambda samples: drawn_student(domain, seed, samples, *numbers, spread=spread)
-        )
+        problem = problem_from_tensors(tensors, domain, start)
     except ValueError as error:
         raise cli.UsageError(f"--data {options.data}: {error}") from None
     if "student_width" in options.given and len(problem.student) != options.student_width:

@@ -35,6 +35,7 @@ except ValueError as error:
     refuse(error)
 
 # A shell directive is evaluated when the job runs, params when the rule is defined: what a loop sets goes into params.
+# Params say how something is made, and what was made in another way is kept: nothing is repeated for their sake.
 NAME = str(config.get("section", "6.1"))
 try:
     SECTIONS = grid.parse_sections(NAME)
@@ -52,11 +53,30 @@ def here(path):
     return os.path.relpath(path)
 
 
-RESULTS = [here(run.path(seed)) for run, seeds in WANTED.items() for seed in seeds]
-DIFFUSIONS = [here(diffusion.path) for diffusion in grid.diffusions_of(SECTIONS)]
+def results_of(sections):
+    """The files of runs and limits that some sections are shown from."""
+    runs = [run.path(seed) for run, seeds in grid.runs_of(sections, SEEDS).items() for seed in seeds]
+    return [here(path) for path in [*runs, *(each.path for each in grid.diffusions_of(sections))]]
+
+
+def choice(name, *parts):
+    """A file that is newer than what was made for another choice: it states ``parts``, and is written where they
+    change."""
+    path, text = f"logs/choice_{name}.txt", "\n".join(map(str, parts)) + "\n"
+    os.makedirs("logs", exist_ok=True)
+    if not os.path.exists(path) or open(path, encoding="utf-8").read() != text:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    return path
+
+
 CIFAR = [here(path) for path in grid.cifar_files()]
-NUMBERS = sorted(glob("varpro/paper/*.py") + glob("published/*.csv"))  # what turns results into numbers
-DRAWING = [*NUMBERS, *sorted(glob("varpro/figures/*.py"))]
+# what turns results into numbers, and these and laws into pictures
+NUMBERS = sorted(glob("varpro/paper/*.py") + glob("published/*.csv"))
+NUMBERS.remove("varpro/paper/work.py")
+DRAWING = [*NUMBERS, "varpro/features.py", "varpro/problem.py", "varpro/distances.py"]
+for pattern in ("varpro/figures/*.py", "varpro/domains/*.py", "varpro/diffusion/*.py"):
+    DRAWING += sorted(set(glob(pattern)) - {"varpro/figures/thumbnails.py", "varpro/figures/playground.py"})
 
 
 rule all:
@@ -65,14 +85,15 @@ rule all:
         [f"figures/{figure.file}" for figures in NOTEBOOKS.values() for figure in figures],
 
 
-if DIFFUSIONS:
+for diffusion in grid.diffusions_of(SECTIONS):
 
-    rule diffusions:
-        output: [update(path) for path in DIFFUSIONS]
-        log: "logs/diffusions.log"
-        message: ", ".join(diffusion.label for diffusion in grid.diffusions_of(SECTIONS))
-        params: python=PYTHON, choice=CHOICE
-        shell: "{params.python:q} -m varpro.paper.work --diffusions {params.choice:q} > {log:q} 2>&1"
+    rule:
+        name: f"limit_{diffusion.label}"
+        output: update(here(diffusion.path))
+        log: f"logs/{diffusion.label}.log"
+        message: diffusion.label
+        params: python=PYTHON, script=diffusion.script, arguments=diffusion.arguments()
+        shell: "{params.python:q} {params.script} {params.arguments:q} > {log:q} 2>&1"
 
 
 if any(here(path) in CIFAR for run in WANTED for path in run.inputs):
@@ -107,19 +128,23 @@ for notebook, figures in NOTEBOOKS.items():
 
     rule:
         name: f"notebook_{notebook}"
-        input: f"{notebook}.ipynb", RESULTS, DIFFUSIONS, DRAWING
+        input:
+            f"{notebook}.ipynb",
+            results_of([name for name in SECTIONS if notebook in grid.SECTIONS[name].notebooks]),
+            DRAWING,
+            choice(notebook, SEEDS, [figure.name for figure in figures]),
         output: [f"figures/{figure.file}" for figure in figures], f"figures/{notebook}.ipynb"
         log: f"logs/notebook_{notebook}.log"
         message: f"{notebook}.ipynb"
         params: seeds=",".join(map(str, SEEDS or [])), python=PYTHON, notebook=notebook
         shell:
-            "VARPRO_SEEDS={params.seeds} {params.python:q} -m nbconvert --to notebook --execute"
+            "VARPRO_FIGURES=figures VARPRO_SEEDS={params.seeds} {params.python:q} -m nbconvert --to notebook --execute"
             " --ExecutePreprocessor.timeout=-1 --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False"
             " --output-dir figures {params.notebook}.ipynb > {log:q} 2>&1"
 
 
 rule comparison:
-    input: RESULTS, DIFFUSIONS, NUMBERS
+    input: results_of(SECTIONS), NUMBERS, choice(NAME, SEEDS, SECTIONS)
     output: f"figures/comparison_{NAME}.md"
     log: "logs/comparison.log"
     message: "our numbers beside the published ones"

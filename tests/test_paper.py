@@ -291,13 +291,41 @@ left,distance_teacher,gamma=1000,dashed,0,0.5
     assert (risk.table, risk.seeds, risk.curve.y.tolist()) == ("mine", (0, 1), [2, 1])
 
 
+_COLUMNS = "panel,quantity,series,linestyle,iteration,value\n"
+
+
 @pytest.mark.parametrize("line", ["domain=plane, seeds=0", "domain=torus, seeds=x", "domain=torus, width=3"])
 def test_a_table_that_says_something_unknown_is_named(line, tmp_path, monkeypatch):
-    text = f"# runs: {line}\npanel,quantity,series,linestyle,iteration,value\nleft,risk_biased,M=8,solid,0,2\n"
+    text = f"# runs: {line}\n{_COLUMNS}left,risk_biased,M=8,solid,0,2\n"
     (tmp_path / "wrong.csv").write_text(text, encoding="utf-8")
     monkeypatch.setattr(published, "_FOLDER", tmp_path)
-    with pytest.raises(ValueError, match=r"wrong\.csv: left,risk_biased,M=8,solid: .* is not known"):
-        published.run_curves.__wrapped__()
+    try:
+        with pytest.raises(published.TableError, match=r"wrong\.csv: left,risk_biased,M=8,solid: .* is not known"):
+            published.run_curves.__wrapped__()
+    finally:
+        published.table.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "text", ["panel,quantity,series,linestyle,iteration\nl,risk,,solid,0\n", f"{_COLUMNS}l,r,,s,0,x\n"]
+)
+def test_a_row_that_is_none_is_named_with_its_file(text, tmp_path, monkeypatch):
+    (tmp_path / "wrong.csv").write_text(text, encoding="utf-8")
+    monkeypatch.setattr(published, "_FOLDER", tmp_path)
+    try:
+        with pytest.raises(published.TableError, match=r"wrong\.csv: .* in the row l,r"):
+            published.table("wrong")
+    finally:
+        published.table.cache_clear()
+
+
+def test_published_curves_of_no_run_are_named(monkeypatch):
+    """A width that the grid does not have."""
+    own = replace(curve("loss", width=32), run=grid.Run(grid.UNBIASED, width=33), table="mine")
+    monkeypatch.setattr(published, "run_curves", lambda: (own,))
+    assert fidelity.check(["6.1"])[0].endswith(
+        "mine.csv has curves of runs that are not in the grid: loss, unbiased, M = 33."
+    )
 
 
 @pytest.mark.parametrize(
@@ -331,15 +359,30 @@ def test_a_missing_run_is_named_with_its_command():
 def test_results_of_other_choices_are_none_of_the_papers(tmp_path):
     """They have the same names: a script's choices stand in the config alone."""
     run = grid.Run(grid.BIASED, width=32)
-    results.save(run.path(0), {"config": {"centre": 0.5, "outer_update": "ridge"}, "loss": torch.ones(3)})
-    with pytest.raises(
-        results.ResultError, match=r"was made with centre = 0.5, not 0.0: remove it, or give it a --name"
-    ):
-        records.curves(run, [0], "loss")
-    stranger = grid.Run("My_experiment", width=32)
-    results.save(stranger.path(0), {"config": {"centre": 0.5}, "loss": torch.ones(3)})
-    assert records.curves(stranger, [0], "loss")[1].shape == (1, 3)
-    assert stranger.diffusions == ()
+    for changed, said in (({"centre": 0.5}, "centre = 0.5, not 0.0"), ({"features": "mine"}, "features = mine, not")):
+        results.save(run.path(0), {"config": run.choices | changed, "loss": torch.ones(3)})
+        with pytest.raises(results.ResultError, match=f"was made with {said}.*: remove it, or give it a --name"):
+            records.curves(run, [0], "loss")
+
+
+def test_a_result_without_a_quantity_names_it(tmp_path):
+    """Of an experiment that is compared with no limit."""
+    run = grid.Run(grid.UNBIASED, width=32)
+    results.save(run.path(0), {"config": run.choices, "loss": torch.ones(3)})
+    with pytest.raises(results.ResultError, match=r"has no distance_diffusion, which its script did not measure"):
+        records.curves(run, [0], "distance_diffusion")
+
+
+def test_an_experiment_of_ones_own_is_a_line_of_the_grid(monkeypatch):
+    with pytest.raises(ValueError, match=r"experiment 'Mine' is not allowed: .*a line of EXPERIMENTS"):
+        grid.Run("Mine")
+    own = grid.Experiment(features="relu_three_bumps", centre=0.0, limits=(), solver="dense")
+    monkeypatch.setitem(grid.EXPERIMENTS, "Mine", own)
+    run = grid.Run("Mine", width=32)
+    assert run.biased
+    assert run.choices == {"features": "relu_three_bumps", "centre": 0.0, "outer_update": "ridge"}
+    assert run.diffusions == ()
+    assert cost.seconds(run) > 10 * cost.seconds(grid.Run(grid.BIASED, width=32))
 
 
 def curve(quantity: str, **parameters) -> published.RunCurve:
@@ -738,15 +781,19 @@ def test_batches_hold_every_run_once_and_are_even(name, seeds):
     for batch in batches:
         for run, of in batch.items():
             found.setdefault(run, []).extend(of)
-            assert len(of) == 1 or cost.seconds(run) < work.BATCH_SECONDS  # of a long run every seed by itself
+            assert len(of) == 1 or cost.seconds(run) < cost.BATCH_SECONDS  # of a long run every seed by itself
     assert found == wanted
     assert sum(map(len, batches)) == sum(
-        len(seeds) if cost.seconds(run) >= work.BATCH_SECONDS else 1 for run, seeds in wanted.items()
+        len(seeds) if cost.seconds(run) >= cost.BATCH_SECONDS else 1 for run, seeds in wanted.items()
     )
     spent = [sum(cost.seconds(run) * len(of) for run, of in batch.items()) for batch in batches]
-    short = [total for total, batch in zip(spent, batches, strict=True) if total < work.BATCH_SECONDS]
+    alone = [
+        len(batch) == 1 and cost.seconds(*batch) * len(wanted[next(iter(batch))]) >= cost.BATCH_SECONDS
+        for batch in batches
+    ]
+    short = [total for total, long in zip(spent, alone, strict=True) if not long]
     assert len(short) % 2 == 0
-    longest = max((cost.seconds(run) for run in wanted if cost.seconds(run) < work.BATCH_SECONDS), default=0.0)
+    longest = max((cost.seconds(run) for run in wanted if cost.seconds(run) < cost.BATCH_SECONDS), default=0.0)
     assert not short or max(short) - min(short) < max(1.5, longest)  # seconds: two cores end together
 
 
@@ -802,7 +849,7 @@ def test_runs_of_a_batch_are_those_of_the_script_alone():
     [
         (["--batch", "99"], "argument --batch: 99 is not allowed: there are "),
         (["--batch", "1", "--seeds", "x"], "seeds 'x': allowed are "),
-        ([], "one of the arguments --batch --diffusions is required"),
+        ([], "the following arguments are required: --batch"),
     ],
 )
 def test_the_batch_command_refuses_in_one_line(arguments, said, capsys):

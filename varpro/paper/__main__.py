@@ -19,7 +19,7 @@ from varpro import cli, results
 _PROGRAM = "varpro.paper"
 
 try:
-    from varpro.paper import cost, fidelity, grid
+    from varpro.paper import cost, fidelity, grid, published
 except ValueError as problem:  # $VARPRO_EPOCHS, which the grid reads
     print(f"{_PROGRAM}: error: {problem}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -66,12 +66,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.check and not any(grid.SECTIONS[name].compares for name in sections):
         of.error(f"--check: section {','.join(sections)} has no published curves to be checked")
     verdict = True
-    if options.plan:
-        text = cost.plan(sections, seeds)
-    elif options.check:
-        text, verdict = fidelity.check(sections)
-    else:
-        text = fidelity.report(sections, seeds)
+    try:
+        if options.plan:
+            text = cost.plan(sections, seeds)
+        elif options.check:
+            text, verdict = fidelity.check(sections)
+        else:
+            text = fidelity.report(sections, seeds)
+    except published.TableError as error:
+        of.error(str(error))
     absent = grid.left_out(asked)
     text += f"\n\n{absent}" if absent else ""
     print(text)

@@ -79,7 +79,7 @@ def _least(curve: RunCurve) -> float:
 
 
 def _title(curve: RunCurve) -> str:
-    run, usual = curve.run, grid.Run("")
+    run, usual = curve.run, grid.Run(grid.UNBIASED)
     if not curve.seeds:
         parts = ["density of the " + ("teacher" if curve.quantity == "density_target" else "diffusion")]
         parts += [f"gamma {run.gamma:g}"]
@@ -232,7 +232,19 @@ def check(sections: Sequence[str]) -> tuple[str, bool]:
     compared = _compared(sections)
     tables = [line for rows in compared.values() for line in _tables(rows, verdict=True)]
     said, verdict = _verdict(compared)
-    return "\n".join([*tables, *("\n" + line for line in said)]).strip(), verdict
+    return "\n".join([*tables, *("\n" + line for line in [*said, *_of_no_run()])]).strip(), verdict
+
+
+def _of_no_run() -> list[str]:
+    """A sentence on each table in ``published/`` with curves that belong to no run of the grid."""
+    runs = {run for section in grid.SECTIONS.values() for run in section.runs}
+    experiments = {run.experiment for run in runs}
+    strange = [curve for curve in published.run_curves() if not (curve.run in runs or _of_teacher(curve, experiments))]
+    tables = dict.fromkeys(curve.table for curve in strange)
+    firsts = {name: next(curve for curve in strange if curve.table == name) for name in tables}
+    return [
+        f"{name}.csv has curves of runs that are not in the grid: {_title(first)}." for name, first in firsts.items()
+    ]
 
 
 def _compared(sections: Sequence[str]) -> dict[str, list[Comparison]]:

@@ -44,7 +44,35 @@ TWO_TIMESCALE = "2TS_ReLU_1d_unbiased"
 TORUS_BIASED = "VarPro_convolution_2d"
 TORUS_UNBIASED = "VarPro_convolution_2d_unbiased"
 MEAN_FIELD = "Mean_field_limit"
-_EXPERIMENTS = (BIASED, UNBIASED, TWO_TIMESCALE, TORUS_BIASED, TORUS_UNBIASED, MEAN_FIELD)
+BOTH_LIMITS = ("diffusion", "projected")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What the grid has to know of a script: the choices that its results state, and what its runs cost.
+
+    ``limits`` are those that its states are compared with where ``--distances`` says nothing; ``solver`` is ``dense``
+    where nothing faster computes its features. On the torus the name of a kernel follows that of ``features``.
+    """
+
+    domain: str = "circle"
+    features: str = "relu_circle"
+    centre: float = 1.0
+    outer_update: str = "ridge"
+    limits: tuple[str, ...] = BOTH_LIMITS[:1]
+    solver: str = ""
+
+
+_ON_TORUS = {"domain": "torus", "features": "torus"}
+EXPERIMENTS = {  # by their folders; one of your own is a line here
+    BIASED: Experiment(centre=0.0),
+    UNBIASED: Experiment(),
+    TWO_TIMESCALE: Experiment(outer_update="gradient"),
+    TORUS_BIASED: Experiment(**_ON_TORUS, centre=0.0),
+    TORUS_UNBIASED: Experiment(**_ON_TORUS),
+    MEAN_FIELD: Experiment(limits=BOTH_LIMITS),
+}
+_LAPLACE = "laplace"  # the usual kernel on the torus
 
 
 @dataclass(frozen=True, order=True)
@@ -107,7 +135,6 @@ METHODS = {
 
 
 Option = float | str | tuple[str, ...]  # of a run
-BOTH_LIMITS = ("diffusion", "projected")
 
 
 @dataclass(frozen=True, order=True)
@@ -127,6 +154,19 @@ class Run:
     activation: str = ""  # of the torus, where it is not the script's default
     options: tuple[tuple[str, Option], ...] = ()
     snapshots: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where the grid knows nothing of the script."""
+        if self.experiment not in EXPERIMENTS:
+            raise ValueError(
+                f"experiment {self.experiment!r} is not allowed: {', '.join(EXPERIMENTS)}; "
+                "one of your own is a line of EXPERIMENTS in varpro/paper/grid.py"
+            )
+
+    @property
+    def kind(self) -> Experiment:
+        """What the grid knows of the script."""
+        return EXPERIMENTS[self.experiment]
 
     def option(self, name: str, usual: Option) -> Option:
         """The value of one of the ``options``, ``usual`` where it is at its default."""
@@ -205,35 +245,38 @@ class Run:
     @property
     def on_torus(self) -> bool:
         """Whether this is a run of Appendix B."""
-        return self.experiment in (TORUS_BIASED, TORUS_UNBIASED)
+        return self.kind.domain == "torus"
 
     @property
     def biased(self) -> bool:
         """Whether the penalty is u^2 / 2."""
-        return self.experiment in (BIASED, TORUS_BIASED)
+        return self.kind.centre == 0
+
+    @property
+    def solver(self) -> str:
+        """The solver that is asked for or the only one there is; "" for the usual one."""
+        return str(self.option("solver", self.kind.solver))
 
     @property
     def choices(self) -> dict[str, Option]:
-        """What the results of an experiment of this repository state of its choices; {} for another one."""
-        if self.experiment not in _EXPERIMENTS:
-            return {}
+        """What the results state of the choices of their script."""
+        kernel = f"_{self.activation or _LAPLACE}" if self.on_torus else ""
         return {
-            "centre": 0.0 if self.biased else 1.0,
-            "outer_update": "gradient" if self.experiment == TWO_TIMESCALE else "ridge",
+            "features": self.option("features", self.kind.features + kernel),
+            "centre": self.kind.centre,
+            "outer_update": self.kind.outer_update,
         }
 
     @property
     def diffusions(self) -> tuple[Diffusion, ...]:
-        """The limits that this run is compared with: at the time of gradient descent, if the teacher has a density, in
-        an experiment of this repository."""
-        if self.experiment not in _EXPERIMENTS or math.isinf(self.gamma) or self.method != GRADIENT_DESCENT:
+        """The limits that this run is compared with: at the time of gradient descent, if the teacher has a density."""
+        if math.isinf(self.gamma) or self.method != GRADIENT_DESCENT:
             return ()
-        usual = BOTH_LIMITS if self.experiment == MEAN_FIELD else BOTH_LIMITS[:1]
-        domain, limits = "torus" if self.on_torus else "circle", self.option("distances", usual)
-        return tuple(
-            Diffusion(self.gamma, self.epochs, domain=domain, limit=limit, time_scale=self.time_scale)
-            for limit in limits
-        )
+        return tuple(self.limit(name) for name in self.option("distances", self.kind.limits))
+
+    def limit(self, name: str) -> Diffusion:
+        """The limit of that name towards this teacher, over the time of this run."""
+        return Diffusion(self.gamma, self.epochs, domain=self.kind.domain, limit=name, time_scale=self.time_scale)
 
     @property
     def inputs(self) -> list[Path]:
@@ -476,7 +519,7 @@ _BOTH = (TORUS_BIASED, TORUS_UNBIASED)
 _TORUS_WIDTHS = [Run(experiment, width=width) for experiment, width in product(_BOTH, WIDTHS)]
 _TORUS_LAMBDAS = [Run(experiment, lmbda) for experiment, lmbda in product(_BOTH, (1e-1, 1e-2, 1e-3))]
 _TORUS_DENSITY = {"runs": [Run(TORUS_UNBIASED)], "diffusions": [Diffusion(domain="torus")]}
-_TORUS = Section(
+_APPENDIX_B = Section(
     "Appendix B, RBF networks on the torus",
     {
         "Results_convolution": [
@@ -671,7 +714,7 @@ _OPTIMIZERS = Section(
 _ON_CIFAR = {"resnets-start": _CIFAR_START, "resnets-cifar10": _CIFAR}
 SECTIONS = {
     "6.1": _CIRCLE,
-    "appendix-b": _TORUS,
+    "appendix-b": _APPENDIX_B,
     "mean-field": mean_field(EPOCHS),
     "optimizers": _OPTIMIZERS,
     "resnets": _DIGITS,

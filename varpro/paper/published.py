@@ -26,6 +26,11 @@ _DOMAINS = {  # (VarPro biased, VarPro unbiased, two-timescale)
 _NUMBERS = {"M": ("width", int), "lambda": ("lmbda", float), "gamma": ("gamma", float)}
 _WITHOUT_SEEDS = ("density_target", "density_diffusion")
 _QUANTITIES = {"risk": "loss"}  # their names in a result file, where that is another
+_KNOWN = ("loss", "distance_teacher", "distance_diffusion", "distance_projected", "density_learned", *_WITHOUT_SEEDS)
+
+
+class TableError(ValueError):
+    """A table in ``published/`` is not of the form that its README states; a line for the user."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +60,27 @@ class RunCurve:
 
 @cache
 def table(name: str) -> dict[tuple[str, str, str, str], Curve]:
-    """The curves of ``published/<name>.csv`` by (panel, quantity, series, linestyle); {} where there is no file."""
+    """The curves of ``published/<name>.csv`` by (panel, quantity, series, linestyle); {} where there is no file.
+
+    Raises TableError where it is none of that form.
+    """
     path = _FOLDER / f"{name}.csv"
     if not path.exists():
         return {}
     points: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
     with path.open(encoding="utf-8") as lines:
         for row in csv.DictReader(line for line in lines if not line.startswith("#")):
-            key = (row["panel"], row["quantity"], row["series"], row["linestyle"])
-            points.setdefault(key, []).append((float(row["iteration"]), float(row["value"])))
+            try:
+                key = (row["panel"], row["quantity"], row["series"], row["linestyle"])
+                points.setdefault(key, []).append((float(row["iteration"]), float(row["value"])))
+            except (KeyError, TypeError, ValueError) as error:
+                raise TableError(f"{path}: {error} in the row {','.join(map(str, row.values()))}") from None
     return {key: Curve(*np.array(values).T) for key, values in points.items()}
 
 
 @cache
 def run_curves() -> tuple[RunCurve, ...]:
-    """Every curve of a run in ``published/``, by table. Raises ValueError where a table says something unknown."""
+    """Every curve of a run in ``published/``, by table. Raises TableError where a table says something unknown."""
     return tuple(curve for path in sorted(_FOLDER.glob("*.csv")) for curve in _read(path))
 
 
@@ -81,7 +92,7 @@ def _read(path: Path) -> Iterator[RunCurve]:
             try:
                 yield _run_curve(path.stem, _parameters(line, panel, series), quantity, style, curve)
             except (KeyError, ValueError) as error:
-                raise ValueError(f"{path.name}: {panel},{quantity},{series},{style}: {error} is not known") from None
+                raise TableError(f"{path}: {panel},{quantity},{series},{style}: {error} is not known") from None
 
 
 def _parameters(*texts: str) -> dict[str, str]:
@@ -103,7 +114,10 @@ def _run_curve(source: str, parameters: dict[str, str], quantity: str, style: st
         experiment = biased if method == "biased" else unbiased
     else:
         name, experiment = quantity, biased if style == "dashed" and "density" not in quantity else unbiased
-    return RunCurve(source, grid.Run(experiment, **stated), _QUANTITIES.get(name, name), seeds, curve, epoch)
+    name = _QUANTITIES.get(name, name)
+    if name not in _KNOWN:
+        raise ValueError(f"quantity {quantity!r}")
+    return RunCurve(source, grid.Run(experiment, **stated), name, seeds, curve, epoch)
 
 
 @cache

@@ -31,12 +31,15 @@ def at_hand(spec: grid.Figure, seeds: Sequence[int] | None) -> dict[grid.AnyRun,
 def curves(run: grid.Run, seeds: Sequence[int], quantity: str) -> tuple[np.ndarray, np.ndarray]:
     """(epochs (E,), values (seeds, E)) of one of :data:`QUANTITIES` of a run.
 
-    Raises ResultError where a seed is not at hand.
+    Raises ResultError where a seed is not at hand, or its file does not have that.
     """
     missing = [seed for seed in seeds if not run.path(seed).exists()]
     if missing:
         raise results.ResultError(f"{run.path(missing[0])}: no such file; make it with: {run.command(missing)}")
     records = [_record(run, seed) for seed in seeds]
+    for seed, record in zip(seeds, records, strict=True):
+        if quantity not in record:
+            raise results.ResultError(f"{run.path(seed)}: has no {quantity}, which its script did not measure")
     values = np.stack([record[quantity] for record in records])
     return np.arange(values.shape[1]) if quantity == "loss" else records[0]["distance_epochs"], values
 

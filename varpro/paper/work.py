@@ -14,7 +14,7 @@ if __name__ == "__main__":
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 from varpro import names
@@ -29,12 +29,11 @@ except ValueError as problem:  # $VARPRO_EPOCHS, which the grid reads
     print(f"{_PROGRAM}: error: {problem}", file=sys.stderr)
     raise SystemExit(2) from None
 
-BATCH_SECONDS = 20.0  # of work, on the reference machine: ten times what a process needs to start
 Batch = dict[grid.AnyRun, list[int]]  # the seeds of each run
 
 
 def batches(wanted: Mapping[grid.AnyRun, Sequence[int]]) -> list[Batch]:
-    """``wanted`` (seeds of every run) in batches of about :data:`BATCH_SECONDS`, the longest first.
+    """``wanted`` (seeds of every run) in batches of about :data:`varpro.paper.cost.BATCH_SECONDS`, the longest first.
 
     Where one seed takes longer it has a batch of its own; where all seeds of a run do together, they have one. The
     others are spread evenly over an even number of batches, so that two cores end together. The same ``wanted`` gives
@@ -44,12 +43,12 @@ def batches(wanted: Mapping[grid.AnyRun, Sequence[int]]) -> list[Batch]:
     ordered = sorted(work, key=lambda run: (-work[run], run))
     long: list[Batch] = []
     for run in ordered:
-        if cost.seconds(run) >= BATCH_SECONDS:
+        if cost.seconds(run) >= cost.BATCH_SECONDS:
             long += [{run: [seed]} for seed in wanted[run]]
-        elif work[run] >= BATCH_SECONDS:
+        elif work[run] >= cost.BATCH_SECONDS:
             long.append({run: list(wanted[run])})
-    short = [run for run in ordered if work[run] < BATCH_SECONDS]
-    count = 2 * -(-sum(work[run] for run in short) // (2 * BATCH_SECONDS))
+    short = [run for run in ordered if work[run] < cost.BATCH_SECONDS]
+    count = 2 * -(-sum(work[run] for run in short) // (2 * cost.BATCH_SECONDS))
     bins: list[list[grid.AnyRun]] = [[] for _ in range(min(int(count), len(short)))]
     for run in short:
         min(bins, key=lambda of: sum(work[each] for each in of)).append(run)
@@ -60,20 +59,12 @@ def perform(batch: Batch) -> int:
     """Make what ``batch`` lacks, run by run; returns how many runs failed."""
     lacking = {run: [seed for seed in seeds if not run.path(seed).exists()] for run, seeds in batch.items()}
     arguments = {run: run.arguments(seeds) for run, seeds in lacking.items() if seeds}
-    return _perform((run, f"{run.experiment}, {run.parameters}", given) for run, given in arguments.items())
-
-
-def solve(diffusions: Sequence[grid.Diffusion]) -> int:
-    """Make those of ``diffusions`` that are missing; returns how many failed."""
-    return _perform((each, each.label, each.arguments()) for each in diffusions if not each.path.exists())
-
-
-def _perform(jobs: Iterator[tuple[grid.AnyRun | grid.Diffusion, str, list[str]]]) -> int:
     failed = []
-    for job, label, arguments in jobs:
+    for run, given in arguments.items():
+        label = f"{run.experiment}, {run.parameters}"
         print(f"--- {label}", flush=True)
         try:
-            _script(job.script).main(arguments)
+            _script(run.script).main(given)
         except SystemExit as stop:  # the script has said why
             if isinstance(stop.code, int) and stop.code > _SIGNALS:
                 raise
@@ -100,30 +91,24 @@ def _script(path: str) -> ModuleType:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make one batch of some sections, or their diffusions."""
+    """Make one batch of some sections."""
     from varpro import cli  # not for those who only ask for the batches
 
     of = cli.parser(__doc__)
     of.prog = _PROGRAM
     of.add_argument("--section", metavar="LIST", default="6.1", help="parts of the paper, with commas, or all")
     of.add_argument("--seeds", metavar="LIST", help="like 0 or 0-5 (default: those of the published figures)")
-    what = of.add_mutually_exclusive_group(required=True)
-    what.add_argument("--batch", type=cli.integer(1), metavar="K", help="the K-th batch of runs, from 1")
-    what.add_argument("--diffusions", action="store_true", help="the diffusions that the runs are compared with")
+    of.add_argument("--batch", type=cli.integer(1), required=True, metavar="K", help="the K-th batch of runs, from 1")
     options = of.parse_args(argv)
     try:
         sections = grid.parse_sections(options.section)
         seeds = grid.parse_seeds(options.seeds) if options.seeds else None
     except ValueError as error:
         of.error(str(error))
-    if options.diffusions:
-        failed = solve(grid.diffusions_of(sections))
-    else:
-        there = batches(grid.runs_of(sections, seeds))
-        if options.batch > len(there):
-            of.error(f"argument --batch: {options.batch} is not allowed: there are {len(there)}")
-        failed = perform(there[options.batch - 1])
-    if failed:
+    there = batches(grid.runs_of(sections, seeds))
+    if options.batch > len(there):
+        of.error(f"argument --batch: {options.batch} is not allowed: there are {len(there)}")
+    if perform(there[options.batch - 1]):
         raise SystemExit(1)
 
 

@@ -211,7 +211,7 @@ def test_the_figure_of_both_limits_draws_them_on_one_scale(tiny_results, monkeyp
             where = np.searchsorted(record["distance_epochs"].numpy(), line.get_xdata())
             np.testing.assert_array_equal(line.get_ydata(), record["distance_projected"].numpy()[where])
         (apart,) = (line for line in plain.lines if line.get_linestyle() == "--")
-        expected = study.between_limits(apart.get_xdata() * grid.TIME_SCALE, TINY_EPOCHS)
+        expected = study.between_limits(apart.get_xdata() * grid.TIME_SCALE, runs[0])
         np.testing.assert_array_equal(apart.get_ydata(), expected)
         assert expected[-1] > 1e-3
 
@@ -285,6 +285,34 @@ def test_every_layout_is_used_and_there():
 def test_an_unknown_figure_is_refused():
     with pytest.raises(ValueError, match="figure 'x': there are"):
         circle.publish("x")
+    with pytest.raises(
+        ValueError, match="figure 'convolution_density' is one of section appendix-b: here are those of"
+    ):
+        circle.publish("convolution_density")  # its layout has the name of one here
+
+
+def test_lines_may_be_told_apart_by_anything(tiny_results, monkeypatch):
+    """A property of runs that has no symbol and no colours of its own."""
+    monkeypatch.setenv("VARPRO_RESULTS", str(tiny_results))
+    runs = [grid.Run(experiment, width=32, epochs=TINY_EPOCHS) for experiment in (grid.BIASED, grid.UNBIASED)]
+    spec = grid.Figure("mine", "distances", runs, by="experiment")
+    legend = circle.distances(spec, [0]).legends[0]
+    assert [text.get_text() for text in legend.get_texts()][:2] == [grid.BIASED, grid.UNBIASED]
+
+
+def test_both_limits_are_those_of_the_teacher(tmp_path, monkeypatch):
+    """Of another gamma and time step the two are another distance apart."""
+    monkeypatch.setenv("VARPRO_RESULTS", str(tmp_path))
+    run = grid.Run(grid.UNBIASED, gamma=10.0, epochs=8, options=(("time_scale", 0.5),))
+    assert panels.limits_entry(run) == []
+    for name, density in (("diffusion", torch.ones(2, 16)), ("projected", torch.arange(32.0).reshape(2, 16) + 1)):
+        angles = torch.linspace(-3, 3, 16, dtype=torch.float64)
+        contents = {"snapshot_epochs": torch.tensor([0, 8]), "grid": angles, "density": density.double() / 16}
+        results.save(run.limit(name).path, contents)
+    assert [label for label, _ in panels.limits_entry(run)] == ["the two limits from each other"]
+    apart = study.between_limits([0.0, 4.0, 5.0], run)
+    assert apart[0] > apart[1] > 0
+    assert math.isnan(apart[2])
 
 
 def test_the_state_that_a_way_has_reached():

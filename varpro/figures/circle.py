@@ -14,7 +14,7 @@ from varpro.figures.panels import PUBLISHED_LOOK, TEACHER_LOOK
 from varpro.figures.publish import Publisher
 from varpro.paper import grid, published, records
 
-publish = Publisher()
+publish = Publisher("6.1")
 
 # VarPro lies on two-timescale descent for large lambda: broad and pale below, thin dashes above, both stay visible.
 _ALGORITHMS = {
@@ -148,13 +148,13 @@ def distances_to_limits(spec: grid.Figure, seeds: Sequence[int] | None) -> Figur
     rows = {"width": [run for run in spec.runs if run.lmbda == usual.lmbda]}
     rows["lmbda"] = [run for run in spec.runs if run.width == usual.width]
     quantities = ["distance_teacher", *(f"distance_{limit}" for limit in panels.TO_LIMIT)]
-    more = [(panels.LIMITS_APART, TEACHER_LOOK)]
     with panels.style():
         figure = Figure(figsize=(10.5, 7))
         for part, (by, runs) in zip(figure.subfigures(2, 1), rows.items(), strict=True):
             own = replace(spec, runs=runs, by=by)
+            more = panels.limits_entry(runs[0])
             _, plain, _ = panels.fill_row(part, own, seeds, quantities, quantities[:1], more=more, sharey=True)
-            panels.limits_apart(plain, runs[0].epochs)
+            panels.limits_apart(plain, runs[0])
             plain.set_ylabel(panels.TO_LIMIT["diffusion"])
     return figure
 

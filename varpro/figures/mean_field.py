@@ -15,16 +15,8 @@ from varpro.figures.panels import Line, Table
 from varpro.figures.publish import Publisher, requested_seeds
 from varpro.paper import grid, records, study
 
-publish = Publisher()
+publish = Publisher("mean-field")
 
-_SYMBOLS = {
-    "ratio": r"\eta_u / \eta_w",
-    "width": "M",
-    "lmbda": r"\lambda",
-    "samples": "N",
-    "time_scale": "h",
-    "outer_rate": "R",
-}
 _TIME = "time $t$ (epochs times $h$)"
 _MARKERS = ("o", "s", "^")
 _DISTANCE = "energy distance"
@@ -124,20 +116,20 @@ def _against(
         bars = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1, "capsize": 2}
         axes.errorbar(x, means, spread, label=label, **bars)
     axes.set_xscale("log", base=10 if by == "lmbda" else 2)
-    axes.set(yscale="log", xlabel=f"${_SYMBOLS[by]}$")
+    axes.set(yscale="log", xlabel=f"${panels.SYMBOLS[by]}$")
     if axes.lines:
-        title = f"slopes from {_label(by, low)} to {_label(by, high)}" if fitted and high < math.inf else None
+        to = f" to {_label(by, high)}" if high < math.inf else ""
+        title = f"slopes from {_label(by, low)}{to}" if fitted else None
         axes.legend(title=title)
     _readable(axes)
 
 
 def _label(by: str, value: float) -> str:
     """``$N = 2^{10}$``, ``$\\lambda = 10^{-3}$``."""
-    if by in ("lmbda", "outer_rate"):
-        text = panels.power(value) if by == "lmbda" else f"{value:g}"
-    else:
-        text = panels.number(value) if math.isinf(value) else f"2^{{{round(math.log2(value))}}}"
-    return f"${_SYMBOLS[by]} = {text}$"
+    text = panels.power(value) if by == "lmbda" else panels.number(value)
+    if by != "outer_rate" and not math.isinf(value) and math.log2(value).is_integer():
+        text = f"2^{{{math.log2(value):.0f}}}"
+    return f"${panels.SYMBOLS[by]} = {text}$"
 
 
 def _note(run: grid.Run, by: str, lines: Sequence[Line]) -> str:
@@ -165,12 +157,12 @@ def ladder(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
             for rung, colour in zip(rungs, tints, strict=True):
                 if at_hand[rung.run]:
                     _over_time(axes, Line(rung.run, at_hand[rung.run], colour), rung.limit)
-            panels.limits_apart(axes, spec.runs[0].epochs, 1 / grid.TIME_SCALE)
+            panels.limits_apart(axes, spec.runs[0], 1 / grid.TIME_SCALE)
             axes.set(title=f"$\\lambda = {panels.power(lmbda)}$")
             _times(axes)
         figure.axes[0].set(ylabel=_DISTANCE)
         entries = [(rung.label, {"color": colour}) for rung, colour in zip(rungs, tints, strict=True)]
-        entries += [(panels.LIMITS_APART, panels.TEACHER_LOOK)]
+        entries += panels.limits_entry(spec.runs[0])
         panels.legend(
             figure,
             entries,

@@ -13,16 +13,8 @@ from varpro.figures.panels import TEACHER_LOOK
 from varpro.figures.publish import Publisher
 from varpro.paper import arrivals, grid, records
 
-publish = Publisher()
+publish = Publisher("optimizers")
 
-_LOOKS = {  # colours of Okabe and Ito, told apart without colour vision
-    grid.GRADIENT_DESCENT: {"color": "0.25"},
-    "momentum": {"color": "#E69F00"},
-    "lbfgs": {"color": "#009E73"},
-    "lm": {"color": "#0072B2"},
-    "continuation": {"color": "#CC79A7"},
-}
-_MARKERS = dict(zip(_LOOKS, "osD^v", strict=True))
 _QUANTITIES = {"risk": "risk", "distance": "distance to the teacher"}
 _COSTS = {"evaluations": "evaluations (inner solves)", "seconds": "seconds"}
 _REFERENCE_LOOK = {"color": "0.55", "linewidth": 0.8, "linestyle": (0, (1, 2))}
@@ -40,7 +32,7 @@ def _legend(
     figure: Figure, spec: grid.Figure, shown: Sequence[arrivals.Trials], last: dict, statistic: str = "median"
 ) -> None:
     methods = [name for name in grid.METHODS if any(each.run.method == name for each in shown)]
-    entries = [(grid.METHODS[name].label, _LOOKS[name]) for name in methods]
+    entries = [(grid.METHODS[name].label, {"color": grid.METHODS[name].colour}) for name in methods]
     seeds = [tuple(each.ways) for each in shown]
     note = panels.seed_note(seeds, band=statistic == "median", statistic=statistic)
     data = ", infinite data" if all(math.isinf(run.samples) for run in spec.runs) else ""
@@ -81,7 +73,7 @@ def _race_line(axes: Axes, each: arrivals.Trials, quantity: str, unit: float) ->
         return
     ways = list(each.ways.values())
     costs, values = reached(ways, quantity)
-    panels.banded(axes, unit * costs, values, centre=np.median, **_LOOKS[each.run.method])
+    panels.banded(axes, unit * costs, values, centre=np.median, color=grid.METHODS[each.run.method].colour)
     if each.run.method == grid.GRADIENT_DESCENT:
         axes.axhline(np.median(each.last(quantity)), **_REFERENCE_LOOK)
 
@@ -133,13 +125,14 @@ def _arrival_line(axes: Axes, own: Sequence[arrivals.Trials], by: str, mark: tup
     found = [each for each in found if each[1]]
     if not found:
         return
-    look, marker = _LOOKS[own[0].run.method], _MARKERS[own[0].run.method]
+    method = grid.METHODS[own[0].run.method]
+    look = {"color": method.colour}
     places, medians = [place for place, *_ in found], [np.median(there) for _, there, _ in found]
     axes.plot(places, medians, **look)
     for place, there, seeds in found:
         fill = look["color"] if len(there) == seeds else "white"
         axes.plot([place, place], [min(there), max(there)], linewidth=0.9, **look)
-        axes.plot(place, np.median(there), marker=marker, markersize=5, markerfacecolor=fill, **look)
+        axes.plot(place, np.median(there), marker=method.marker, markersize=5, markerfacecolor=fill, **look)
 
 
 # --- features -----------------------------------------------------------------------------------------------------
@@ -157,7 +150,7 @@ def features(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
             own = [each for each in shown if each.run.gamma == gamma]
             for each in own:
                 learned, teacher = records.last_densities(each.run, list(each.ways))
-                look = {"linewidth": 1.1, **_LOOKS[each.run.method]}
+                look = {"linewidth": 1.1, "color": grid.METHODS[each.run.method].colour}
                 above.plot(records.CIRCLE, learned, **look)
                 below.plot(records.CIRCLE, learned - teacher, **look)
                 if each is own[-1]:

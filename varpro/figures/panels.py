@@ -40,7 +40,7 @@ STYLE = {
     "ytick.labelsize": 8,
     "pdf.fonttype": 42,  # text stays text
 }
-# Perceptually uniform and readable without colour vision, from light to dark: (map, first, last).
+# Perceptually uniform and readable without colour vision, from light to dark: (map, first, last); the first for others.
 _COLOUR_MAPS = {
     "width": ("viridis", 0.88, 0.0),
     "lmbda": ("plasma", 0.82, 0.05),
@@ -52,7 +52,6 @@ _COLOUR_MAPS = {
     "time_scale": ("magma", 0.8, 0.1),
     "outer_rate": ("plasma", 0.82, 0.05),
 }
-LIMITS_APART = "the two limits from each other"
 DENSITY_EPOCHS = (0, 100, 1000, 5000, 10000)  # at which densities are drawn, as published
 _BAND = 0.12  # the opacity of a band
 TEACHER_LOOK = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.1}
@@ -66,7 +65,16 @@ QUANTITIES = {
     "distance_projected": TO_LIMIT["projected"],
 }
 COMPARED = ("loss", "distance_teacher", "distance_diffusion")  # those of the published figures
-_SYMBOLS = {"width": "M", "lmbda": r"\lambda", "gamma": r"\gamma"}  # of parameters, in mathtext
+SYMBOLS = {  # of parameters, in mathtext
+    "width": "M",
+    "lmbda": r"\lambda",
+    "gamma": r"\gamma",
+    "samples": "N",
+    "time_scale": "h",
+    "outer_rate": "R",
+    "ratio": r"\eta_u / \eta_w",
+}
+_FIXED = ("width", "lmbda", "gamma")  # that a note states
 
 
 def style() -> AbstractContextManager:
@@ -75,8 +83,8 @@ def style() -> AbstractContextManager:
 
 
 def colours(parameter: str, count: int) -> list[tuple]:
-    """``count`` colours for increasing values of a parameter of :data:`_COLOUR_MAPS`, light to dark."""
-    name, first, last = _COLOUR_MAPS[parameter]
+    """``count`` colours for increasing values of a parameter, light to dark."""
+    name, first, last = _COLOUR_MAPS.get(parameter, _COLOUR_MAPS["width"])
     return list(matplotlib.colormaps[name](np.linspace(first, last, count)))
 
 
@@ -144,7 +152,7 @@ def fixed_note(spec: grid.Figure) -> str:
     """What is the same in all runs of a figure."""
     runs = spec.runs
     parts = ["biased" if runs[0].biased else "unbiased"] if len({run.biased for run in runs}) == 1 else []
-    for name in _SYMBOLS:
+    for name in _FIXED:
         if name != spec.by and len({getattr(run, name) for run in runs}) == 1:
             parts.append(_label(name, getattr(runs[0], name)))
     return ", ".join(parts)
@@ -153,7 +161,9 @@ def fixed_note(spec: grid.Figure) -> str:
 def _label(name: str, value: float | str) -> str:
     if name == "activation":
         return RADIAL_KERNELS[value or LAPLACE.name].label
-    return f"${_SYMBOLS[name]} = {power(value) if name == 'lmbda' else number(value)}$"
+    if name not in SYMBOLS:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"${SYMBOLS[name]} = {power(value) if name == 'lmbda' else number(value)}$"
 
 
 def number(value: float) -> str:
@@ -270,14 +280,20 @@ def fill_row(
     return list(cells)
 
 
-def limits_apart(axes: Axes, epochs: int, unit: float = 1.0) -> None:
-    """The distance of the plain from the projected diffusion, without any network, where both are at hand.
+def limits_entry(run: grid.Run) -> list[tuple[str, dict]]:
+    """The legend entry for :func:`limits_apart`, where both limits are at hand."""
+    both = all(run.limit(name).path.exists() for name in TO_LIMIT)
+    return [("the two limits from each other", TEACHER_LOOK)] if both else []
 
-    ``unit`` is what a unit of the horizontal axis is, in epochs.
+
+def limits_apart(axes: Axes, run: grid.Run, unit: float = 1.0) -> None:
+    """The distance of the plain from the projected diffusion that ``run`` is compared with, without any network.
+
+    Nothing where one of them is not at hand. ``unit`` is what a unit of the horizontal axis is, in epochs.
     """
-    if all(grid.Diffusion(epochs=epochs, limit=name).path.exists() for name in TO_LIMIT):
-        shown = np.unique(np.geomspace(1, 1000, 150).astype(int)) / 1000 * epochs  # snapshots: without steps between
-        axes.plot(shown / unit, study.between_limits(shown * grid.TIME_SCALE, epochs), **TEACHER_LOOK)
+    if limits_entry(run):
+        shown = np.unique(np.geomspace(1, 1000, 150).astype(int)) / 1000 * run.epochs  # snapshots: no steps between
+        axes.plot(shown / unit, study.between_limits(shown * run.time_scale, run), **TEACHER_LOOK)
 
 
 def risks(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:

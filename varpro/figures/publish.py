@@ -19,13 +19,14 @@ Layout = Callable[[grid.Figure, Sequence[int] | None], Figure | Film]
 
 
 class Publisher:
-    """The figures of one part of the paper: call it with a name to draw, write and return one.
+    """The figures of some ``sections`` of the grid: call it with a name to draw, write and return one.
 
     Its layouts draw; each is a function ``layout(spec, seeds)`` that is registered by the decorator :meth:`layout`
     and named in the grid. ``seeds`` are those asked for, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *sections: str) -> None:
+        self.sections = sections
         self._layouts: dict[str, Layout] = {}
 
     def layout(self, draw: Layout) -> Layout:
@@ -37,9 +38,15 @@ class Publisher:
         """Draw the figure ``name`` from the results at hand, write its file and return it for display.
 
         Prints a line on what is missing. What is there is drawn; None where that is not enough. Raises ValueError where
-        there is no such figure.
+        there is no such figure in these sections.
         """
         section, spec = grid.find(name)
+        if section not in self.sections:
+            raise ValueError(
+                f"figure {name!r} is one of section {section}: here are those of {', '.join(self.sections)}"
+            )
+        if spec.layout not in self._layouts:
+            raise ValueError(f"figure {name!r}: there is no layout {spec.layout!r}, only {', '.join(self._layouts)}")
         seeds = requested_seeds()
         lack = missing(section, spec, seeds)
         if lack:

@@ -13,7 +13,7 @@ from varpro.figures.publish import Publisher, requested_seeds
 from varpro.paper import fidelity, grid, published, records
 from varpro.paper.grid import ResNetRun
 
-publish = Publisher()
+publish = Publisher("resnets", "resnets-start", "resnets-cifar10")
 
 _TITLES = {
     "varprom": "VarProM",
@@ -22,6 +22,7 @@ _TITLES = {
     "varpro-running": "varpro-running, not in the paper",
 }
 _TINTS = {"varprom": "#D55E00", "sgdm": "#0072B2", "shampoo": "#009E73", "varpro-running": "0.1"}  # Okabe and Ito's
+_OTHER_TINT = "#CC79A7"
 _THEIRS = {"linestyle": (0, (1, 1)), "linewidth": 1.1}  # a published curve in the colour of ours
 _SHOWN = {"cifar10": (0.6, 0.95), "digits": (0.5, 1.0)}  # test accuracy
 
@@ -83,7 +84,7 @@ def start(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         figure = Figure(figsize=(10.5, 3.6))
         accuracy, loss = figure.subplots(1, 2, width_ratios=(3, 2))
         for run in spec.runs:
-            colour = _TINTS[run.optimizer]
+            colour = _TINTS.get(run.optimizer, _OTHER_TINT)
             accuracy_panel(accuracy, run, at_hand[run], colour, {"color": colour, **_THEIRS})
             if at_hand[run]:
                 loss_panel(loss, run, at_hand[run], colour)
@@ -92,7 +93,10 @@ def start(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
         panels.readable_logarithm(loss)
         for axes in (accuracy, loss):
             axes.set_xlim(0, spec.runs[0].passes)
-        entries = [(_TITLES[run.optimizer], {"color": _TINTS[run.optimizer]}) for run in spec.runs]
+        entries = [
+            (_TITLES.get(run.optimizer, run.optimizer), {"color": _TINTS.get(run.optimizer, _OTHER_TINT)})
+            for run in spec.runs
+        ]
         entries.append(("published, a single run", {"color": "0.4", **_THEIRS}))
         note = f"batch size {spec.runs[0].batch_size}; {panels.seed_note(at_hand.values())}"
         panels.legend(figure, entries, note)
@@ -114,7 +118,10 @@ def _panels(spec: grid.Figure, seeds: Sequence[int] | None, panel: Callable, lab
                 if (run.optimizer, run.variant) == (optimizer, variant) and (at_hand[run] or theirs):
                     panel(axes, run, at_hand[run], tints[run.batch_size])
             name = "2018 paper" if variant == "gupta" else variant
-            axes.set(title=_TITLES[optimizer] + (f" ({name})" if variant else ""), xlabel="passes over the data")
+            axes.set(
+                title=_TITLES.get(optimizer, optimizer) + (f" ({name})" if variant else ""),
+                xlabel="passes over the data",
+            )
             axes.set_xlim(0, runs[0].passes)
         cells[0].set_ylabel(label)
         entries = [(f"batch size {size}", {"color": colour}) for size, colour in tints.items()]

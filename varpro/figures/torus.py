@@ -22,7 +22,7 @@ from varpro.figures.publish import Publisher
 from varpro.paper import grid, records
 from varpro.problem import drawn_problem
 
-publish = Publisher()
+publish = Publisher("appendix-b")
 
 SMOOTHING = 0.08  # scale of the Gaussian that stands for a neuron in a density; the torus is 4 wide
 _CELLS = 80  # of a density image along each coordinate

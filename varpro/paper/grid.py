@@ -117,20 +117,24 @@ class Diffusion:
 
 @dataclass(frozen=True)
 class Method:
-    """A way of training: its name as shown, its iterations at most, and the options that choose it."""
+    """A way of training: its name as shown, its iterations at most, the look of its lines and markers, and the options
+    that choose it."""
 
     label: str
     iterations: int
+    colour: str
+    marker: str
     options: tuple[tuple[str, float | str], ...] = ()
 
 
 GRADIENT_DESCENT = ""  # the paper's own method
-METHODS = {
-    GRADIENT_DESCENT: Method("gradient descent", FULL_EPOCHS),
-    "momentum": Method("momentum", 3000, (("optimizer", "momentum"),)),
-    "lbfgs": Method("L-BFGS", 500, (("optimizer", "lbfgs"),)),
-    "lm": Method("Levenberg-Marquardt", 100, (("optimizer", "lm"),)),
-    "continuation": Method("Levenberg-Marquardt from lambda 0.1", 100, (("optimizer", "lm"), ("continuation", 0.1))),
+_CONTINUED = (("optimizer", "lm"), ("continuation", 0.1))
+METHODS = {  # colours of Okabe and Ito, told apart without colour vision
+    GRADIENT_DESCENT: Method("gradient descent", FULL_EPOCHS, "0.25", "o"),
+    "momentum": Method("momentum", 3000, "#E69F00", "s", (("optimizer", "momentum"),)),
+    "lbfgs": Method("L-BFGS", 500, "#009E73", "D", (("optimizer", "lbfgs"),)),
+    "lm": Method("Levenberg-Marquardt", 100, "#0072B2", "^", (("optimizer", "lm"),)),
+    "continuation": Method("Levenberg-Marquardt from lambda 0.1", 100, "#CC79A7", "v", _CONTINUED),
 }
 
 

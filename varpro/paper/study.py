@@ -66,10 +66,11 @@ def gap(one: States, other: States, time: float) -> float:
     return measures[0].energy_distance(measures[1])
 
 
-def between_limits(times: Sequence[float], epochs: int) -> np.ndarray:
-    """Energy distances (times,) of the projected diffusion from the plain one, as solved for ``epochs``; nan after."""
-    contents = [results.load(grid.Diffusion(epochs=epochs, limit=name).path) for name in ("diffusion", "projected")]
-    ends = contents[0]["snapshot_epochs"].numpy() * grid.TIME_SCALE
+def between_limits(times: Sequence[float], run: grid.Run) -> np.ndarray:
+    """Energy distances (times,) of the projected diffusion from the plain one, both as ``run`` is compared with them;
+    nan after its end."""
+    contents = [results.load(run.limit(name).path) for name in grid.BOTH_LIMITS]
+    ends = contents[0]["snapshot_epochs"].numpy() * run.time_scale
 
     def at(time: float) -> float:
         if time > ends[-1] * (1 + 1e-9):
@@ -192,8 +193,8 @@ def answer(seeds: Sequence[int] | None = None) -> str:
     ``seeds`` are those at hand by default. "" where results are lacking or end too early.
     """
     at_hand = records.at_hand(_ladder(), seeds)
-    limits = [grid.Diffusion(epochs=grid.EPOCHS, limit=name) for name in ("diffusion", "projected")]
-    if not all(at_hand.values()) or not all(limit.path.exists() for limit in limits):
+    paper = _ladder().runs[0]
+    if not all(at_hand.values()) or not all(paper.limit(name).path.exists() for name in grid.BOTH_LIMITS):
         return ""
     if min(ANSWER_TIMES) > grid.EPOCHS * grid.TIME_SCALE:
         return ""
@@ -202,7 +203,7 @@ def answer(seeds: Sequence[int] | None = None) -> str:
         values = climb(lmbda, at_hand, ANSWER_TIMES)
         there = np.isfinite(values[0])
         times = [time for time, good in zip(ANSWER_TIMES, there, strict=True) if good]
-        values, apart = values[:, there], between_limits(times, grid.EPOCHS)
+        values, apart = values[:, there], between_limits(times, paper)
         averaged = grid.ranges(at_hand[ladder(lmbda)[0].run])
         lines += [f"Width {grid.WIDEST}, lambda {lmbda:g}, mean over seeds {averaged}:", ""]
         header = ["distance of the features", *(f"t = {time:g}" for time in times)]

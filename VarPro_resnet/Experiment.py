@@ -51,9 +51,11 @@ def step(network: ResNet20, options: Namespace) -> Descent:
         return RunningVarPro(network, descent, memory=options.memory, **shared)
     if options.optimizer == "sgdm":
         descent = SGD(network.parameters(), rate, options.momentum)
-    else:
+    elif options.optimizer == "shampoo":
         variant, every = options.shampoo_variant, options.update_every
         descent = Shampoo(network.parameters(), rate, options.momentum, 1e-4, every, variant)
+    else:
+        raise NotImplementedError(f"a step of {options.optimizer!r}")
     return Descent(network, descent, **shared)
 
 

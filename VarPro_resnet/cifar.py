@@ -179,8 +179,14 @@ def _cifar10(folder: Path, download: bool, report: Report) -> Images:
     unpacked, and of each batch and the label names before they are unpickled, with those of the official files: this
     check is what makes it safe.
     """
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
+    try:
+        from torchvision.datasets import CIFAR10
+        from torchvision.datasets.utils import check_integrity
+    except ImportError:
+        raise ResultError(
+            "--dataset cifar10: the archive is read by the package torchvision: pip install torchvision; class folders "
+            "need none"
+        ) from None
 
     source = type("CIFAR10", (CIFAR10,), {"url": os.environ.get(MIRROR) or CIFAR10.url})
     archive = folder / source.filename
@@ -231,7 +237,12 @@ def _digits() -> Images:
 
     Always split in the same way, 1500 for training and 297 for testing. A mirrored digit is no digit: no flips.
     """
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ResultError(
+            "--dataset digits: they come with the package scikit-learn: pip install scikit-learn"
+        ) from None
 
     digits = load_digits()
     small = torch.from_numpy(digits.images)[:, None] * (255 / 16)

@@ -187,10 +187,13 @@ class _Tables:
 
     def parts(self) -> tuple[dict[str, _Part], list[str]]:
         parts = {name: self._part(paths) for name, paths in self.paths.items()}
-        labels = [label for part in parts.values() for label in part.labels]
-        if not all(part.names for part in parts.values()) or min(labels) < 0 or max(labels) < 1:
-            raise ResultError(f"{self.folder}: its tables need images in both parts, with labels 0, 1, ... ")
-        return parts, [str(label) for label in range(max(labels) + 1)]
+        train, test = (set(parts[name].labels) for name in PARTS)
+        if not test or len(train) < 2 or train != set(range(len(train))) or not test <= train:
+            raise ResultError(
+                f"{self.folder}: its tables need images in both parts, the training one with all labels 0, 1, ..., "
+                "k - 1, k >= 2, and the test one with no others"
+            )
+        return parts, list(map(str, sorted(train)))
 
     @staticmethod
     def _part(paths: Sequence[Path]) -> _Part:

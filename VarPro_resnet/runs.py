@@ -4,13 +4,12 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from itertools import chain
 from pathlib import Path
 
 import torch
 
-from varpro import cli, image_files, names, results
+from varpro import cli, image_files, installed_version, names, results
 from varpro.runs.bookkeeping import Checkpoint, StopSignals, already_there, once
 from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
@@ -31,6 +30,7 @@ _NAMED = (  # in the file name where they are not the default
     "momentum",
     "final_epochs",
     *chain(*_OWN.values()),
+    "average",
     "mixed_precision",
     "tf32",
     "dtype",
@@ -160,6 +160,14 @@ def add_training(to: argparse.ArgumentParser, *, batch_size: int, epochs: int, f
         default=final_epochs,
         metavar="F",
         help="passes after these, at half the rate",
+    )
+    group.add_argument(
+        "--average",
+        type=cli.passes,
+        default=0.0,
+        metavar="P",
+        help="test, and keep in the end, the mean of the network over about the last P passes, with weights that "
+        "decay; the steps are those without it (default: 0, the network as it is)",
     )
 
 
@@ -294,6 +302,7 @@ def _perform(run: ReadyRun, step: Descent, options: argparse.Namespace) -> None:
             checkpoint=checkpoint,
             signals=signals,
             resume=options.resume,
+            average=options.average,
             progress=options.progress,
             label=label,
             report=partial(_say, config),
@@ -372,7 +381,7 @@ def _contents(run: ReadyRun, record: Record, checkpoint: Checkpoint) -> dict:
         "elapsed_time": record.elapsed,
         "images_per_second": run.plan.passes * run.plan.images / record.elapsed,  # tests included in the time
         "provenance": results.provenance(run.config["device"])
-        | {"torchvision": metadata.version("torchvision"), "threads": " ".join(map(str, record.threads))},
+        | {"torchvision": installed_version("torchvision"), "threads": " ".join(map(str, record.threads))},
     }
 
 
@@ -396,6 +405,8 @@ def _config(options: argparse.Namespace, seed: int, images: cifar.Images | None)
     if options.dataset == "images":
         config |= {"data": images.digest[:_DIGITS], "flips": options.flips}
     config |= {name: getattr(options, name) for name in _OWN.get(options.optimizer, ())}
+    if options.average:
+        config["average"] = options.average
     return config
 
 

@@ -15,7 +15,6 @@ single updates by up to a hundredth, float64 ones by a millionth (the rounding o
 """
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from typing import Any
 
 import torch
 
-from varpro.threads import one_torch_thread
+from varpro.threads import available_cores, one_torch_thread
 
 VARIANTS = ("torch_optimizer", "gupta")
 
@@ -210,7 +209,8 @@ def roots_on_host(matrices: torch.Tensor, powers: torch.Tensor, inverse: bool, e
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count())
+    # the number of threads of tensor operations is one of each thread: those of a pool do not take over the caller's
+    return ThreadPoolExecutor(available_cores(), initializer=torch.set_num_threads, initargs=(1,))
 
 
 def _roots(matrices: torch.Tensor, powers: torch.Tensor, inverse: bool, epsilon: float) -> torch.Tensor:

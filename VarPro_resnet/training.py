@@ -21,11 +21,12 @@ from torch import nn
 from tqdm import tqdm
 
 from varpro import ridge
-from varpro.cli import UsageError, duration
+from varpro.cli import Stopped, UsageError, duration
 from varpro.loss import VarProLoss
 from varpro.runs.bookkeeping import Checkpoint, Report, StopSignals
 from varpro.threads import ThreadChoice, torch_threads
 from VarPro_resnet import cifar
+from VarPro_resnet.polyak import PolyakAverage
 from VarPro_resnet.replay import Replay, replayable
 from VarPro_resnet.resnet import ResNet20
 
@@ -123,6 +124,7 @@ class Descent:
 class VarPro(Descent):
     """Descent in the features only, at outer weights that ``criterion`` solves for and keeps in the network.
 
+    ``rule`` is what the criterion does with older mini-batches: its ``averaging`` or its ``memory``.
     The step is along dL/dtheta of the mini-batch with u held fixed (:class:`varpro.loss.VarProLoss`).
     """
 
@@ -135,11 +137,11 @@ class VarPro(Descent):
         lmbda: float,
         *,
         mixed_precision: bool = False,
-        **memory: float,
+        **rule: float,
     ) -> None:
         super().__init__(network, optimizer, lmbda, mixed_precision=mixed_precision)
         network.readout.requires_grad_(False)
-        self.criterion = VarProLoss(lmbda, _CENTRE, outer=network.outer, **memory)  # updates the network's own u
+        self.criterion = VarProLoss(lmbda, _CENTRE, outer=network.outer, **rule)  # updates the network's own u
 
     def check(self) -> None:
         """Raise FloatingPointError where a ridge system was not positive definite."""
@@ -240,6 +242,10 @@ class Plan:
         """Those before the rate is halved."""
         return self.epochs * self.steps_per_pass
 
+    def memory(self, passes: float) -> float:
+        """The m of a mean with weights m^age over steps that holds about the last ``passes``: 1 / (1 - m) steps."""
+        return 1 - 1 / max(1.0, passes * self.steps_per_pass)
+
     def factor(self, number: int) -> float:
         """On the learning rate in pass ``number``, counted from 0."""
         return 1.0 if number < self.epochs else 0.5
@@ -313,6 +319,7 @@ def train(
     label: str = "training",
     report: Report | None = None,
     replay: bool | None = None,
+    average: float = 0.0,
     earlier: Callable[[int], Mapping[str, Any] | None] = lambda step: None,
 ) -> Record:
     """Train ``step.network`` through ``plan`` on ``images``, which are where the network is.
@@ -330,11 +337,14 @@ def train(
     ``replay`` is whether steps go through buffers that stay where they are, as captured graphs on CUDA
     (:mod:`VarPro_resnet.replay`); None is on CUDA where :func:`VarPro_resnet.replay.replayable` allows it.
 
+    With ``average``, in passes, what is tested, and what ``step.network`` is in the end, is its average over about the
+    last so many (:mod:`VarPro_resnet.polyak`); the steps are those without it.
+
     ``report`` receives lines for the user, with the cost of the run unless ``progress`` shows it. Raises
     FloatingPointError with the pass and the step where the loss stops being finite, at the end of that pass; Stopped
     after a signal, with the state in the checkpoint; UsageError where a state is none of this network.
     """
-    run = _Run(step, images, plan, seed, memory_format, label, replay)
+    run = _Run(step, images, plan, seed, memory_format, label, replay, average)
     state = checkpoint.restore() if checkpoint is not None and resume else None
     if resume:
         state = earlier(0 if state is None else state["step"]) or state
@@ -347,24 +357,25 @@ def train(
         if checkpoint is not None:
             checkpoint.write(run.state())
 
-    def pause() -> None:
-        signals.check(keep)
-
     watch = _Watch(run, None if progress else report)
     stopping = StopSignals() if signals is None else nullcontext(signals)
     bar = tqdm(total=plan.steps, initial=run.step, desc=label, unit="step", disable=not progress)
     with bar, arithmetic(tf32=tf32), torch_threads(run.share(threads, report)), stopping as signals:
-        run.test(pause)
-        while run.step < plan.steps:
-            for _ in run.steps_of_pass():
-                bar.update()
-                watch.look()
-                if checkpoint is not None:
-                    checkpoint.offer(run.state)
-                pause()
-            run.test(pause)
-            if progress:
-                bar.set_postfix(loss=f"{run.last_loss:.4g}", accuracy=f"{run.last_accuracy:.3f}")
+        try:
+            run.test(signals.check)
+            while run.step < plan.steps:
+                for _ in run.steps_of_pass():
+                    bar.update()
+                    watch.look()
+                    if checkpoint is not None:
+                        checkpoint.offer(run.state)
+                    signals.check()
+                run.test(signals.check)
+                if progress:
+                    bar.set_postfix(loss=f"{run.last_loss:.4g}", accuracy=f"{run.last_accuracy:.3f}")
+        except Stopped:
+            keep()
+            raise
     return run.record()
 
 
@@ -380,6 +391,7 @@ class _Run:
         memory_format: torch.memory_format,
         label: str,
         replay: bool | None,
+        average: float = 0.0,
     ) -> None:
         self.take_step, self.images, self.plan, self.label = step, images, plan, label
         self.network = step.network.train().to(memory_format=memory_format)
@@ -395,6 +407,7 @@ class _Run:
         if replay is None:
             replay = weights.device.type == "cuda" and replayable(step)
         self.replay = Replay(step, self.losses, plan.batch_size) if replay else None
+        self.average = PolyakAverage(self.network, plan.memory(average)) if average else None
         self.accuracies = torch.full((plan.passes + 1,), math.nan, dtype=torch.float64)
         self.rates = torch.full((plan.passes,), math.nan, dtype=torch.float64)
         self.full_rate: dict[str, Any] | None = None
@@ -430,9 +443,10 @@ class _Run:
         trial, choice = copy.deepcopy(self.take_step), ThreadChoice()
         for _ in range(3):  # one to warm up, one trial each
             threads, steps = choice.plan(available, _TRIAL_STEPS)
-            begin = time.perf_counter()
             try:
                 with torch_threads(threads):
+                    trial(images, targets)  # what these threads do once
+                    begin = time.perf_counter()
                     for _ in range(steps):
                         trial(images, targets)
             except FloatingPointError:
@@ -471,13 +485,22 @@ class _Run:
                 self.losses[self.step] = self.take_step(images, targets)
         except FloatingPointError as error:
             self._check_losses()
-            raise FloatingPointError(f"{self._place(self.step)}: {error}; try a smaller --time_scale") from None
+            raise FloatingPointError(f"{self._place(self.step)}: {_with_remedy(error)}") from None
+        if self.average is not None:
+            self.average.update()
         self.step += 1
 
     def _end_pass(self) -> None:
-        self._check_losses()
-        self.take_step.check()
+        self._check()
         self.pass_start = self.generator.get_state()
+
+    def _check(self) -> None:
+        """Raise FloatingPointError where a step so far has failed; what it says itself says more than its loss."""
+        try:
+            self.take_step.check()
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{self._place(self.step - 1)} or before: {_with_remedy(error)}") from None
+        self._check_losses()
 
     def _check_losses(self) -> None:
         bad = torch.nonzero(~torch.isfinite(self.losses[: self.step]))
@@ -492,26 +515,31 @@ class _Run:
     def test(self, pause: Callable[[], None]) -> None:
         """Test the network before its first step and after every pass, where that is still to be done.
 
-        ``pause`` is called between batches; the state is then that of before the test.
+        ``pause`` is called between batches; where it raises, the state is that of before the test.
         """
         if self.tests > self.step // self.plan.steps_per_pass:
             return
         _wait(self.losses.device)
         begin = time.perf_counter()
-        try:
-            self.take_step.before_test(self._samples(pause))
-        except FloatingPointError as error:
-            raise FloatingPointError(
-                f"{self.label}: test after {self.tests} passes: {error}; try a smaller --time_scale"
-            ) from None
-        self.accuracies[self.tests] = accuracy(self.network, self.test_images, self.images.test_labels, pause)
+        with nullcontext() if self.average is None else self.average.in_place():
+            tested = self._accuracy(pause)
+        self.accuracies[self.tests] = tested
         self.tests += 1
         self.testing += time.perf_counter() - begin
 
+    def _accuracy(self, pause: Callable[[], None]) -> float:
+        try:
+            self.take_step.before_test(self._samples(pause))
+        except FloatingPointError as error:
+            where = f"{self.label}: test after {self.tests} passes"
+            raise FloatingPointError(f"{where}: {_with_remedy(error)}") from None
+        return accuracy(self.network, self.test_images, self.images.test_labels, pause)
+
     def _samples(self, pause: Callable[[], None]) -> Iterator[Batch]:
-        """Some thousand training images as they are, the same ones every time, with targets; evenly from all of them,
-        since they may be sorted by class."""
-        spread = slice(None, None, math.ceil(self.plan.images / _SAMPLES))
+        """Some thousand training images as they are, the same ones every time, with targets; evenly from all classes,
+        in whatever order they come."""
+        by_class = self.images.train_labels.argsort(stable=True)
+        spread = by_class[:: math.ceil(self.plan.images / _SAMPLES)]
         images, targets = self.images.train[spread], self.targets[spread]
         for part, answers in zip(images.split(_TEST_BATCH), targets.split(_TEST_BATCH), strict=True):
             pause()
@@ -526,21 +554,24 @@ class _Run:
         return self._state() | {"full_rate": self.full_rate}
 
     def _state(self) -> dict[str, Any]:
-        self._check_losses()
-        self.take_step.check()
+        self._check()
         begun = math.ceil(self.step / self.plan.steps_per_pass)
-        return {
-            "network": self.network.state_dict(),
-            "training": self.take_step.state_dict(),
-            "pass_start": self.pass_start,  # state of the generator when the pass at hand began
-            "step": self.step,
-            "loss": self.losses[: self.step],
-            "accuracy": self.accuracies[: self.tests],
-            "learning_rate": self.rates[:begun],
-            "testing": self.testing,
-            "elapsed": self.seconds(),
-            "threads": self.threads,
-        }
+        average = {} if self.average is None else {"average": self.average.state_dict()}
+        return (
+            average
+            | {
+                "network": self.network.state_dict(),
+                "training": self.take_step.state_dict(),
+                "pass_start": self.pass_start,  # state of the generator when the pass at hand began
+                "step": self.step,
+                "loss": self.losses[: self.step],
+                "accuracy": self.accuracies[: self.tests],
+                "learning_rate": self.rates[:begun],
+                "testing": self.testing,
+                "elapsed": self.seconds(),
+                "threads": self.threads,
+            }
+        )
 
     def _keep_full_rate(self) -> None:
         if self.step == self.plan.full_rate_steps:
@@ -554,6 +585,8 @@ class _Run:
         try:
             self.network.load_state_dict(state["network"])
             self.take_step.load_state_dict(state["training"])
+            if self.average is not None:
+                self.average.load_state_dict(state["average"])
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0].rstrip(": ")
             raise UsageError(
@@ -569,6 +602,8 @@ class _Run:
 
     def record(self) -> Record:
         self._keep_full_rate()
+        if self.average is not None:
+            self.average.swap()
         return Record(self.losses.cpu(), self.accuracies, self.rates, self.threads, self.full_rate, self.seconds())
 
 
@@ -599,6 +634,7 @@ class _Watch:
         tests = run.testing / run.tests * (plan.passes + 1 - run.tests)
         left = seconds_per_step * (plan.steps - run.step) + tests
         states = [2 * [run.network.state_dict()], run.take_step.state_dict()]  # at the end, and after the full rate
+        states += [] if run.average is None else [run.average.state_dict()]
         size = _bytes(states) + 8 * (plan.steps + plan.full_rate_steps)
         rate = plan.images / (plan.steps_per_pass * seconds_per_step)
         return f"{rate:.0f} images/s, about {duration(left)} to go; the result will take {size / 1e6:.2g} MB"
@@ -631,6 +667,11 @@ def _bytes(value: Any) -> int:
     if isinstance(value, Mapping):
         value = value.values()
     return sum(map(_bytes, value)) if isinstance(value, Iterable) and not isinstance(value, str) else 0
+
+
+def _with_remedy(error: FloatingPointError) -> str:
+    """What the error says, with what may be tried where it does not say that itself."""
+    return str(error) if "; use " in str(error) else f"{error}; try a smaller --time_scale"
 
 
 def _wait(device: torch.device) -> None:

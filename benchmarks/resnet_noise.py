@@ -1,7 +1,8 @@
-"""Where the noise of stochastic VarPro comes from: test accuracy after every pass, read in four ways.
+"""Where the noise of stochastic VarPro comes from: test accuracy after every pass, read in six ways.
 
 The same network is tested as it is, with outer weights that are solved for anew from features of training images in
-evaluation mode, with batch-norm statistics taken anew, and with both; the training does not notice. What is shown for
+evaluation mode, with batch-norm statistics taken anew, and with both; then its average over the last passes, as it is
+and with outer weights anew. The training does not notice. What is shown for
 each variant is the mean over the last passes and, as the noise, the largest reading less the smallest
 (docs/stochastic_varpro.md).
 
@@ -13,7 +14,8 @@ each variant is the mean over the last passes and, as the noise, the largest rea
 
 import argparse
 import copy
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,17 +25,18 @@ from torch import nn
 from torch.optim import SGD
 
 from benchmarks import measure
-from varpro import image_files, ridge
+from varpro import cli, image_files, ridge
 from varpro.loss import VarProLoss
 from varpro.paper.tables import markdown
 from varpro.threads import keep_freed_memory
 from VarPro_resnet import cifar
 from VarPro_resnet.cifar import Images
+from VarPro_resnet.polyak import PolyakAverage
 from VarPro_resnet.resnet import WIDTH, ResNet20
 from VarPro_resnet.training import Batch, Descent, Plan, VarPro, accuracy, train
 
 LMBDA, TIME_SCALE = 1e-3, 1e-3
-READINGS = ("as it is", "u anew", "statistics anew", "both anew")
+READINGS = ("as it is", "u anew", "statistics anew", "both anew", "average", "average, u anew")
 
 
 class ProximalVarPro(Descent):
@@ -94,6 +97,7 @@ class Watch:
 
     network: ResNet20
     images: Images
+    average: PolyakAverage
     skipped: int = 0
     memory_format: torch.memory_format = torch.channels_last
     readings: list[list[float]] = field(default_factory=list)  # in the order of READINGS, of every test
@@ -110,7 +114,12 @@ class Watch:
         self.network.load_state_dict(state)
         self._take_statistics(batches)
         statistics = self._accuracy()
-        self.readings.append([before, fitted, statistics, self._fitted(batches)])
+        both = self._fitted(batches)
+        averages = copy.deepcopy(self.average.state_dict())
+        with self.average.in_place():
+            averaged = self._accuracy()
+            self.readings.append([before, fitted, statistics, both, averaged, self._fitted(batches)])
+        self.average.load_state_dict(averages)
         self.network.load_state_dict(state)
         self.network.train()
 
@@ -140,15 +149,29 @@ class Watch:
             norm.momentum = usual
 
 
-def readings(images: Images, variant: str, plan: Plan, last: int, seed: int, *, mixed_precision: bool) -> torch.Tensor:
-    """Accuracies (last, 4) after each of the ``last`` passes of one run."""
+def readings(
+    images: Images, variant: str, plan: Plan, last: int, seed: int, *, average: float, mixed_precision: bool
+) -> torch.Tensor:
+    """Accuracies (last, 6) after each of the ``last`` passes of one run; ``average`` is in passes."""
     torch.manual_seed(seed)
-    network = ResNet20(images.classes)
+    network = ResNet20(images.classes).to(memory_format=torch.channels_last)
     step = VARIANTS[variant](network, mixed_precision=mixed_precision)
-    step.before_test = Watch(network, images, skipped=1 + plan.passes - last)
+    mean = PolyakAverage(network, plan.memory(average))
+    step.descend = partial(_averaging, step.descend, mean)
+    step.before_test = Watch(network, images, mean, skipped=1 + plan.passes - last)
     threads = torch.get_num_threads()
-    train(step, images, plan, seed=seed, threads=threads, label=f"{variant}, seed {seed}", progress=True)
+    label = f"{variant}, seed {seed}"
+    record = train(step, images, plan, seed=seed, threads=threads, label=label, progress=sys.stderr.isatty())
+    on_the_way = ", ".join(f"{number}: {value:.3f}" for number, value in enumerate(record.accuracy) if number % 10 == 0)
+    print(f"{label}: loss of the last pass {record.loss[-plan.steps_per_pass :].mean():.2g}; accuracy {on_the_way}")
     return torch.tensor(step.before_test.readings, dtype=torch.float64)
+
+
+def _averaging(descend: Callable[..., torch.Tensor], average: PolyakAverage, *arguments: torch.Tensor) -> torch.Tensor:
+    """A step that ``average`` takes in."""
+    loss = descend(*arguments)
+    average.update()
+    return loss
 
 
 def _evenly(size: int, count: int) -> torch.Tensor:
@@ -176,7 +199,8 @@ def row(variant: str, runs: list[torch.Tensor]) -> list[str]:
     return [variant, *(f"{mean:.3f} ({spread:.3f})" for mean, spread in zip(means, spreads, strict=True))]
 
 
-def main() -> None:
+@cli.command
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--data-dir", type=Path, help="CIFAR-10 (see VarPro_resnet/cifar.py); digits without it")
@@ -187,18 +211,22 @@ def main() -> None:
     options.add_argument("--last", type=int, default=5, help="passes over which means and spreads are taken")
     options.add_argument("--seed", type=int, nargs="+", default=[0, 1])
     options.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=COMPARED)
+    options.add_argument("--average", type=float, default=3.0, help="passes that the averaged network holds about")
     options.add_argument("--mixed_precision", action="store_true")
-    chosen = options.parse_args()
+    chosen = options.parse_args(argv)
+    final = chosen.passes // 5 if chosen.final is None else chosen.final
+    for name, value, least, most in (("last", chosen.last, 1, chosen.passes), ("final", final, 0, chosen.passes - 1)):
+        if not least <= value <= most:
+            raise cli.UsageError(f"--{name} {value} is not allowed: from {least} to {most} of --passes {chosen.passes}")
     images = cifar.load("cifar10", chosen.data_dir) if chosen.data_dir else cifar.load("digits", image_files.folder())
     if chosen.images:
         images = part(images, chosen.images)
     keep_freed_memory()
-    final = chosen.passes // 5 if chosen.final is None else chosen.final
     plan = Plan(len(images.train), chosen.batch_size, chosen.passes - final, final)
     print(measure.machine())
     rows = []
     for variant in chosen.variants:
-        rest = {"mixed_precision": chosen.mixed_precision}
+        rest = {"average": chosen.average, "mixed_precision": chosen.mixed_precision}
         rows.append(row(variant, [readings(images, variant, plan, chosen.last, seed, **rest) for seed in chosen.seed]))
         print(" | ".join(rows[-1]), flush=True)
     print(markdown(["variant", *READINGS], rows))

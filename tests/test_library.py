@@ -129,6 +129,11 @@ def test_reduced_risk_has_one_centre(centre):
         varpro.reduced_risk(torch.randn(20, 5), torch.randn(20, 1), 1e-2, centre)
 
 
+def test_reduced_risk_is_of_one_dtype():
+    with pytest.raises(ValueError, match=r"features of torch\.float32 with targets of torch\.float64 are not allowed"):
+        varpro.reduced_risk(torch.randn(20, 5), torch.randn(20, 1).double(), 1e-2)
+
+
 @pytest.mark.parametrize("broken", ["features", "targets"])
 def test_reduced_risk_of_numbers_that_are_not_finite(broken):
     tensors = {"features": torch.randn(20, 5), "targets": torch.randn(20, 1)}

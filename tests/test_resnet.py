@@ -22,6 +22,7 @@ from varpro.runs.bookkeeping import Checkpoint
 from varpro.threads import ThreadChoice
 from VarPro_resnet import cifar, runs, training
 from VarPro_resnet.Experiment import OPTIMIZERS, main
+from VarPro_resnet.polyak import PolyakAverage
 from VarPro_resnet.resnet import WIDTH, ResNet20
 from VarPro_resnet.shampoo import Shampoo
 from VarPro_resnet.training import Plan, VarProM, train
@@ -296,7 +297,7 @@ def killed_after(take: training.Descent, steps: int) -> training.Descent:
     "arguments", [["varprom"], ["varpro-running"], ["sgdm"], ["shampoo", "--update_every", "2", "--momentum", "0.5"]]
 )
 def test_a_run_killed_three_times_ends_with_the_same_bits(arguments, tmp_path):
-    """Killed in the middle of the first pass, between two passes, and in the pass at half the rate."""
+    """Killed in the middle of the first pass, between two passes, and in the pass at half the rate; its average too."""
     images, lines = tiny_images(), []
     checkpoint = always_kept(tmp_path / "run.checkpoint", {"optimizer": arguments[0]})
 
@@ -304,7 +305,7 @@ def test_a_run_killed_three_times_ends_with_the_same_bits(arguments, tmp_path):
         of = network(dtype=torch.float32)
         take = chosen_step(of, *arguments)
         take = take if steps is None else killed_after(take, steps)
-        return train(take, images, PLAN, seed=3, **keywords), of
+        return train(take, images, PLAN, seed=3, average=1.5, **keywords), of
 
     whole, expected = process(None)
     for steps, done in ((2, 2), (1, 3), (5, 8)):
@@ -348,7 +349,7 @@ def test_a_signal_in_a_test_does_not_wait_for_its_end(optimizer, passes, tmp_pat
 
     def process(**keywords):
         of = network(dtype=torch.float32)
-        return train(chosen_step(of, optimizer), images, PLAN, seed=3, threads=1, **keywords), of
+        return train(chosen_step(of, optimizer), images, PLAN, seed=3, threads=1, average=1.5, **keywords), of
 
     whole, expected = process()
     take, calls = chosen_step(network(dtype=torch.float32), optimizer), iter(range(passes))
@@ -362,7 +363,7 @@ def test_a_signal_in_a_test_does_not_wait_for_its_end(optimizer, passes, tmp_pat
 
     take.__class__ = Interrupted
     with pytest.raises(Stopped):
-        train(take, images, PLAN, seed=3, threads=1, checkpoint=checkpoint)
+        train(take, images, PLAN, seed=3, threads=1, average=1.5, checkpoint=checkpoint)
     kept = checkpoint.restore()
     assert kept["step"] == passes * PLAN.steps_per_pass
     assert len(kept["accuracy"]) == passes
@@ -459,7 +460,7 @@ def test_threads_are_chosen_once_and_kept(faster, tmp_path, monkeypatch):
 
         take.__class__ = Watched
         if steps is not None:
-            take = killed_after(take, steps + 3)  # those of the trial
+            take = killed_after(take, steps + 6)  # those of the trial: one that is timed, one before it
         keywords = {"checkpoint": checkpoint, "report": lines.append} | keywords
         record = train(take, tiny_images(8), plan, seed=0, threads=threads, **keywords)
         assert counts.now == 2  # as it was
@@ -470,7 +471,7 @@ def test_threads_are_chosen_once_and_kept(faster, tmp_path, monkeypatch):
     seen.clear()
     with pytest.raises(Killed):
         process(steps=3)
-    assert seen == [1, 2, 1, *[faster] * 3]
+    assert seen == [1, 1, 2, 2, 1, 1, *[faster] * 3]
     record, counts = process()
     assert (record.threads, counts.trials) == ([faster], [])
     assert torch.equal(record.loss, alone.loss)
@@ -516,7 +517,9 @@ def test_the_cost_on_a_gpu_is_that_of_its_own_clock_and_nobody_waits(monkeypatch
     monkeypatch.setattr(torch.cuda, "synchronize", None)
     lines = []
     there = SimpleNamespace(device=torch.device("cuda"))
-    run = SimpleNamespace(step=1, testing=0.0, tests=1, losses=there, plan=Plan(80, 8, 1, 0), network=network())
+    run = SimpleNamespace(
+        step=1, testing=0.0, tests=1, losses=there, plan=Plan(80, 8, 1, 0), network=network(), average=None
+    )
     run.take_step, run.replay = chosen_step(run.network, "sgdm"), SimpleNamespace(replays=[])
     watch = training._Watch(run, lines.append)
     watch.look()  # before the capture nothing is timed
@@ -587,7 +590,7 @@ def test_every_step_of_a_training_is_in_its_arithmetic(tf32, name):
 
 
 def test_a_test_is_one_of_all_images_and_u_before_it_of_images_from_everywhere(monkeypatch):
-    """In batches; training images may be sorted by class."""
+    """In batches; training images may be sorted by class, or come from one after the other in turn."""
     monkeypatch.setattr(training, "_TEST_BATCH", 7)
     monkeypatch.setattr(training, "_SAMPLES", 13)
     images, of = tiny_images(), network().eval()
@@ -598,9 +601,11 @@ def test_a_test_is_one_of_all_images_and_u_before_it_of_images_from_everywhere(m
     assert training.accuracy(of, shown, images.test_labels) == right
     run = training._Run(chosen_step(of, "sgdm"), images, PLAN, 0, torch.contiguous_format, "", None)
     parts = list(run._samples(lambda: None))
-    spread = images.train_labels[:: math.ceil(len(images.train_labels) / 13)]
     assert max(len(batch) for batch, _ in parts) <= 7
-    assert torch.equal(torch.cat([targets for _, targets in parts]).argmax(dim=1), spread)
+    stride = math.ceil(len(images.train_labels) / 13)
+    assert torch.equal(
+        torch.cat([targets for _, targets in parts]).argmax(dim=1), images.train_labels.sort()[0][::stride]
+    )
 
 
 def test_the_arithmetic_is_restored():
@@ -625,7 +630,7 @@ def test_who_watches_a_training_does_not_change_it(variant):
         of = ResNet20(CLASSES)
         take = resnet_noise.VARIANTS[variant](of)
         if watched:
-            take.before_test = resnet_noise.Watch(of, images)
+            take.before_test = resnet_noise.Watch(of, images, PolyakAverage(of, 0.5))
         else:
             take.before_test = lambda _: None
         record = train(take, images, PLAN, seed=0)
@@ -634,8 +639,69 @@ def test_who_watches_a_training_does_not_change_it(variant):
     assert torch.equal(*losses)
     assert all(map(torch.equal, networks[0].state_dict().values(), networks[1].state_dict().values()))
     readings = torch.tensor(take.before_test.readings)
-    assert readings.shape == (4, 4)
+    assert readings.shape == (4, 6)
     assert torch.equal(readings[:, 0].double(), record.accuracy.float().double())
+
+
+def test_readings_are_those_of_the_last_passes(capsys):
+    """The network before its first step is in none."""
+    found = resnet_noise.readings(tiny_images(), "SGDM", PLAN, 3, 0, average=1.0, mixed_precision=False)
+    assert found.shape == (3, 6)
+    shown = capsys.readouterr().out
+    assert shown.startswith("SGDM, seed 0: loss of the last pass ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--passes", "3", "--last", "4"], "--last 4 is not allowed: from 1 to 3 of --passes 3"),
+        (["--passes", "5", "--final", "5"], "--final 5 is not allowed: from 0 to 4 of --passes 5"),
+    ],
+)
+def test_passes_of_the_noise_benchmark_that_there_are_not(arguments, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        resnet_noise.main(arguments)
+    assert said in capsys.readouterr().err
+
+
+# --- the average of a network -------------------------------------------------------------------------------------
+
+
+def test_an_average_is_the_weighted_mean_of_the_states_so_far():
+    of = network()
+    average, states = PolyakAverage(of, 0.75), []
+    for number in range(4):
+        for tensor in of.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(number + 1.5)
+        average.update()
+        states.append(copy.deepcopy(of.state_dict()))
+    weights = torch.tensor([0.75**age for age in (3, 2, 1, 0)], dtype=torch.float64)
+    before = copy.deepcopy(of.state_dict())
+    with average.in_place():
+        for name, tensor in of.state_dict().items():
+            if tensor.is_floating_point():
+                expected = sum(w * state[name] for w, state in zip(weights / weights.sum(), states, strict=True))
+                torch.testing.assert_close(tensor, expected, rtol=SOLVE, atol=SOLVE)
+    assert all(map(torch.equal, of.state_dict().values(), before.values()))
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+def test_an_average_leaves_the_training_alone_and_is_what_is_tested(optimizer):
+    """Also of VarProM and the running one, whose outer weights the test solves for or the next step needs."""
+    runs_ = []
+    for average in (0.0, 1.0, 1e-6):
+        of = network(dtype=torch.float32)
+        record = train(chosen_step(of, optimizer), tiny_images(), PLAN, seed=0, average=average)
+        runs_.append((record, of))
+    (plain, last), (averaged, mean), (same, one) = runs_
+    assert torch.equal(plain.loss, averaged.loss)
+    assert torch.equal(plain.accuracy, same.accuracy)  # a memory of one step
+    assert all(map(torch.equal, last.state_dict().values(), one.state_dict().values()))
+    assert not torch.equal(last.features.conv.weight, mean.features.conv.weight)
+    images = tiny_images()
+    shown = cifar.normalise(images.test, images.mean, images.std)
+    assert training.accuracy(mean, shown, images.test_labels) == averaged.accuracy[-1]
 
 
 @pytest.mark.parametrize("weight", [0, 3.0])
@@ -708,6 +774,27 @@ def test_a_run_writes_what_the_definitions_say(tmp_path, capsys):
     test = cifar.normalise(images.test, images.mean, images.std)
     assert training.accuracy(of, test, images.test_labels) == found["accuracy"][-1]
     assert f"wrote {path}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("tiny_data")
+def test_an_averaged_run_has_a_name_of_its_own_and_goes_on_from_a_shorter_one(tmp_path, capsys):
+    arguments = ["--batch_size", "16", "--optimizer", "varpro-running", "--threads", "1"]
+    longer = [*arguments, "--epochs", "2", "--final_epochs", "1", "--average", "1.5"]
+    main([*arguments, "--epochs", "2", "--final_epochs", "1", "--output", str(tmp_path / "plain")])
+    main([*longer, "--output", str(tmp_path / "whole")])
+    main([*arguments, "--epochs", "1", "--final_epochs", "0", "--average", "1.5", "--output", str(tmp_path)])
+    capsys.readouterr()
+    main([*longer, "--output", str(tmp_path)])
+    assert "goes on after step 2 of 6" in capsys.readouterr().out
+    (path,) = (tmp_path / "whole").glob("*.pt")
+    assert "_average=1.5_" in path.name
+    whole, found = results.load(path), results.load(tmp_path / path.name)
+    plain = only_result(tmp_path / "plain")
+    assert equal(found, whole)
+    assert "average" not in plain["config"]
+    assert whole["config"] == plain["config"] | {"average": 1.5}
+    assert torch.equal(whole["loss"], plain["loss"])
+    assert not equal(whole["network"], plain["network"])
 
 
 @pytest.mark.parametrize(
@@ -926,6 +1013,7 @@ def test_what_a_longer_run_does_not_go_on_from(tmp_path, capsys):
         (["--data-dir", "x"], 2, "--data-dir: has no effect here; it goes with --dataset cifar10 or images"),
         (["--dataset", "images"], 2, "--dataset images: name their folder with --data-dir DIR"),
         (["--threads", "0"], 2, "--threads: '0' is not allowed: a whole number from 1 to 1024"),
+        (["--average", "-1"], 2, "argument --average: '-1' is not allowed: a number from 0 to 1e6"),
         (["--no-flips"], 2, "--flips: has no effect here; it goes with --dataset images"),
         (["--batch_size", "21"], 2, "--batch_size 21: digits has 20 images"),
         (["--seed", "1", "1"], 2, "names a seed twice"),

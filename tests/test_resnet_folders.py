@@ -314,6 +314,32 @@ def test_tables_of_hugging_face(column, tmp_path, monkeypatch):
         loaded(tmp_path / "set")
 
 
+@pytest.mark.parametrize(
+    ("train_labels", "test_labels"), [([0, 0], [1, 0]), ([0, 2], [0, 2]), ([0, 1], [0, 2]), ([0, 1], [])]
+)
+def test_tables_with_labels_that_are_no_classes(train_labels, test_labels, tmp_path):
+    """One class only, a gap, one that is never trained on, and no test."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (tmp_path / "set").mkdir()
+    for part, labels in (("train", train_labels), ("test", test_labels)):
+        rows = [{"bytes": encoded(drawn(number)), "path": None} for number in range(len(labels))]
+        columns = {"img": arrow.array(rows, arrow.struct({"bytes": arrow.binary(), "path": arrow.string()}))}
+        parquet.write_table(
+            arrow.table(columns | {"label": arrow.array(labels, arrow.int64())}), tmp_path / "set" / f"{part}.parquet"
+        )
+    with pytest.raises(ResultError, match=r"its tables need images in both parts, the training one with all labels"):
+        loaded(tmp_path / "set")
+
+
+@pytest.mark.parametrize(("dataset", "package"), [("digits", "sklearn.datasets"), ("cifar10", "torchvision.datasets")])
+def test_data_whose_package_is_not_there(dataset, package, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ResultError, match=r"^--dataset \w+: .*the package .*: pip install"):
+        cifar.load(dataset, tmp_path, download=False)
+
+
 def test_tables_without_pyarrow(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     write(tmp_path / "set" / "train.parquet", b"")

@@ -190,6 +190,14 @@ def time_scale(text: str) -> float:
     return value
 
 
+def passes(text: str) -> float:
+    """Parser of a number of passes over the data, not always whole: from 0 to 1e6."""
+    value = number(text)
+    if not 0 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: a number from 0 to 1e6")
+    return value
+
+
 def momentum(text: str) -> float:
     """Parser of a momentum: a number from 0 to below 1."""
     value = number(text)

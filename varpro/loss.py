@@ -59,7 +59,8 @@ class VarProLoss(nn.Module):
     M = 512). Below lmbda 1e-3 the residual of float32 features is float64 too: where N < M the features can fit the
     targets, the residual is of size lmbda, and what a float32 product leaves of the gradient is wrong by 4e-7 at 1e-3,
     2e-6 at 1e-4, 2e-4 at 1e-6 and 2 % at 1e-8 (N = 64, M = 512). ``dtype`` makes both what you like: float32 where
-    lmbda is 1e-2 and more on a GPU with slow float64.
+    lmbda is 1e-2 and more on a GPU with slow float64. The solve never uses TF32; the prediction and its gradient do
+    where ``torch.set_float32_matmul_precision`` allows it and the residual is float32.
 
     **State.** ``outer`` is a buffer: it is in ``state_dict``, which a fresh module loads, and moves with ``to``. It
     gets its shape at the first call, from the state that is loaded, or from ``outer``: a tensor (M, k) or (M,) to start
@@ -188,13 +189,13 @@ class VarProLoss(nn.Module):
     def _risk(self, features: torch.Tensor, targets: torch.Tensor, outer: torch.Tensor) -> torch.Tensor:
         with _full_precision(features):
             wide = torch.promote_types(features.dtype, torch.float32)
-            dtype = self._loss_dtype(wide)
+            dtype = self._loss_dtype(wide, features.device)
             return ridge.loss(features.to(dtype), targets.to(dtype), outer.to(dtype), self.lmbda, self.centre).to(wide)
 
     @torch.no_grad()
     def _solved(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The outer weights of this call in the dtype of the loss; ``outer`` is them."""
-        dtype = self._loss_dtype(torch.promote_types(features.dtype, torch.float32))
+        dtype = self._loss_dtype(torch.promote_types(features.dtype, torch.float32), features.device)
         solve_dtype = self._solve_dtype(features)
         columns = targets if targets.ndim == 2 else targets[:, None]
         few_threads = _few_threads(features, moments=self.memory > 0)
@@ -265,13 +266,13 @@ class VarProLoss(nn.Module):
     def _solve_dtype(self, features: torch.Tensor) -> torch.dtype:
         if self.dtype is not None:
             return self.dtype
-        return torch.float32 if features.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        return _widest(features.device)
 
-    def _loss_dtype(self, wide: torch.dtype) -> torch.dtype:
-        """That of residual and loss, for features that are ``wide``: float32 or float64."""
+    def _loss_dtype(self, wide: torch.dtype, device: torch.device) -> torch.dtype:
+        """That of residual and loss on ``device``, for features that are ``wide``: float32 or float64."""
         if self.dtype is not None:
             return torch.promote_types(wide, self.dtype)
-        return wide if self.lmbda >= _FLOAT32_LAMBDA else torch.float64
+        return wide if self.lmbda >= _FLOAT32_LAMBDA else _widest(device)
 
     # --- what comes in ---------------------------------------------------------------------------------------------
 
@@ -383,6 +384,11 @@ def _few_threads(features: torch.Tensor, *, moments: bool = False) -> Iterator[N
     small = features.device.type == "cpu" and products <= _SMALL
     with one_torch_thread() if small else nullcontext():
         yield
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    """Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _check_features(features: torch.Tensor) -> None:

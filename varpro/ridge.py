@@ -133,11 +133,14 @@ def reduced_risk(
     The scalar can be differentiated once in whatever the features depend on: u is solved for on detached features and
     then held fixed, which gives the exact gradient of the minimum (envelope theorem). A second derivative would lack
     the part that goes through u. Raises ValueError for other shapes, where ``lmbda`` is not above 0 and where
-    ``centre`` is not one number; FloatingPointError as :func:`solve` does, and where ``targets`` are not finite.
+    ``centre`` is not one number, and for two dtypes; FloatingPointError as :func:`solve` does, and where ``targets``
+    are not finite. All is computed in the dtype of the features: float64, or see :class:`varpro.loss.VarProLoss`.
     """
     if features.ndim != 2 or targets.ndim != 2 or len(features) != len(targets) or 0 in features.shape:
         shapes = f"features {tuple(features.shape)} with targets {tuple(targets.shape)}"
         raise ValueError(f"{shapes} are not allowed: (N, M) with (N, k), N, M >= 1")
+    if features.dtype != targets.dtype:
+        raise ValueError(f"features of {features.dtype} with targets of {targets.dtype} are not allowed: one dtype")
     check_lambda(lmbda)
     check_centre(centre)
     outer = solve(features.detach(), targets, lmbda, centre)

@@ -53,6 +53,11 @@ class ThreadChoice:
         self._cost[threads] = seconds / units
 
 
+def available_cores() -> int:
+    """Cores that this process may use; a cluster gives a job some of those of the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def memory() -> int:
     """Bytes of main memory that the machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

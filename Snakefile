@@ -11,6 +11,7 @@ files or none and keep what exists, so no job ever has to clean up after another
 
 import math
 import os
+import shutil
 import sys
 from glob import glob
 
@@ -46,6 +47,7 @@ WANTED = grid.runs_of(SECTIONS, SEEDS)
 NOTEBOOKS = grid.notebooks_of(SECTIONS)
 # by their names: what "all" is may change while a job waits
 CHOICE = ["--section", ",".join(SECTIONS), *(["--seeds", ",".join(map(str, SEEDS))] if SEEDS else [])]
+HAS_DEVICE = shutil.which("nvidia-smi") is not None
 PYTHON = sys.executable  # may hold spaces: ":q" below quotes
 
 
@@ -114,7 +116,11 @@ for number, batch in enumerate(work.batches(WANTED), 1):
         input: sorted({here(path) for run in batch for path in run.inputs})
         output: [update(here(run.path(seed))) for run, seeds in batch.items() for seed in seeds]
         # minutes: for a processor that is five times as slow as the reference
-        resources: mem_mb=max(map(cost.memory, batch)), runtime=10 + math.ceil(5 * spent / 60)
+        # ResNets take a GPU where there is one: profiles/default lets one at a time have it
+        resources:
+            mem_mb=max(map(cost.memory, batch)),
+            runtime=10 + math.ceil(5 * spent / 60),
+            device=int(HAS_DEVICE and any(cost.kind(run) == "resnet" for run in batch)),
         priority: math.ceil(spent)  # the longest first
         log: f"logs/runs_{NAME}_{number}.log"
         message: "\n".join(f"{run.experiment}, {run.parameters}, seeds {seeds}" for run, seeds in batch.items())

@@ -15,6 +15,7 @@ loading workers and PyTorch's own precision.
 """
 
 import argparse
+import copy
 import re
 import statistics
 import time
@@ -60,8 +61,7 @@ class Sizes:
     device: str
     samples: int
     widths: tuple[int, ...]  # the telling ones first, in case that time runs out
-    epochs: int  # of the solver on the CPU in a turn
-    captured: int  # epochs of those on the device
+    epochs: int  # of solvers in a turn
     warm_up: int  # epochs before the clock starts
     plain: int  # epochs, and steps, of plain loops in a turn
     images: int
@@ -70,8 +70,8 @@ class Sizes:
     rounds: int
 
 
-FULL = Sizes("cuda", 4096, (1024, 32, 512, 128), 320, 3200, 200, 32, 50_000, 128, ("float32", "bfloat16", "TF32"), 3)
-TRIAL = Sizes("cpu", 200, (8,), 8, 16, 8, 2, 20, 8, ("float32",), 1)
+FULL = Sizes("cuda", 4096, (1024, 32, 512, 128), 640, 200, 32, 50_000, 128, ("float32", "bfloat16", "TF32"), 3)
+TRIAL = Sizes("cpu", 200, (8,), 8, 8, 2, 20, 8, ("float32",), 1)
 
 
 # --- epochs on the torus -----------------------------------------------------------------------------------------
@@ -108,12 +108,12 @@ def _plain(problem: Problem, sizes: Sizes) -> Callable[[], None]:
     return run
 
 
-def _trained(solver: Solver, problem: Problem, sizes: Sizes, epochs: int) -> Callable[[], None]:
-    """Further ``epochs`` of ``solver``, from a state that has trained."""
+def _trained(solver: Solver, problem: Problem, sizes: Sizes) -> Callable[[], None]:
+    """``epochs`` of ``solver`` from a state that has trained: every turn, and every solver, the same ones."""
     weights = solver.own(problem.student)
     outer = solver.solve(weights)
     solver.advance(weights, outer, sizes.warm_up)
-    return lambda: solver.advance(weights, outer, epochs)
+    return lambda: solver.advance(copy.deepcopy(weights), copy.deepcopy(outer), sizes.epochs)
 
 
 def _graphs(problem: Problem, sizes: Sizes, dtype: torch.dtype, kind: type | None = None) -> GraphSolver:
@@ -163,10 +163,9 @@ def _epochs_row(width: int, sizes: Sizes) -> list[str]:
     solvers = {"cpu": TorusSolver("laplace", *data, *CONSTANTS), "best": best}
     if best.kind is not TensorEpoch:
         solvers["tensors"] = _graphs(problem, sizes, torch.float32, TensorEpoch)
-    epochs = {name: sizes.epochs if name == "cpu" else sizes.captured for name in solvers}
-    runs = {name: _trained(solver, problem, sizes, epochs[name]) for name, solver in solvers.items()}
+    runs = {name: _trained(solver, problem, sizes) for name, solver in solvers.items()}
     before = best.report()
-    actions = {name: _then_wait(run, epochs[name]) for name, run in runs.items()}
+    actions = {name: _then_wait(run, sizes.epochs) for name, run in runs.items()}
     actions["plain"] = _then_wait(_plain(problem, sizes), sizes.plain)
     seconds = measure.by_turns(actions, sizes.rounds, _wake)
     effort = {name: count - before[name] for name, count in best.report().items()}
@@ -179,7 +178,7 @@ def _epochs_row(width: int, sizes: Sizes) -> list[str]:
         f"{seconds['plain'] / fused:.1f}" if fused else "none",
         f"{effort['steps'] / effort['epochs']:.2f}",
         f"{effort['epochs'] / effort['factorisations']:.0f}" if effort["factorisations"] else "none",
-        f"{_waits(runs['best'], sizes.captured):.2f}",
+        f"{_waits(runs['best'], sizes.epochs):.2f}",
         f"{best.report()['worst_residual']:.1e}",
         *_deviations(problem, sizes),
     ]

@@ -87,7 +87,7 @@ class Study:
         student = TORUS.spread(width) if spread else TORUS.draws(0, SAMPLES, width, SAMPLES, GAMMA).student
         objective = Objective(self.features, lmbda, 1.0, TIME_SCALE, "ridge")
         problem = Problem(self.inputs, self.targets, student, None)
-        kind, device, dtype, _ = choose(objective, problem)
+        kind, device, dtype, _ = choose(objective, problem, device="cpu")
         descent = GradientDescent(kind.build(objective, problem, device=device, dtype=dtype, tf32=False), student)
         found = np.full((2, len(EPOCHS)), np.nan)
         for place, (epoch, following) in enumerate(pairwise((*EPOCHS, EPOCHS[-1]))):

@@ -544,14 +544,17 @@ def test_a_graph_for_every_number_of_steps(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @precisions
 @kernels
-def test_on_cuda_the_run_is_that_of_the_cpu(kernel, dtype, recwarn):
+def test_on_cuda_the_run_is_that_of_the_cpu(kernel, dtype):
+    """Both solve to round-off in float64: they make their preconditioners anew at other epochs."""
     inputs, targets, weights = drawn(kernel, 1000, 64)
     reference = solver(kernel, inputs, targets)
     problem = reference.problem
     data = problem.inputs.to("cuda", getattr(torch, dtype)), problem.targets.cuda()
     model = GraphSolver(problem.feature_map, *data, LMBDA, 1.0, TIME_SCALE)
+    if dtype == "float64":
+        model._tolerance = reference._tolerance = 1e-13
     w, cuda_w = torch.from_numpy(weights.copy()), torch.from_numpy(weights.copy()).cuda()
     losses, cuda_losses = (one.advance(v, one.solve(v), 50) for one, v in ((reference, w), (model, cuda_w)))
-    assert not recwarn.list  # captured
+    assert model._graphs  # captured
     np.testing.assert_allclose(cuda_losses, losses, rtol={"float32": FLOAT32, "float64": FOLLOWS}[dtype])
     assert wrap_torus(cuda_w.cpu() - w).abs().max() < {"float32": FLOAT32, "float64": FOLLOWS}[dtype]

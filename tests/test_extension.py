@@ -6,6 +6,7 @@ Draws, targets, solver, training, distances, result file and resumption, against
 import math
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ EXTENSIONS = [pytest.param(ReLUSphere(), id="domain"), pytest.param(LeakyCircle(
 UPDATES = pytest.mark.parametrize("outer_update", ["ridge", "gradient"])
 
 
-def script(features, centre, outer_update, domain=None, own=()):
+def script(features, centre, outer_update, domain=None, own=(), kind=float):
     """The ``main`` of an Experiment.py with these choices."""
 
     @cli.command
@@ -91,7 +92,7 @@ def script(features, centre, outer_update, domain=None, own=()):
         numbers = {"lmbda": 1e-2, "student_width": 1024, "gamma": 10.0, "samples": 4096, "teacher_width": 4096}
         add_problem(parser, domain or features.domain, **numbers)
         for name in own:
-            parser.add_argument(f"--{name}", type=float, default=0.5)
+            parser.add_argument(f"--{name}", type=kind, default=0.5)
         add_training(parser, epochs=32000, time_scale=2**-10)
         add_run(parser)
         options = cli.parse(parser, argv)
@@ -253,6 +254,13 @@ def test_an_option_of_a_scripts_own_tells_results_apart(tmp_path):
     found = {path.name: results.load(path)["config"]["scale"] for path in tmp_path.iterdir()}
     assert sorted(found.values()) == [0.3, 0.5]  # 0.5 is the default, and not in the name
     assert [name for name, scale in found.items() if scale == 0.3] == [name for name in found if "scale=0.3" in name]
+
+
+def test_an_own_option_that_could_not_be_read_again_is_refused(tmp_path):
+    main = script(LeakyCircle(), 1.0, "ridge", own=("scale",), kind=Path)
+    with pytest.raises(ValueError, match="the option 'scale' of one's own is no number and no text"):
+        main([*TINY, "--scale", "x", "--output", str(tmp_path / "new")], folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Misshapen(LeakyCircle):

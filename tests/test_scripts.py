@@ -20,6 +20,7 @@ from varpro.domains.circle import CIRCLE as CIRCLE_DOMAIN
 from varpro.domains.torus import TORUS as TORUS_DOMAIN
 from varpro.paper import grid
 from varpro.runs import experiment
+from varpro.runs.limits import LIMITS
 from VarPro_resnet.Experiment import parser as resnet_parser
 
 BIASED, UNBIASED, TWO_TIMESCALE = (f"{name}/Experiment.py" for name in (grid.BIASED, grid.UNBIASED, grid.TWO_TIMESCALE))
@@ -173,7 +174,7 @@ def test_finite_samples_of_the_law_itself(tmp_path):
         (
             "torus",
             ["--distances", "diffusion", "--gamma", "inf", "--teacher_width", "2"],
-            "--distances: goes with --gamma up to 10000",
+            "--distances diffusion: goes with --gamma up to 10000",
         ),
         (
             "torus",
@@ -220,6 +221,7 @@ def test_an_optimizer_lowers_the_risk_and_states_its_cost(script, name, tmp_path
     (path,) = tmp_path.iterdir()  # no diffusion was made
     assert f"optimizer={name}" in path.name
     found = results.load(path)
+    assert any(key.startswith("worst_") for key in found["inner_solves"])
     done = len(found["loss"])
     assert 0 < done <= 12
     assert found["snapshot_epochs"].tolist() == list(range(done + 1))
@@ -340,11 +342,19 @@ def test_own_data_start_as_the_script_does(data, tmp_path, capsys):
         assert "--seed: several have no effect here, where nothing is drawn" in capsys.readouterr().err
 
 
-def test_a_teacher_too_sharp_for_the_grid_of_the_limit_trains_without_it(tmp_path):
+def test_a_teacher_too_sharp_for_the_grid_of_the_limit_trains_without_it(tmp_path, capsys):
     run(TORUS, *TINY, "--gamma", "20000", "--output", str(tmp_path))
-    found = only_result(tmp_path)
+    assert "--distances diffusion: goes with --gamma up to 10000; that distance is not" in capsys.readouterr().out
+    (path,) = tmp_path.iterdir()  # no limit was made
+    found = results.load(path)
     assert "distance_teacher" in found
     assert "distance_diffusion" not in found
+
+
+def test_the_grid_knows_which_limits_can_be_had():
+    assert {(each.domain.name, each.name): each.most_gamma for each in LIMITS} == grid._MOST_GAMMA
+    assert grid.Run(grid.TORUS_UNBIASED, gamma=2e4).diffusions == ()
+    assert [each.limit for each in grid.Run(grid.MEAN_FIELD, gamma=2e4).diffusions] == ["diffusion"]
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------
@@ -545,10 +555,17 @@ def test_a_run_makes_the_diffusion_it_needs_once(tmp_path, capsys):
             ["--domain", "torus", "--limit", "projected"],
             "--limit projected: not on the torus; allowed there: diffusion",
         ),
+        (["--limit", "projected", "--grid_size", "65"], "--grid_size 65: grid_size must be even, not 65"),
+        (
+            ["--limit", "projected", "--gamma", "1e5"],
+            "--gamma 100000: the limit projected on the circle goes up to 10000",
+        ),
+        (["--domain", "torus", "--gamma", "inf"], "--gamma inf: the limit diffusion on the torus goes up to 10000"),
+        (["--domain", "torus", "--grid_size", "34"], "--grid_size 34: grid_size must be an odd number up to 15 times"),
     ],
 )
 def test_make_diffusion_refuses(arguments, line, tmp_path, capsys):
-    refuse("make_diffusion.py", *arguments, "--output", str(tmp_path))
+    refuse("make_diffusion.py", *arguments, "--output", str(tmp_path / "new"))
     assert line in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -638,7 +655,8 @@ def test_the_limit_experiment_names_every_choice_that_is_not_its_own(tmp_path):
     """The paper's choices are the defaults elsewhere and options here; both limits are measured."""
     plain = (*SMALL, "--output", str(tmp_path))
     run(MEAN_FIELD, *plain)
-    run(MEAN_FIELD, *plain, "--init", "quantile", "--distances", "diffusion", "projected")  # the same run
+    run(MEAN_FIELD, *plain, "--init", "quantile", "--distances", "projected", "diffusion")  # the same run
+    run(MEAN_FIELD, *plain, "--saving_step", "1")  # the usual one
     run(MEAN_FIELD, *plain, "--init", "random")
     run(MEAN_FIELD, *plain, "--distances", "diffusion")
     stem = "lambda=1e-06_width=8_gamma=100_epochs=4"
@@ -648,6 +666,14 @@ def test_the_limit_experiment_names_every_choice_that_is_not_its_own(tmp_path):
     assert {"distance_teacher", "distance_diffusion", "distance_projected"} <= found.keys()
     assert found["config"]["samples"] == found["config"]["teacher_width"] == math.inf
     assert "distance_projected" not in results.load(tmp_path / f"{stem}_distances=diffusion_seed=0.pt")
+
+
+def test_a_law_that_is_too_sharp_for_infinite_data_is_one_line(tmp_path, capsys):
+    refuse(
+        UNBIASED, *TINY[:4], "--samples", "inf", "--teacher_width", "inf", "--gamma", "1e8", "--output", str(tmp_path)
+    )
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "error: --samples inf: teacher: the density is too sharp or not smooth" in line
 
 
 def test_features_that_see_everything_need_samples(tmp_path, capsys):

@@ -139,6 +139,15 @@ def test_the_first_solver_that_computes_it_is_chosen(goal, problem, options, exp
     assert found.usual == (not options or found[:3] == choose.choose(goal, problem)[:3])
 
 
+def test_what_is_usual_is_the_same_beside_a_gpu(monkeypatch):
+    """There another solver is taken for features of one's own, and its results say so in their names."""
+    goal = objective(LeakySubclass())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = choose.choose(goal, CIRCLE)
+    assert (found.solver.name, found.device, found.usual) == ("cg", "cuda", False)
+    assert choose.choose(goal, CIRCLE, device="cpu").usual
+
+
 @pytest.mark.parametrize(
     ("goal", "options", "expected"),
     [

@@ -7,8 +7,10 @@ from numba import njit
 from problems import drawn, formula, relative_residual, system, wrap
 from tolerances import EXACT, EXPONENTIAL, FEATURE, FLOAT32, FOLLOWS, GRADIENT, OUTER, RESIDUAL, SOLVE, TRAJECTORY
 
-from varpro.features import RADIAL_KERNELS, RadialTorus
+from varpro.features import LAPLACE, RADIAL_KERNELS, RadialTorus
+from varpro.problem import drawn_problem
 from varpro.solvers import torus
+from varpro.solvers.base import Objective
 from varpro.solvers.dense import DenseSolver
 from varpro.solvers.torus import KERNELS, TorusSolver
 
@@ -210,6 +212,25 @@ def test_what_cannot_be_solved_is_an_error():
         TorusSolver("laplace", inputs, targets, LMBDA, 1.0, TIME_SCALE).solve(weights)
     with pytest.raises(ValueError, match="gauss"):
         TorusSolver("gauss", inputs, targets, LMBDA, 1.0, TIME_SCALE)
+
+
+@pytest.mark.parametrize(
+    ("samples", "lmbda", "said"),
+    [((8, 7), 1e-3, r"inputs \(8, 2\) with targets \(7,\) are not allowed"), ((8, 8), -1.0, "lmbda: -1.0 is not")],
+)
+def test_data_and_constants_that_are_none(samples, lmbda, said):
+    inputs, targets = np.zeros((samples[0], 2)), np.zeros(samples[1])
+    with pytest.raises(ValueError, match=said):
+        TorusSolver("laplace", inputs, targets, lmbda, 1.0, TIME_SCALE)
+
+
+def test_a_student_whose_matrices_do_not_fit_is_refused(monkeypatch):
+    features = RadialTorus(LAPLACE)
+    problem = drawn_problem(features, 0, 100, 40, 64, 100.0)
+    objective = Objective(features, LMBDA, 1.0, TIME_SCALE, "ridge")
+    assert TorusSolver.obstacle(objective, problem) == ""
+    monkeypatch.setattr(torus, "memory", lambda: 39**2 * torus._BYTES_A_PAIR)
+    assert "too large here for more than 39 neurons" in TorusSolver.obstacle(objective, problem)
 
 
 def test_where_no_sample_is_seen_the_outer_weights_are_those_of_the_penalty():

@@ -120,7 +120,7 @@ def say(line: str) -> None:
     """Print ``line`` at once. Where its reader has gone, work goes on and says nothing any more."""
     try:
         print(line, flush=True)
-    except BrokenPipeError:
+    except OSError:  # also a terminal that has closed, and a full disk
         _mute()
 
 

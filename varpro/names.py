@@ -34,6 +34,10 @@ _ORDER = (  # of what is stated where it is not the default; anything else comes
     "outer_rate",
     "init",
     "distances",
+    "continuation",
+    "flips",
+    "memory",
+    "average",
 )
 
 
@@ -77,6 +81,11 @@ def resnet(config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, 
 def without_length(name: str) -> str:
     """A file ``name`` without what it says about the number of epochs."""
     return re.sub(r"_(final_)?epochs=\d+", "", name)
+
+
+def limit_prefix(domain: str, name: str) -> str:
+    """What the file names of the limit ``name`` on ``domain`` begin with."""
+    return name if domain == "circle" else f"{domain}_{name}"
 
 
 def limit(prefix: str, config: Mapping[str, Any], changed: Mapping[str, Any] | None = None, name: str = "") -> str:

@@ -120,9 +120,7 @@ def solve_projected(
     sharp for the grid two nodes can meet (gamma = 1000 takes a grid_size of 512 or more).
     """
     check_numbers(time_scale, rtol)
-    check_grid_size(grid_size, 16)
-    if grid_size % 2:
-        raise ValueError(f"grid_size must be even, not {grid_size}")
+    check_cells(grid_size)
     epochs = checked_epochs(snapshot_epochs)
     if isinstance(teacher, int | float | np.number):
         check_gamma(teacher, MAX_GAMMA)
@@ -219,6 +217,13 @@ def _own_law(density: Density | np.ndarray, name: str, cells: int) -> _Law:
     _check_positive(values, name)
     first = np.array([np.mean(np.cos(fine) * values), np.mean(np.sin(fine) * values)]) * 2 * math.pi
     return law._replace(first=first)
+
+
+def check_cells(grid_size: int) -> None:
+    """Raises ValueError where there is no grid of so many cells: the flow is computed on half of a circle."""
+    check_grid_size(grid_size, 16)
+    if grid_size % 2:
+        raise ValueError(f"grid_size must be even, not {grid_size}")
 
 
 def _check_positive(values: np.ndarray, name: str) -> None:

@@ -45,6 +45,7 @@ TORUS_BIASED = "VarPro_convolution_2d"
 TORUS_UNBIASED = "VarPro_convolution_2d_unbiased"
 MEAN_FIELD = "Mean_field_limit"
 BOTH_LIMITS = ("diffusion", "projected")
+_MOST_GAMMA = {("circle", "diffusion"): 1e8, ("circle", "projected"): 1e4, ("torus", "diffusion"): 1e4}  # of limits
 
 
 @dataclass(frozen=True)
@@ -90,16 +91,13 @@ class Diffusion:
     def path(self) -> Path:
         """The file of this solution, whether it exists or not."""
         changed = {"time_scale": self.time_scale} if self.time_scale != TIME_SCALE else {}
-        return names.directory() / names.limit(self._prefix, {"gamma": self.gamma, "epochs": self.epochs}, changed)
+        prefix = names.limit_prefix(self.domain, self.limit)
+        return names.directory() / names.limit(prefix, {"gamma": self.gamma, "epochs": self.epochs}, changed)
 
     @property
     def label(self) -> str:
         """A name for jobs and log files."""
         return self.path.stem
-
-    @property
-    def _prefix(self) -> str:
-        return f"torus_{self.limit}" if self.domain == "torus" else self.limit
 
     script = "make_diffusion.py"
 
@@ -273,10 +271,11 @@ class Run:
 
     @property
     def diffusions(self) -> tuple[Diffusion, ...]:
-        """The limits that this run is compared with: at the time of gradient descent, if the teacher has a density."""
-        if math.isinf(self.gamma) or self.method != GRADIENT_DESCENT:
+        """The limits that this run is compared with: at the time of gradient descent, where they can be had."""
+        if self.method != GRADIENT_DESCENT:
             return ()
-        return tuple(self.limit(name) for name in self.option("distances", self.kind.limits))
+        limits = self.option("distances", self.kind.limits)
+        return tuple(self.limit(name) for name in limits if self.gamma <= _MOST_GAMMA[self.kind.domain, name])
 
     def limit(self, name: str) -> Diffusion:
         """The limit of that name towards this teacher, over the time of this run."""

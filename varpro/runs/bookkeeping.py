@@ -142,8 +142,8 @@ class StopSignals:
         self._restore()
 
     def _restore(self) -> None:
-        while self._usual:
-            number, action = self._usual.popitem()
+        usual, self._usual = self._usual, {}  # a signal may come in between, and call this
+        for number, action in usual.items():
             signal.signal(number, action)
 
 

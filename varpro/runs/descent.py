@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from varpro.optimizers.base import Optimizer
-from varpro.solvers.base import Array, Solver, merged
+from varpro.solvers.base import Array, Solver
 
 
 class Descent(ABC):
@@ -115,7 +115,7 @@ class Iterations(Descent):
         self.ending = self._optimizer.ending
 
     def report(self) -> dict[str, float]:
-        return merged(self._optimizer.solver.report(), self._optimizer.report())
+        return {**self._optimizer.solver.report(), **self._optimizer.report()}
 
     def cost(self) -> dict[str, float]:
         state = self._optimizer.state

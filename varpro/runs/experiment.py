@@ -21,7 +21,7 @@ from varpro.runs.bookkeeping import Checkpoint, StopSignals, already_there, once
 from varpro.runs.descent import Descent, GradientDescent, Iterations
 from varpro.runs.limits import Limit
 from varpro.runs.options import GRADIENT_DESCENT, INITS, OPTIMIZERS, chosen_schedule
-from varpro.runs.schedule import Schedule
+from varpro.runs.schedule import Schedule, schedule
 from varpro.runs.training import REMEDY, STATE_VERSION, Measurement, Training, train
 from varpro.solvers.base import Objective, Solver
 from varpro.solvers.choose import Choice, Refusal, choose
@@ -50,7 +50,7 @@ class Choices:
     features: FeatureMap
     centre: float  # c of the penalty (u - c)^2 / 2: 0 biased, 1 unbiased
     outer_update: str  # "ridge": u solves the inner problem at every epoch; "gradient": one step, rate lam M by default
-    limits: tuple[Limit, ...] = ()  # what the features can be compared with besides the teacher; the first one is
+    limits: tuple[Limit, ...] = ()  # what the features can be compared with besides the teacher; usual: the first one
     own: tuple[str, ...] = ()  # options of one script alone: results state them, in their names where they are changed
 
     def __post_init__(self) -> None:
@@ -109,16 +109,21 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
     if kind is not None and not kind.takes_time_scale and "time_scale" in options.given:
         able = [GRADIENT_DESCENT, *(name for name, other in OPTIMIZERS.items() if other.takes_time_scale)]
         raise cli.UsageError(f"--time_scale: has no effect here; it goes with --optimizer {', '.join(able)}")
+    for name in choices.own:
+        if not isinstance(getattr(options, name), bool | int | float | str):
+            raise ValueError(f"the option {name!r} of one's own is no number and no text: results could not be read")
+    limits = _limits(options, choices, tensors)
     if len(options.seed) > 1 and _nothing_is_drawn(options, tensors):
         raise cli.UsageError("--seed: several have no effect here, where nothing is drawn; allowed: one")
     wanted = []
+    ready = partial(_run, options, choices, folder, tensors, data_label, limits)
     for seed in options.seed:
-        run = _run(options, choices, folder, seed, tensors, data_label)
+        run = ready(seed)
         if not options.force and already_there(run.path, run.identity, partial(_say, run)):
             continue
         results.prepare(run.path)
-        wanted.append(run)
-    for run in wanted:
+        wanted.append(seed)
+    for run in map(ready, wanted):  # built anew: the data of all seeds together may not fit
         warning = run.choice.solver.warning(run.objective, run.choice.dtype)
         if warning:
             cli.warn(warning)
@@ -138,9 +143,10 @@ def _run(
     options: argparse.Namespace,
     choices: Choices,
     folder: Path,
-    seed: int,
     tensors: dict[str, Any] | None,
     data_label: str | None,
+    limits: tuple[Limit, ...],
+    seed: int,
 ) -> ShallowRun:
     outer_rate = options.outer_rate if "outer_rate" in options else 1.0
     plan = chosen_schedule(options)
@@ -185,7 +191,6 @@ def _run(
     if options.continuation is not None:
         config["continuation"] = options.continuation
     config |= {name: getattr(options, name) for name in choices.own}
-    limits = _limits(options, choices, tensors)
     if limits not in ((), choices.limits[:1]) or _is_changed(options, "distances"):
         config["distances"] = "+".join(limit.name for limit in limits) or "none"
     path = (options.output or names.directory(folder)) / _file_name(options, config, choices.own, usual=choice.usual)
@@ -207,7 +212,10 @@ def _perform(run: ShallowRun, progress: bool) -> None:
     seconds = kind.compilation(run.objective, run.problem, dtype)
     if seconds:
         cli.say(f"compiling the {kind.name} solver, once per machine: about {seconds} s")
-    solver = _solver(run, run.objective)
+    try:
+        solver = _solver(run, run.objective)
+    except ValueError as error:  # of a law
+        raise cli.UsageError(f"--samples {run.problem.samples:g}: {error}") from None
     descent = _descent(run, solver)
     with StopSignals() as signals:  # one that comes when the training is over waits for the result
         training = train(
@@ -318,7 +326,10 @@ def _contents(run: ShallowRun, training: Training) -> dict[str, Any]:
 
 
 def _limits(options: argparse.Namespace, choices: Choices, tensors: dict[str, Any] | None) -> tuple[Limit, ...]:
-    """The limits that the features are compared with: those asked for, else the script's own where they can be had."""
+    """The limits that the features are compared with: those asked for, else the script's own where they can be had.
+
+    Says a line where one of the latter cannot for the sake of gamma.
+    """
     asked = "distances" in options and "distances" in options.given
     chosen = options.distances if "distances" in options else [limit.name for limit in choices.limits[:1]]
     if len(set(chosen)) < len(chosen):
@@ -329,11 +340,18 @@ def _limits(options: argparse.Namespace, choices: Choices, tensors: dict[str, An
         obstacle = "has no effect with --data, whose teacher has no known limit"
     elif options.optimizer != GRADIENT_DESCENT:
         obstacle = "goes with --optimizer gd, whose time is that of the limits"
-    elif any(options.gamma > limit.most_gamma for limit in wanted):
-        obstacle = f"goes with --gamma up to {min(limit.most_gamma for limit in wanted):g}"
     if obstacle and asked and wanted:
         raise cli.UsageError(f"--distances: {obstacle}")
-    return () if obstacle else tuple(wanted)
+    if obstacle:
+        return ()
+    for limit in wanted:
+        if options.gamma > limit.most_gamma:
+            reason = f"--distances {limit.name}: goes with --gamma up to {limit.most_gamma:g}"
+            if asked:
+                raise cli.UsageError(reason)
+            if math.isfinite(options.gamma):
+                cli.say(f"{reason}; that distance is not measured here")
+    return tuple(limit for limit in wanted if options.gamma <= limit.most_gamma)
 
 
 def _measurement(run: ShallowRun) -> Measurement | None:
@@ -362,8 +380,16 @@ def _measurement(run: ShallowRun) -> Measurement | None:
 
 
 def _is_changed(options: argparse.Namespace, key: str) -> bool:
-    """Whether the option ``key`` was given, with another value than its default."""
-    return key in options.given and getattr(options, key) != options.defaults[key]
+    """Whether the option ``key`` was given, with a value that means something else than its default."""
+    if key not in options.given:
+        return False
+    value, usual = getattr(options, key), options.defaults[key]
+    if key == "saving_step":
+        kept, usually = (schedule(options.epochs, step).snapshot_epochs for step in (value, usual))
+        return not np.array_equal(kept, usually)
+    if key == "distances":  # in whatever order
+        value, usual = set(value), set(usual)
+    return value != usual
 
 
 def _file_name(options: argparse.Namespace, config: dict[str, Any], own: Sequence[str], *, usual: bool) -> str:

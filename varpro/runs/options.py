@@ -213,7 +213,11 @@ def add_diffusion(
         help=f"number of cells of the density grid, per axis (default: {', '.join(sizes)})",
     )
     group.add_argument(
-        "--saving_step", type=cli.integer(1), metavar="K", help="keep every K-th epoch (default: about 1000 in all)"
+        "--saving_step",
+        type=cli.integer(1),
+        metavar="K",
+        help="keep every K-th epoch (default: about 1000 in all); of more than 140 on the torus those that the others "
+        "follow from",
     )
 
 

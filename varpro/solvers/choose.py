@@ -26,7 +26,8 @@ class Refusal(Exception):
 
 
 class Choice(NamedTuple):
-    """A solver class with the device and the precision it will have; ``usual`` where they are those of ``auto``."""
+    """A solver class with the device and the precision it will have; ``usual`` where they are those of ``auto`` without
+    a GPU: what is left unsaid in the name of a result means the same on every machine."""
 
     solver: type[Solver[Any]]
     device: str
@@ -42,7 +43,7 @@ def choose(
     ``device`` is ``auto``, ``cpu`` or ``cuda``. Raises Refusal where none remains.
     """
     refused: dict[str, str] = {}
-    usual = next(_choices(objective, problem, "auto", "auto", None, refused), None)
+    usual = next(_choices(objective, problem, "auto", "cpu", None, refused), None)
     if usual is None:
         raise Refusal(_all(refused, problem))
     refused.clear()

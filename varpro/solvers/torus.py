@@ -30,8 +30,17 @@ from scipy.linalg import blas, lapack
 from varpro.compiled import FUSED, VECTORISED, compiled, in_cache, is_kept
 from varpro.features import LAPLACE, RAISED_COSINE, RadialTorus
 from varpro.problem import Problem
-from varpro.solvers.base import RESIDUAL, Objective, Reduced, Solver, unsolved, wide_student, with_least_ridge
-from varpro.threads import ThreadChoice, one_blas_thread
+from varpro.solvers.base import (
+    RESIDUAL,
+    Objective,
+    Reduced,
+    Solver,
+    check_constants,
+    unsolved,
+    wide_student,
+    with_least_ridge,
+)
+from varpro.threads import ThreadChoice, memory, one_blas_thread
 
 KERNELS = {kernel.name: kernel for kernel in (LAPLACE, RAISED_COSINE)}
 _BLOCK = 128  # samples per block; 1024 float32 neurons of a block fill 512 kB
@@ -40,6 +49,7 @@ _LINE = 64  # bytes of a cache line, and of the longest vector
 _TILE = 32  # neurons whose features are summed in the precision of the features before float64 takes over
 _STEPS = 40  # conjugate-gradient steps before the solve is made anew
 _MEMORY = 8  # epochs over which the number of steps is averaged
+_BYTES_A_PAIR = 36  # of neurons, at most: the preconditioner, and what it is made of
 _SERIAL = 1 << 18  # features (N M) up to which threads cost more than they gain
 _MET, _STALE, _MISSED = 0, 1, 2  # how the compiled epochs ended: all done, a new preconditioner pays, solve missed
 _SOLVES, _STEPS_TAKEN, _FACTORISATIONS, _EXACT = 0, 1, 2, 3  # places in the counts: in all ...
@@ -617,8 +627,11 @@ class TorusSolver(Solver[np.ndarray]):
     ) -> None:
         if kernel not in KERNELS:
             raise ValueError(f"kernel: {kernel!r} is not allowed: {' or '.join(KERNELS)}")
+        check_constants(lmbda, centre, "ridge")
         self.dtype = dtype
-        inputs, targets = np.asarray(inputs, np.float64), np.asarray(targets, np.float64).reshape(-1)
+        inputs, targets = np.asarray(inputs, np.float64), np.asarray(targets, np.float64)
+        if inputs.ndim != 2 or inputs.shape[1] != 2 or targets.shape != inputs.shape[:1]:
+            raise ValueError(f"inputs {inputs.shape} with targets {targets.shape} are not allowed: (N, 2) with (N,)")
         self.samples = Samples(_blocked(inputs.T, dtype), _blocked(targets[None], np.float64)[0], len(inputs))
         self.laplace = kernel == LAPLACE.name
         self.lmbda, self.centre, self.time_scale = float(lmbda), float(centre), float(time_scale)
@@ -634,7 +647,10 @@ class TorusSolver(Solver[np.ndarray]):
             return f"is compiled for the kernels {' and '.join(KERNELS)} on the torus, not for {features.name}"
         if objective.outer_update != "ridge":
             return "computes VarPro, not two-timescale descent"
-        return "takes targets with one output" if problem.targets.shape[1] > 1 else ""
+        if problem.targets.shape[1] > 1:
+            return "takes targets with one output"
+        most = math.isqrt(memory() // _BYTES_A_PAIR)
+        return f"keeps matrices of M x M, too large here for more than {most} neurons" * (len(problem.student) > most)
 
     @classmethod
     def drawback(cls, objective: Objective, problem: Problem) -> str:

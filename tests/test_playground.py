@@ -1,6 +1,7 @@
 """The playground: its trainings, and its widgets without a browser."""
 
 import math
+from dataclasses import replace
 
 import nbformat
 import numpy as np
@@ -9,7 +10,9 @@ from conftest import ROOT
 from tolerances import EXACT, SOLVE
 
 from varpro.distances import CircleMeasure
-from varpro.features import ReLUCircle
+from varpro.domains.base import Draws
+from varpro.domains.circle import Circle
+from varpro.features import LAPLACE, RadialTorus, ReLUCircle, SquaredReLUCircle
 from varpro.figures import playground
 from varpro.figures.playground import Playground, Setting, kept_epochs, train
 from varpro.problem import drawn_problem
@@ -58,7 +61,11 @@ def test_kept_epochs(last):
     assert (np.diff(kept) > 0).all()
 
 
-def test_a_slider_moves_and_the_picture_changes():
+def test_a_slider_moves_and_the_picture_changes(monkeypatch):
+    """Drawn once each; the time that a training took, which the picture states, is no difference."""
+    monkeypatch.setattr(playground, "_spoken", lambda seconds: "no time")
+    drawn, usual = [], playground.picture
+    monkeypatch.setattr(playground, "picture", lambda *state: drawn.append(state) or usual(*state))
     play = Playground()
     assert play.setting == Setting()
     seen = [bytes(play.image.value)]
@@ -72,8 +79,32 @@ def test_a_slider_moves_and_the_picture_changes():
     assert play.epoch.value == play.epoch.max == len(kept_epochs(playground.EPOCHS)) - 1
     play.epoch.value = 3
     seen.append(bytes(play.image.value))
-    assert len(set(seen)) == len(seen)
+    assert len(set(seen)) == len(seen) == len(drawn)
     assert math.inf in dict(play.controls["samples"].options).values()
+
+
+def test_features_and_a_law_of_ones_own():
+    class Quadrant(Circle):
+        """All neurons of the teacher in the first quadrant."""
+
+        name = "quadrant"
+
+        def law(self, gamma: float) -> None:
+            return None
+
+        def draws(self, *numbers) -> Draws:
+            usual = super().draws(*numbers)
+            return replace(usual, teacher=usual.teacher.abs())
+
+    play = Playground(ReLUCircle(Quadrant()))
+    assert play.setting.features.name == "relu_quadrant"
+    assert play.message.value == ""
+    squared = Playground(SquaredReLUCircle())
+    assert not np.array_equal(squared._course.target, Playground()._course.target)
+    squared.controls["samples"].value = math.inf
+    assert squared.message.value.startswith("This cannot be trained: --samples inf: ")
+    with pytest.raises(ValueError, match="features on the domain 'torus' are not allowed: on a circle"):
+        train(Setting(features=RadialTorus(LAPLACE)))
 
 
 def test_a_training_that_breaks_down_says_so(monkeypatch):

@@ -20,9 +20,8 @@ from matplotlib.figure import Figure
 
 from varpro.diffusion.circle import Diffusion, solve_diffusion
 from varpro.diffusion.snapshots import density_at
-from varpro.distances import CircleMeasure
-from varpro.domains.circle import circle_density
-from varpro.features import ReLUCircle
+from varpro.domains.circle import CIRCLE, Circle
+from varpro.features import FeatureMap, ReLUCircle
 from varpro.figures import panels
 from varpro.figures.circle import angle_axis
 from varpro.figures.panels import TEACHER_LOOK
@@ -32,14 +31,14 @@ from varpro.runs.descent import Descent, GradientDescent, Iterations
 from varpro.runs.options import GRADIENT_DESCENT, OPTIMIZERS
 from varpro.runs.schedule import TIME_SCALE
 from varpro.solvers.base import Objective
-from varpro.solvers.choose import choose
+from varpro.solvers.choose import Refusal, choose
 
 EPOCHS = 32000  # of gradient descent, as in the paper
 TOLERANCE = 1e-6  # of the risk, where an optimizer ends
 TEACHER_WIDTH = 4096
 _SNAPSHOTS = 120
 _GRID_SIZE = 1024  # of the diffusion
-_FEATURES = ReLUCircle()
+_RELU = ReLUCircle()
 _CIRCLE_INPUTS = torch.from_numpy(np.stack([np.cos(records.CIRCLE), np.sin(records.CIRCLE)], axis=1))
 
 
@@ -47,7 +46,8 @@ _CIRCLE_INPUTS = torch.from_numpy(np.stack([np.cos(records.CIRCLE), np.sin(recor
 class Setting:
     """What is trained. ``samples`` may be infinite; ``centre`` is 0 (biased) or 1 (unbiased penalty).
 
-    ``optimizer`` is ``gd`` or one of :data:`varpro.runs.options.OPTIMIZERS`.
+    ``optimizer`` is ``gd`` or one of :data:`varpro.runs.options.OPTIMIZERS`. ``features`` live on a circle, with the
+    usual law of the teacher's neurons or with another one.
     """
 
     width: int = 128
@@ -57,6 +57,7 @@ class Setting:
     seed: int = 0
     centre: float = 1.0
     optimizer: str = "lm"
+    features: FeatureMap = _RELU
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,17 @@ def kept_epochs(last: int) -> np.ndarray:
 def train(setting: Setting) -> Course:
     """Train as ``setting`` says: gradient descent for 32000 epochs, an optimizer until the risk hardly changes.
 
-    Raises ValueError where an option is not allowed, FloatingPointError where the training breaks down.
+    Raises ValueError where an option is not allowed, Refusal where no solver computes it, FloatingPointError where the
+    training breaks down.
     """
     if setting.optimizer not in (GRADIENT_DESCENT, *OPTIMIZERS):
         allowed = ", ".join((GRADIENT_DESCENT, *OPTIMIZERS))
         raise ValueError(f"optimizer {setting.optimizer!r} is not allowed: {allowed}")
-    problem = drawn_problem(_FEATURES, setting.seed, setting.samples, setting.width, TEACHER_WIDTH, setting.gamma)
-    objective = Objective(_FEATURES, setting.lmbda, setting.centre, TIME_SCALE, "ridge")
+    features = setting.features
+    if not isinstance(features.domain, Circle):
+        raise ValueError(f"features on the domain {features.domain.name!r} are not allowed: on a circle")
+    problem = drawn_problem(features, setting.seed, setting.samples, setting.width, TEACHER_WIDTH, setting.gamma)
+    objective = Objective(features, setting.lmbda, setting.centre, TIME_SCALE, "ridge")
     begin = process_time()
     found = choose(objective, problem, device="cpu")
     solver = found.solver.build(objective, problem, device=found.device, dtype=found.dtype, tf32=False)
@@ -105,6 +110,9 @@ def train(setting: Setting) -> Course:
         epochs = kept_epochs(EPOCHS)
     else:
         kind = OPTIMIZERS[setting.optimizer]
+        obstacle = kind.obstacle(found.solver, objective, problem)
+        if obstacle:
+            raise ValueError(f"optimizer {setting.optimizer!r}: {obstacle}")
         descent = Iterations(kind(solver, objective, problem, tolerance=TOLERANCE))
         epochs = kept_epochs(kind.usual_iterations)
     states = [_state(descent)]
@@ -122,7 +130,8 @@ def train(setting: Setting) -> Course:
     if not np.isfinite(risks).all():
         raise FloatingPointError("the risk is not finite")
     assert problem.teacher is not None  # its width is finite
-    teacher = CircleMeasure(problem.teacher.numpy())
+    measure = features.domain.measure
+    teacher = measure(problem.teacher.numpy())
     weights = np.stack([state[0] for state in states])
     return Course(
         setting,
@@ -130,8 +139,8 @@ def train(setting: Setting) -> Course:
         weights,
         np.stack([state[1] for state in states]),
         np.array(risks),
-        np.array([CircleMeasure(each).energy_distance(teacher) for each in weights]),
-        _FEATURES.predict(problem.teacher, _CIRCLE_INPUTS).numpy(),
+        np.array([measure(each).energy_distance(teacher) for each in weights]),
+        features.predict(problem.teacher, _CIRCLE_INPUTS).numpy(),
         seconds,
     )
 
@@ -150,7 +159,7 @@ def draw(course: Course, step: int) -> Figure:
         figure = Figure(figsize=(10, 3.2))
         density, fit, risk = figure.subplots(1, 3)
         _draw_density(density, course, step)
-        prediction = _FEATURES.predict(
+        prediction = setting.features.predict(
             torch.from_numpy(course.weights[step]), _CIRCLE_INPUTS, torch.from_numpy(course.outer[step])
         )
         fit.plot(records.CIRCLE, prediction.numpy(), color=_STUDENT, label="student")
@@ -177,17 +186,21 @@ _STUDENT, _DIFFUSION = "#31688e", "#d8576b"
 
 
 def _draw_density(axes: Axes, course: Course, step: int) -> None:
-    """Features, teacher and diffusion: at the same time for gradient descent, else at the end."""
-    weights, gamma = course.weights[step], course.setting.gamma
+    """Features, the teacher's law, and the diffusion to the usual one: at the same time for gradient descent, else at
+    the end."""
+    weights, gamma, domain = course.weights[step], course.setting.gamma, course.setting.features.domain
     learned = records.smoothed_density(np.arctan2(weights[:, 1], weights[:, 0]), records.CIRCLE)
-    solution = diffusion(gamma)
-    descends = course.setting.optimizer == GRADIENT_DESCENT
-    epoch = course.epochs[step] if descends else EPOCHS
-    reference = density_at(solution.density, solution.snapshot_epochs, float(epoch))
     axes.plot(records.CIRCLE, learned, color=_STUDENT, label="features")
-    name = "diffusion" if descends else "diffusion, end"
-    axes.plot(solution.grid, reference, color=_DIFFUSION, linewidth=1, label=name)
-    axes.plot(records.CIRCLE, circle_density(records.CIRCLE, gamma), label="teacher", **TEACHER_LOOK)
+    if domain is CIRCLE:
+        solution = diffusion(gamma)
+        descends = course.setting.optimizer == GRADIENT_DESCENT
+        epoch = course.epochs[step] if descends else EPOCHS
+        reference = density_at(solution.density, solution.snapshot_epochs, float(epoch))
+        name = "diffusion" if descends else "diffusion, end"
+        axes.plot(solution.grid, reference, color=_DIFFUSION, linewidth=1, label=name)
+    law = domain.law(gamma)
+    if law is not None:
+        axes.plot(records.CIRCLE, law.density(records.CIRCLE), label="teacher", **TEACHER_LOOK)
     angle_axis(axes)
     axes.set_title(f"density, distance {course.distances[step]:.3g}")
     axes.legend(loc="upper left")
@@ -201,10 +214,14 @@ def picture(course: Course, step: int) -> bytes:
 
 
 class Playground(widgets.VBox):
-    """Sliders, a picture, and a slider for the epoch. Whatever moves, the picture is that of the new training."""
+    """Sliders, a picture, and a slider for the epoch. Whatever moves, the picture is that of the new training.
 
-    def __init__(self) -> None:
-        start = Setting()
+    ``features`` are what the student is made of: any on a circle.
+    """
+
+    def __init__(self, features: FeatureMap | None = None) -> None:
+        start = Setting() if features is None else Setting(features=features)
+        self.features = start.features
         slider: dict[str, Any] = {"style": {"description_width": "7em"}, "layout": {"width": "26em"}}
         self.controls: dict[str, widgets.Widget] = {
             "width": widgets.SelectionSlider(
@@ -257,22 +274,26 @@ class Playground(widgets.VBox):
     @property
     def setting(self) -> Setting:
         """What the sliders say."""
-        return Setting(**{name: control.value for name, control in self.controls.items()})
+        return Setting(**{name: control.value for name, control in self.controls.items()}, features=self.features)
 
     def retrain(self) -> None:
         """Train what the sliders say and show its last state; a training that breaks down leaves one line."""
         self.message.value = "Training. The first one compiles, for up to a minute."
         try:
             self._course = train(self.setting)
-        except (ValueError, FloatingPointError) as error:
+        except FloatingPointError as error:
             self.message.value = f"This training breaks down: {error}."
             return
+        except (ValueError, Refusal) as error:
+            self.message.value = f"This cannot be trained: {error}."
+            return
         self.message.value = ""
-        last = len(self._course.epochs) - 1
+        before, last = self.epoch.value, len(self._course.epochs) - 1
         with self.epoch.hold_trait_notifications():
             self.epoch.max = last
             self.epoch.value = last
-        self._show()
+        if last == before:  # otherwise the slider, which has moved, has shown it
+            self._show()
 
     def _show(self) -> None:
         self.image.value = picture(self._course, min(self.epoch.value, len(self._course.epochs) - 1))
@@ -285,7 +306,8 @@ class Playground(widgets.VBox):
 
 def _state(descent: Descent) -> tuple[np.ndarray, np.ndarray]:
     """Weights (M, 2) and outer weights (M,), whatever the form of the solver."""
-    return np.array(descent.weights, dtype=float), np.array(descent.outer, dtype=float).reshape(-1)
+    weights, outer = (torch.as_tensor(each).double().numpy().copy() for each in (descent.weights, descent.outer))
+    return weights, outer.reshape(-1)
 
 
 def _spoken(seconds: float) -> str:

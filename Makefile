@@ -3,7 +3,7 @@
 # make plan            what that will cost from here
 # make test            environment, then style check and test suite
 # make test-faults     environment, then hundreds of kills, faults and bad inputs (20 minutes); writes docs/reliability.md
-# make test-portable   environment, then the numerical tests as older and other processors run them
+# make test-portable   environment, then the numerical tests as older and other processors run them (MACHINES=oldest: one)
 # make bench           environment, then the benchmark tables
 # make playground      environment, then Playground.ipynb as a local web page
 # make test-browser    environment, then the playground in chromium, which has to be there
@@ -23,8 +23,9 @@ SEEDS ?=
 EPOCHS ?=
 SECTION ?= 6.1
 CORES ?= all
+MACHINES ?=
 # Recipes read these from the environment: the shell takes no part of a value for a command.
-export SEEDS EPOCHS SECTION CORES
+export SEEDS EPOCHS SECTION CORES MACHINES
 ifdef DATA_DIR
 export VARPRO_DATA := $(DATA_DIR)
 endif
@@ -56,7 +57,7 @@ test: $(READY)
 
 test-portable: export OMP_WAIT_POLICY ?= PASSIVE
 test-portable: $(READY)
-	$(BIN)/python tests/portable.py
+	$(BIN)/python tests/portable.py $${MACHINES:+--machine $$MACHINES}
 
 test-faults: export OMP_WAIT_POLICY ?= PASSIVE
 test-faults: $(READY)

@@ -3,7 +3,8 @@
 Every library that computes for us picks its instructions when it starts, and can be told to pick older ones. Each
 machine below is one consistent set of such orders. Sums then come in another order, and a fused multiply-add is one
 rounding or two. The newest that this processor can be is left to ``make test``, unless it is named. The machines run
-side by side, in one thread each, with a cache of numba's of their own. At the end stands the headroom of every
+side by side, in one thread each, or one of them in as many processes as there are cores, with a cache of numba's of
+their own. At the end stands the headroom of every
 tolerance over the worst that any machine has seen.
 """
 
@@ -162,12 +163,13 @@ class Outcome:
     seen: dict[tuple[str, str], headroom.Seen]
 
 
-def _run(machine: Machine, folder: Path, arguments: list[str]) -> Outcome:
+def _run(machine: Machine, folder: Path, workers: int, arguments: list[str]) -> Outcome:
     file, begin = folder / f"{machine.name}.json", time.perf_counter()
     libraries = ("OMP", "OPENBLAS", "MKL", "NUMBA")
     one_thread = {f"{library}_NUM_THREADS": "1" for library in libraries}
     cache = {"NUMBA_CACHE_DIR": str(folder / machine.name)}
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--headroom-file={file}"]
+    command += [f"--numprocesses={workers}", "--dist=loadfile"] * (workers > 1)
     files = [str(TESTS / name) for name in NUMERICAL]
     ended = subprocess.run(
         [*command, *files, *arguments],
@@ -186,7 +188,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     names = list(dict.fromkeys(one.name for machines in MACHINES.values() for one in machines))
     parser.add_argument("--machine", nargs="+", choices=names, help="default: all but the newest")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="machines at a time; default %(default)s")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time; default %(default)s"
+    )
     parser.add_argument("pytest", nargs="*", help="arguments of pytest, behind --")
     options = parser.parse_args()
     possible = list(_machines())
@@ -198,7 +202,8 @@ def main() -> int:
         print(f"{' '.join(options.machine or ['none'])}: this {platform.machine()} processor cannot stand in for them")
         return 2
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
-        ends = pool.map(lambda machine: _run(machine, Path(folder), options.pytest), machines)
+        workers = max(1, options.jobs // len(machines))  # where there are fewer machines than cores
+        ends = pool.map(lambda machine: _run(machine, Path(folder), workers, options.pytest), machines)
         outcomes = list(tqdm(ends, total=len(machines), unit="machine", disable=None))
     for end in outcomes:
         orders = " ".join(f"{name}={value!r}" for name, value in end.machine.environment.items())

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, load_script, pretend_resnet
+from networks import tiny_images
 from tolerances import EXACT, PUBLISHED, PUBLISHED_TORUS
 
 from varpro import image_files, names, results
 from varpro.paper import __main__ as command
 from varpro.paper import arrivals, cost, fidelity, grid, published, records, work
+from VarPro_resnet import cifar
 
 
 @pytest.fixture(autouse=True)
@@ -161,11 +163,13 @@ def test_paths_are_those_that_the_scripts_write(run):
 @pytest.mark.parametrize(
     "run",
     [
-        grid.ResNetRun("sgdm", 256, "digits", epochs=1, final_epochs=0),
-        grid.ResNetRun("shampoo", 1500, "digits", "gupta", epochs=1, final_epochs=0),
+        grid.ResNetRun("sgdm", 16, "digits", epochs=1, final_epochs=0),
+        grid.ResNetRun("shampoo", 20, "digits", "gupta", epochs=1, final_epochs=0),
     ],
 )
-def test_paths_of_resnets_are_those_that_the_script_writes(run):
+def test_paths_of_resnets_are_those_that_the_script_writes(run, monkeypatch):
+    """Of few images: of the size of a result their losses are next to nothing."""
+    monkeypatch.setattr(cifar, "load", lambda *_, **__: tiny_images(20))
     load_script(run.script).main(run.arguments([0]))
     contents = results.load(run.path(0))
     assert len(contents["accuracy"]) == run.passes + 1
@@ -551,16 +555,22 @@ def test_published_accuracies_reach_as_far_as_the_rates_agree(changed, vertices)
 
 @pytest.mark.parametrize("experiment", [grid.UNBIASED, grid.BIASED, grid.TORUS_UNBIASED, grid.TORUS_BIASED])
 def test_six_seeds_meet_the_published_curves(experiment):
-    """The real thing at the smallest width: 32000 epochs, six seeds, against the paper's own numbers."""
-    run = grid.Run(experiment, width=32, epochs=32000)
+    """The real thing at the smallest width: six seeds against the paper's own numbers, all 32000 epochs on the circle.
+
+    On the torus, where an epoch costs ten times as much, the first quarter: the published vertices up to there.
+    """
+    published_run = grid.Run(experiment, width=32, epochs=32000)
+    run = replace(published_run, epochs=8000) if published_run.on_torus else published_run
     with subprocess.Popen([sys.executable, run.script, *run.arguments(grid.SEEDS[3:])], cwd=ROOT) as other_core:
         load_script(run.script).main(run.arguments(grid.SEEDS[:3]))
     assert other_core.returncode == 0
-    curves = [each for each in published.run_curves() if each.run == run and each.seeds == grid.SEEDS]
+    theirs = [each for each in published.run_curves() if each.run == published_run and each.seeds == grid.SEEDS]
+    curves = [replace(each, run=run) for each in theirs]
     assert len(curves) == (2 if run.on_torus else 3)
     for found in (fidelity.compare(each, each.seeds) for each in curves):
         assert found.median < (PUBLISHED_TORUS if run.on_torus else PUBLISHED)
         assert found.met
+        assert found.vertices + found.below > 20
 
 
 # --- arrivals -----------------------------------------------------------------------------------------------------

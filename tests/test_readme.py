@@ -56,7 +56,8 @@ def test_the_stated_cost_is_that_of_the_plan(name, tmp_path, monkeypatch):
 
 
 def test_thumbnails_are_those_of_the_notebooks():
-    """`python -m varpro.figures.thumbnails` makes them anew; 64 colours are a few grey levels away."""
+    """`python -m varpro.figures.thumbnails` makes them anew, and the animation at the head of the page."""
+    assert dict(thumbnails.pictures())["diffusion_animation"] == thumbnails.ANIMATION.read_bytes()
     fresh = dict(thumbnails.thumbnails())
     assert fresh.keys() == FIGURES.keys() - NOT_AT_HAND
     assert fresh.keys() <= {path.stem for path in thumbnails.FOLDER.iterdir()} <= ROWS.keys()
@@ -65,5 +66,6 @@ def test_thumbnails_are_those_of_the_notebooks():
         assert path.stat().st_size <= 30e3
         with Image.open(path) as kept:
             assert kept.size == picture.size, f"{name}: python -m varpro.figures.thumbnails"
-            away = np.abs(np.asarray(kept.convert("RGB"), dtype=float) - np.asarray(picture, dtype=float)).mean()
-        assert away < 3, f"{name}: python -m varpro.figures.thumbnails"
+            both = (np.asarray(each.convert("RGB"), dtype=float) for each in (kept, picture))
+            away = np.abs(np.subtract(*both)).mean()
+        assert away < 0.1, f"{name}: python -m varpro.figures.thumbnails"  # in grey levels

@@ -22,9 +22,11 @@ _HOMES = {
     "CircleMeasure": "varpro.distances",
     "TorusMeasure": "varpro.distances",
     "EuclideanMeasure": "varpro.distances",
+    "TorusDensity": "varpro.distances",
     "solve_diffusion": "varpro.diffusion.circle",
     "solve_projected": "varpro.diffusion.projected",
     "solve_torus_diffusion": "varpro.diffusion.torus",
+    "TorusTeacher": "varpro.diffusion.torus",
 }
 
 __all__ = list(_HOMES)

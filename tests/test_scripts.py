@@ -264,6 +264,32 @@ def test_continuation_begins_with_larger_lambda(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_resumed_run_does_not_repeat_its_continuation(tmp_path, monkeypatch):
+    """Its checkpoint holds where that led, and what it took."""
+    monkeypatch.setenv("VARPRO_CHECKPOINT_SECONDS", "0")
+    arguments = [*TINY[2:], "--epochs", "12", "--optimizer", "lm", "--continuation", "0.1"]
+    run(UNBIASED, *arguments, "--output", str(tmp_path / "whole"))
+
+    class Ended(BaseException):
+        pass
+
+    def ended(place, weights):
+        if place == 4:
+            raise Ended
+        return {}
+
+    usual = experiment._measurement
+    monkeypatch.setattr(experiment, "_measurement", lambda run: ended)
+    with pytest.raises(Ended):
+        run(UNBIASED, *arguments, "--output", str(tmp_path / "stopped"))
+    monkeypatch.setattr(experiment, "_measurement", usual)
+    monkeypatch.setattr(experiment, "continued", None)
+    run(UNBIASED, *arguments, "--output", str(tmp_path / "stopped"))
+    whole, found = (only_result(tmp_path / name) for name in ("whole", "stopped"))
+    assert torch.equal(found["weights"], whole["weights"])
+    assert torch.equal(found["evaluations"], whole["evaluations"])
+
+
 def test_gradient_descent_states_its_seconds(tmp_path):
     run(UNBIASED, *TINY, "--output", str(tmp_path))
     found = only_result(tmp_path)

@@ -66,6 +66,13 @@ class Checkpoint:
             self._report(f"starts anew: {reason}")
         return None
 
+    def usable(self) -> bool:
+        """Whether :meth:`restore` would return a state; says nothing."""
+        try:
+            return self.path.exists() and not self.obstacle(results.load(self.path))
+        except results.ResultError:
+            return False
+
     def obstacle(self, saved: Mapping[str, Any], free: Collection[str] = ()) -> str:
         """Why ``saved``, what a checkpoint holds, is not gone on from; "" where it is. It may differ in the options
         ``free``."""

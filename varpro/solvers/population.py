@@ -20,6 +20,7 @@ _FEWEST_CELLS = 64  # the quadrature of tiny losses needs arcs no longer than pi
 _MOST_CELLS = 1 << 20
 _POINTS = 6  # Gauss points of a cell, and the degree of its polynomials
 _LAST_TERM = 1e-14  # of the polynomial of A+ + A-: what is left out is a hundredth of it or less
+_MASS = 1e-6  # of a density, away from 1
 
 
 class PopulationTables(NamedTuple):
@@ -48,7 +49,7 @@ def population_tables(teacher: np.ndarray | Density, outer: np.ndarray | None = 
     max(w_j . x, 0); or it is a density, called with angles in radians, y = int density(a) max(w_a . x, 0) da. Finite
     teachers are exact; a density is resolved to round-off.
 
-    Raises ValueError where a teacher is not of this form or a density is too sharp for 2^20 cells.
+    Raises ValueError where a teacher is not of this form, a density is too sharp for 2^20 cells, or its mass is not 1.
     """
     if callable(teacher):
         return _density_tables(teacher)
@@ -103,12 +104,20 @@ def _density_tables(density: Density) -> PopulationTables:
     while True:
         tables = _cell_tables(density, cells)
         if np.abs(tables.series[:, 2:, -1]).max() <= _LAST_TERM * np.abs(tables.slopes).max():
+            _check_mass(density, 4 * cells)
             return tables
         if cells >= _MOST_CELLS:
             raise ValueError(
                 f"teacher: the density is too sharp or not smooth, {cells} cells of the half-circle are few"
             )
         cells *= 2
+
+
+def _check_mass(density: Density, places: int) -> None:
+    """Raises ValueError where a density that ``places`` resolve does not integrate to 1."""
+    mass = 2 * math.pi * np.mean(density(2 * math.pi * np.arange(places) / places - math.pi))
+    if abs(mass - 1) > _MASS:
+        raise ValueError(f"teacher: the density integrates to {mass:.6g} over the circle, allowed is 1")
 
 
 def _cell_tables(density: Density, cells: int) -> PopulationTables:

@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from glob import glob
+from pathlib import Path
 
 CONFIG = {"section": None, "seeds": None, "epochs": "VARPRO_EPOCHS", "data_dir": "VARPRO_DATA"}  # variables of the jobs
 
@@ -63,13 +64,14 @@ def results_of(sections):
 
 def choice(name, *parts):
     """A file that is newer than what was made for another choice: it states ``parts``, and is written where they
-    change."""
-    path, text = f"logs/choice_{name}.txt", "\n".join(map(str, parts)) + "\n"
-    os.makedirs("logs", exist_ok=True)
-    if not os.path.exists(path) or open(path, encoding="utf-8").read() != text:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    return path
+    change, by a dry run too."""
+    path, text = Path("logs", f"choice_{name}.txt"), "\n".join(map(str, parts)) + "\n"
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        new = path.with_suffix(f".{os.getpid()}")
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    return str(path)
 
 
 CIFAR = [here(path) for path in grid.cifar_files()]
@@ -131,14 +133,15 @@ for number, batch in enumerate(work.batches(WANTED), 1):
 
 
 for notebook, figures in NOTEBOOKS.items():
+    shown = results_of([name for name in SECTIONS if notebook in grid.SECTIONS[name].notebooks])
 
     rule:
         name: f"notebook_{notebook}"
         input:
             f"{notebook}.ipynb",
-            results_of([name for name in SECTIONS if notebook in grid.SECTIONS[name].notebooks]),
+            shown,
             DRAWING,
-            choice(notebook, SEEDS, [figure.name for figure in figures]),
+            choice(notebook, SEEDS, *(figure.name for figure in figures), *shown),
         output: [f"figures/{figure.file}" for figure in figures], f"figures/{notebook}.ipynb"
         log: f"logs/notebook_{notebook}.log"
         message: f"{notebook}.ipynb"
@@ -150,7 +153,7 @@ for notebook, figures in NOTEBOOKS.items():
 
 
 rule comparison:
-    input: results_of(SECTIONS), NUMBERS, choice(NAME, SEEDS, SECTIONS)
+    input: results_of(SECTIONS), NUMBERS, choice(NAME, SEEDS, *SECTIONS, *results_of(SECTIONS))
     output: f"figures/comparison_{NAME}.md"
     log: "logs/comparison.log"
     message: "our numbers beside the published ones"

@@ -495,17 +495,15 @@ class _Run:
         self.pass_start = self.generator.get_state()
 
     def _check(self) -> None:
-        """Raise FloatingPointError where a step so far has failed; what it says itself says more than its loss."""
-        try:
-            self.take_step.check()
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{self._place(self.step - 1)} or before: {_with_remedy(error)}") from None
+        """Raise FloatingPointError where a step so far has failed."""
         self._check_losses()
+        self.take_step.check()
 
     def _check_losses(self) -> None:
         bad = torch.nonzero(~torch.isfinite(self.losses[: self.step]))
         if len(bad):
-            remedy = "smaller --time_scale" if bad[0] else "larger --lambda"  # no step has been made before the first
+            remedy = "smaller --time_scale" + " or a larger --lambda" * self.take_step.solves
+            remedy = remedy if bad[0] else "larger --lambda"  # no step has been made before the first
             raise FloatingPointError(f"{self._place(int(bad[0]))}: the loss is not finite; try a {remedy}")
 
     def _place(self, step: int) -> str:
@@ -537,9 +535,10 @@ class _Run:
 
     def _samples(self, pause: Callable[[], None]) -> Iterator[Batch]:
         """Some thousand training images as they are, the same ones every time, with targets; evenly from all classes,
-        in whatever order they come."""
+        in whatever order they come, and mixed."""
         by_class = self.images.train_labels.argsort(stable=True)
         spread = by_class[:: math.ceil(self.plan.images / _SAMPLES)]
+        spread = spread[torch.randperm(len(spread), generator=torch.Generator().manual_seed(0)).to(spread.device)]
         images, targets = self.images.train[spread], self.targets[spread]
         for part, answers in zip(images.split(_TEST_BATCH), targets.split(_TEST_BATCH), strict=True):
             pause()

@@ -563,7 +563,10 @@ def test_the_first_loss_that_is_not_finite_is_reported(optimizer):
             return original(self, images, targets)
 
     take.__class__ = Spoiled
-    with pytest.raises(FloatingPointError, match=f"^{optimizer}: pass 2, step 2: .* not finite.*smaller --time_scale$"):
+    with pytest.raises(
+        FloatingPointError,
+        match=f"^{optimizer}: pass 2, step 2: .* not finite.*smaller --time_scale( or a larger --lambda)?$",
+    ):
         train(take, tiny_images(8), Plan(8, 4, 2, 0), seed=0, label=optimizer)
 
 
@@ -603,9 +606,9 @@ def test_a_test_is_one_of_all_images_and_u_before_it_of_images_from_everywhere(m
     parts = list(run._samples(lambda: None))
     assert max(len(batch) for batch, _ in parts) <= 7
     stride = math.ceil(len(images.train_labels) / 13)
-    assert torch.equal(
-        torch.cat([targets for _, targets in parts]).argmax(dim=1), images.train_labels.sort()[0][::stride]
-    )
+    shown = torch.cat([targets for _, targets in parts]).argmax(dim=1)
+    assert torch.equal(shown.sort()[0], images.train_labels.sort()[0][::stride])
+    assert not torch.equal(shown, shown.sort()[0])  # a mini-batch has images of all classes
 
 
 def test_the_arithmetic_is_restored():

@@ -229,8 +229,8 @@ def test_a_student_whose_matrices_do_not_fit_is_refused(monkeypatch):
     problem = drawn_problem(features, 0, 100, 40, 64, 100.0)
     objective = Objective(features, LMBDA, 1.0, TIME_SCALE, "ridge")
     assert TorusSolver.obstacle(objective, problem) == ""
-    monkeypatch.setattr(torus, "memory", lambda: 39**2 * torus._BYTES_A_PAIR)
-    assert "too large here for more than 39 neurons" in TorusSolver.obstacle(objective, problem)
+    monkeypatch.setattr(torus, "_WIDEST", 39)
+    assert "too large for more than 39 neurons" in TorusSolver.obstacle(objective, problem)
 
 
 def test_where_no_sample_is_seen_the_outer_weights_are_those_of_the_penalty():

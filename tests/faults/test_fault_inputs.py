@@ -71,8 +71,7 @@ def programs() -> dict[str, tuple[Callable, list[str]]]:
         patch.setattr(paper.cost, "plan", _accept)
         found["paper"] = paper.main, _options(paper.parser())
         patch.setattr(work, "perform", _accept)
-        patch.setattr(work, "solve", _accept)
-        found["work"] = work.main, ["--section", "--seeds", "--batch", "--diffusions"]
+        found["work"] = work.main, ["--section", "--seeds", "--batch"]
         yield found
 
 

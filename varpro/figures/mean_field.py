@@ -183,7 +183,7 @@ def harmonics(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
     (run,) = spec.runs
     (seed, *_) = records.at_hand(spec, seeds)[run]
     found = study.states(run, seed)
-    path = grid.Diffusion(run.gamma, run.epochs, limit="projected").path
+    path = run.limit("projected").path
     limit = results.load(path) if path.exists() else None
     teacher = _of_density(circle_density(records.CIRCLE[:-1], run.gamma), records.CIRCLE[:-1])
     orders, (first, second) = np.arange(1, _ORDERS + 1), panels.colours("gamma", 2)
@@ -201,7 +201,7 @@ def harmonics(spec: grid.Figure, seeds: Sequence[int] | None) -> Figure:
                 own = coefficients(angles, weighted, _ORDERS)
                 axes.plot(orders, np.abs(own - teacher)[1:], marker=marker, color=colour, **hollow)
             if limit is not None:
-                row = int(np.abs(limit["snapshot_epochs"].numpy() * grid.TIME_SCALE - time).argmin())
+                row = int(np.abs(limit["snapshot_epochs"].numpy() * run.time_scale - time).argmin())
                 density, outer = (limit[name][row].numpy().astype(float) for name in ("density", "outer"))
                 for values, colour in ((density, first), (density * outer, second)):
                     own = _of_density(values, limit["grid"].numpy())

@@ -171,16 +171,16 @@ def estimate(wanted: Mapping[grid.AnyRun, Sequence[int]], factors: Mapping[str, 
     """What ``wanted`` costs from where the results are now; ``factors`` are those of :func:`speed`."""
     lacking = {run: [seed for seed in seeds if not run.path(seed).exists()] for run, seeds in wanted.items()}
     count = {run: len(seeds) for run, seeds in lacking.items() if seeds}
-    busy = sum(seconds(run) * factors[kind(run)] * seeds for run, seeds in count.items())
+    before = {diffusion for run in wanted for diffusion in run.diffusions if not diffusion.path.exists()}
+    first = [_LIMIT_SECONDS[each.domain, each.limit] * factors[each.domain] for each in before]
+    busy = sum(first) + sum(seconds(run) * factors[kind(run)] * seeds for run, seeds in count.items())
     together = {run: 1 if seconds(run) >= BATCH_SECONDS else seeds for run, seeds in count.items()}
     longest = max((seconds(run) * factors[kind(run)] * seeds for run, seeds in together.items()), default=0.0)
-    before = {diffusion for run in wanted for diffusion in run.diffusions if not diffusion.path.exists()}
-    first = sum(_LIMIT_SECONDS[each.domain, each.limit] * factors[each.domain] for each in before)
     return Estimate(
         runs=sum(map(len, wanted.values())),
         lacking=sum(count.values()),
         diffusions=len(before),
-        seconds=first + max(busy / _CORES, longest) + START_SECONDS * bool(count or before),
+        seconds=max(busy / _CORES, longest + max(first, default=0.0)) + START_SECONDS * bool(count),
         megabytes=sum(_LIMIT_MB[each.domain, each.limit] for each in before)
         + sum(megabytes(run) * seeds for run, seeds in count.items()),
     )

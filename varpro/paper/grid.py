@@ -52,8 +52,9 @@ _MOST_GAMMA = {("circle", "diffusion"): 1e8, ("circle", "projected"): 1e4, ("tor
 class Experiment:
     """What the grid has to know of a script: the choices that its results state, and what its runs cost.
 
-    ``limits`` are those that its states are compared with where ``--distances`` says nothing; ``solver`` is ``dense``
-    where nothing faster computes its features. On the torus the name of a kernel follows that of ``features``.
+    ``limits`` are those that its states are compared with where ``--distances`` says nothing: none on a domain of one's
+    own. ``solver`` is ``dense`` where nothing faster computes its features. The ``features`` named ``torus`` are those
+    of a kernel, whose name follows.
     """
 
     domain: str = "circle"
@@ -262,7 +263,7 @@ class Run:
     @property
     def choices(self) -> dict[str, Option]:
         """What the results state of the choices of their script."""
-        kernel = f"_{self.activation or _LAPLACE}" if self.on_torus else ""
+        kernel = f"_{self.activation or _LAPLACE}" if self.kind.features == "torus" else ""
         return {
             "features": self.option("features", self.kind.features + kernel),
             "centre": self.kind.centre,
@@ -275,7 +276,7 @@ class Run:
         if self.method != GRADIENT_DESCENT:
             return ()
         limits = self.option("distances", self.kind.limits)
-        return tuple(self.limit(name) for name in limits if self.gamma <= _MOST_GAMMA[self.kind.domain, name])
+        return tuple(self.limit(name) for name in limits if self.gamma <= _MOST_GAMMA.get((self.kind.domain, name), -1))
 
     def limit(self, name: str) -> Diffusion:
         """The limit of that name towards this teacher, over the time of this run."""
@@ -296,6 +297,7 @@ class Run:
             *("--gamma", f"{self.gamma:g}"),
             *(("--activation", self.activation) if self.activation else ()),
             *(("--saving_step", str(self.saving_step)) if self.saving_step else ()),
+            *(("--solver", self.kind.solver) if self.kind.solver and not self.option("solver", "") else ()),
             *(word for name, value in self.options for word in (f"--{name}", *self._words(value))),
         ]
 

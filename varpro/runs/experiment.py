@@ -110,25 +110,28 @@ def runs(options: argparse.Namespace, choices: Choices, folder: Path) -> Iterato
         able = [GRADIENT_DESCENT, *(name for name, other in OPTIMIZERS.items() if other.takes_time_scale)]
         raise cli.UsageError(f"--time_scale: has no effect here; it goes with --optimizer {', '.join(able)}")
     for name in choices.own:
-        if not isinstance(getattr(options, name), bool | int | float | str):
+        if not isinstance(getattr(options, name), bool | int | float | str | None):
             raise ValueError(f"the option {name!r} of one's own is no number and no text: results could not be read")
     limits = _limits(options, choices, tensors)
     if len(options.seed) > 1 and _nothing_is_drawn(options, tensors):
         raise cli.UsageError("--seed: several have no effect here, where nothing is drawn; allowed: one")
     wanted = []
     ready = partial(_run, options, choices, folder, tensors, data_label, limits)
+    only = ready(options.seed[0]) if len(options.seed) == 1 else None
     for seed in options.seed:
-        run = ready(seed)
+        run = only or ready(seed)
         if not options.force and already_there(run.path, run.identity, partial(_say, run)):
             continue
         results.prepare(run.path)
         wanted.append(seed)
-    for run in map(ready, wanted):  # built anew: the data of all seeds together may not fit
+    for seed in wanted:
+        run = only or ready(seed)  # anew: the data of all seeds together may not fit
         warning = run.choice.solver.warning(run.objective, run.choice.dtype)
         if warning:
             cli.warn(warning)
         run.config["device"] = run.choice.device
         yield run
+        del run
 
 
 def _nothing_is_drawn(options: argparse.Namespace, tensors: dict[str, Any] | None) -> bool:
@@ -347,7 +350,8 @@ def _limits(options: argparse.Namespace, choices: Choices, tensors: dict[str, An
         return ()
     for limit in wanted:
         if options.gamma > limit.most_gamma:
-            reason = f"--distances {limit.name}: goes with --gamma up to {limit.most_gamma:g}"
+            option = f"--distances {limit.name}" if "distances" in options else f"the limit {limit.name}"
+            reason = f"{option}: goes with --gamma up to {limit.most_gamma:g}"
             if asked:
                 raise cli.UsageError(reason)
             if math.isfinite(options.gamma):

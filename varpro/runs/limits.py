@@ -98,7 +98,7 @@ class Limit:
         cli.say(f"{self.name}: {line}")
 
     def _check(self, gamma: float, grid_size: int) -> None:
-        if gamma > self.most_gamma:
+        if gamma > self.most_gamma and grid_size <= self.grid_size:
             where = f"the limit {self.name} on the {self.domain.name}"
             raise cli.UsageError(f"--gamma {gamma:g}: {where} goes up to {self.most_gamma:g}")
         try:

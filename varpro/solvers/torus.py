@@ -40,7 +40,7 @@ from varpro.solvers.base import (
     wide_student,
     with_least_ridge,
 )
-from varpro.threads import ThreadChoice, memory, one_blas_thread
+from varpro.threads import ThreadChoice, one_blas_thread
 
 KERNELS = {kernel.name: kernel for kernel in (LAPLACE, RAISED_COSINE)}
 _BLOCK = 128  # samples per block; 1024 float32 neurons of a block fill 512 kB
@@ -49,7 +49,7 @@ _LINE = 64  # bytes of a cache line, and of the longest vector
 _TILE = 32  # neurons whose features are summed in the precision of the features before float64 takes over
 _STEPS = 40  # conjugate-gradient steps before the solve is made anew
 _MEMORY = 8  # epochs over which the number of steps is averaged
-_BYTES_A_PAIR = 36  # of neurons, at most: the preconditioner, and what it is made of
+_WIDEST = 20000  # neurons; a new preconditioner takes 36 bytes a pair of them, 14 GB
 _SERIAL = 1 << 18  # features (N M) up to which threads cost more than they gain
 _MET, _STALE, _MISSED = 0, 1, 2  # how the compiled epochs ended: all done, a new preconditioner pays, solve missed
 _SOLVES, _STEPS_TAKEN, _FACTORISATIONS, _EXACT = 0, 1, 2, 3  # places in the counts: in all ...
@@ -649,8 +649,8 @@ class TorusSolver(Solver[np.ndarray]):
             return "computes VarPro, not two-timescale descent"
         if problem.targets.shape[1] > 1:
             return "takes targets with one output"
-        most = math.isqrt(memory() // _BYTES_A_PAIR)
-        return f"keeps matrices of M x M, too large here for more than {most} neurons" * (len(problem.student) > most)
+        wide = len(problem.student) > _WIDEST
+        return f"keeps matrices of M x M, too large for more than {_WIDEST} neurons" if wide else ""
 
     @classmethod
     def drawback(cls, objective: Objective, problem: Problem) -> str:

@@ -1,5 +1,6 @@
 # make reproduce       environment, then a section of the paper (6.1): runs, notebooks, figures, our numbers beside its own
 #                      SECTION=all: the whole paper and the studies past it, which end with the published curves that are met
+# make environment     .venv with exact versions, which all others make first (docs has its own)
 # make plan            what that will cost from here
 # make test            environment, then style check and test suite
 # make test-faults     environment, then hundreds of kills, faults and bad inputs (20 minutes); writes docs/reliability.md
@@ -10,7 +11,7 @@
 # make test-cluster    environment, then the workflow on a Slurm of one node that is started for it (root; Debian's packages)
 # make types           environment, then mypy on the public modules
 # make coverage        environment, then the test suite with the lines that it reaches
-# make docs            the guides as a site in site/, every link checked
+# make docs            the guides as a site in site/, every link within the repository checked
 # make wheel           the package in dist/, imported in an empty environment
 #
 # All can be repeated at once: what exists is kept. Options: SEEDS=0 (quick; default: those of the published curves)
@@ -36,7 +37,7 @@ READY := .venv/.ready
 .PHONY: help reproduce plan test test-faults test-portable bench playground test-browser test-cluster types coverage docs wheel environment
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^PYTHON/q; s/^# \{0,1\}//p' Makefile
 
 reproduce: plan
 	$(BIN)/python -m snakemake --cores "$$CORES" --config section="$$SECTION" $${SEEDS:+seeds="$$SEEDS"} $${EPOCHS:+epochs="$$EPOCHS"}

@@ -70,16 +70,17 @@ def add_problem(to: argparse.ArgumentParser, *, dataset: str, lmbda: float) -> N
         "--dataset",
         choices=cifar.DATASETS,
         default=dataset,
-        help="cifar10 is downloaded once, or read from --data-dir; images are any ones in class folders; digits "
-        "comes with scikit-learn, 1500 + 297 images; synthetic is noise of the size of cifar10, to measure speed",
+        help="cifar10 is downloaded once, or read from --data-dir; images are any ones in class folders or parquet "
+        "tables; digits comes with scikit-learn, 1500 + 297 images; synthetic is noise of the size of cifar10, to "
+        "measure speed",
     )
     group.add_argument(
         "--data-dir",
         "--data_dir",
         type=Path,
         metavar="DIR",
-        help="folder with train/<class>/*.png and test/<class>/*.png (or JPEG, or WebP); for cifar10 also with the "
-        "official archive, or where it is downloaded to (default there: $VARPRO_DATA, or data/ in the repository)",
+        help="folder with train/<class>/*.png and test/<class>/*.png (or JPEG, or WebP), or with train*.parquet "
+        "and test*.parquet; for cifar10 also with the official archive, or where it is downloaded to (default there: $VARPRO_DATA, or data/ in the repository)",
     )
     group.add_argument(
         "--flips",

@@ -3,9 +3,9 @@
 Every library that computes for us picks its instructions when it starts, and can be told to pick older ones. Each
 machine below is one consistent set of such orders. Sums then come in another order, and a fused multiply-add is one
 rounding or two. The newest that this processor can be is left to ``make test``, unless it is named. The machines run
-side by side, in one thread each, or one of them in as many processes as there are cores, with a cache of numba's of
-their own. At the end stands the headroom of every
-tolerance over the worst that any machine has seen.
+side by side, in one thread a process, and share the cores: where there are fewer machines than cores, each has several
+processes. Each has a cache of numba's of its own. At the end stands the headroom of every tolerance over the worst that
+any machine has seen.
 """
 
 import argparse

@@ -255,7 +255,8 @@ def add_output(to: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="DIR",
-        help="folder of the result files (default: results/ beside the script)",
+        help="folder of the result files, and of what is made for them: limits, decoded images (default: results/ "
+        "beside the script)",
     )
     group.add_argument("--name", type=_label, metavar="NAME", help="put NAME in front of the file name")
     group.add_argument(

@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     of = cli.parser(__doc__)
     of.prog = _PROGRAM
     of.add_argument("--section", metavar="LIST", default="6.1", help="parts of the paper, with commas, or all")
-    of.add_argument("--seeds", metavar="LIST", help="like 0 or 0-5 (default: those of the published figures)")
+    of.add_argument("--seeds", metavar="LIST", help="like 0 or 0-5 (default: those of the published curves)")
     of.add_argument("--batch", type=cli.integer(1), required=True, metavar="K", help="the K-th batch of runs, from 1")
     options = of.parse_args(argv)
     try:

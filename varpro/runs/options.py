@@ -257,7 +257,8 @@ def add_run(to: argparse.ArgumentParser) -> None:
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
-        help="where to compute; auto is where the solver is at home",
+        help="where to compute; auto is the CPU for linear and for the built-in kernels on the torus, else CUDA where there "
+        "is a device",
     )
     group.add_argument(
         "--dtype",

@@ -79,8 +79,9 @@ def add_problem(to: argparse.ArgumentParser, *, dataset: str, lmbda: float) -> N
         "--data_dir",
         type=Path,
         metavar="DIR",
-        help="folder with train/<class>/*.png and test/<class>/*.png (or JPEG, or WebP), or with train*.parquet "
-        "and test*.parquet; for cifar10 also with the official archive, or where it is downloaded to (default there: $VARPRO_DATA, or data/ in the repository)",
+        help="folder with train/<class>/*.png and test/<class>/*.png (or JPEG, or WebP), or with train*.parquet and "
+        "test*.parquet; for cifar10 also with the official archive, or where it is downloaded to (default there: "
+        "$VARPRO_DATA, or data/ in the repository)",
     )
     group.add_argument(
         "--flips",

@@ -257,8 +257,8 @@ def add_run(to: argparse.ArgumentParser) -> None:
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
-        help="where to compute; auto is the CPU for linear and for the built-in kernels on the torus, else CUDA where there "
-        "is a device",
+        help="where to compute; auto is the CPU for linear and for the built-in kernels on the torus, else CUDA where "
+        "there is a device",
     )
     group.add_argument(
         "--dtype",

@@ -353,10 +353,6 @@ def train(
         if report is not None:
             report(f"goes on after step {run.step} of {plan.steps}")
 
-    def keep() -> None:
-        if checkpoint is not None:
-            checkpoint.write(run.state())
-
     watch = _Watch(run, None if progress else report)
     stopping = StopSignals() if signals is None else nullcontext(signals)
     bar = tqdm(total=plan.steps, initial=run.step, desc=label, unit="step", disable=not progress)
@@ -374,7 +370,8 @@ def train(
                 if progress:
                     bar.set_postfix(loss=f"{run.last_loss:.4g}", accuracy=f"{run.last_accuracy:.3f}")
         except Stopped:
-            keep()
+            if checkpoint is not None:
+                checkpoint.write(run.state())
             raise
     return run.record()
 
@@ -555,22 +552,21 @@ class _Run:
     def _state(self) -> dict[str, Any]:
         self._check()
         begun = math.ceil(self.step / self.plan.steps_per_pass)
-        average = {} if self.average is None else {"average": self.average.state_dict()}
-        return (
-            average
-            | {
-                "network": self.network.state_dict(),
-                "training": self.take_step.state_dict(),
-                "pass_start": self.pass_start,  # state of the generator when the pass at hand began
-                "step": self.step,
-                "loss": self.losses[: self.step],
-                "accuracy": self.accuracies[: self.tests],
-                "learning_rate": self.rates[:begun],
-                "testing": self.testing,
-                "elapsed": self.seconds(),
-                "threads": self.threads,
-            }
-        )
+        state = {
+            "network": self.network.state_dict(),
+            "training": self.take_step.state_dict(),
+            "pass_start": self.pass_start,  # state of the generator when the pass at hand began
+            "step": self.step,
+            "loss": self.losses[: self.step],
+            "accuracy": self.accuracies[: self.tests],
+            "learning_rate": self.rates[:begun],
+            "testing": self.testing,
+            "elapsed": self.seconds(),
+            "threads": self.threads,
+        }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
 
     def _keep_full_rate(self) -> None:
         if self.step == self.plan.full_rate_steps:

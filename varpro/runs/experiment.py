@@ -219,7 +219,7 @@ def _perform(run: ShallowRun, progress: bool) -> None:
         solver = _solver(run, run.objective)
     except ValueError as error:  # of a law
         raise cli.UsageError(f"--samples {run.problem.samples:g}: {error}") from None
-    descent = _descent(run, solver, resumed=checkpoint.usable())
+    descent = _descent(run, solver, checkpoint)
     with StopSignals() as signals:  # one that comes when the training is over waits for the result
         training = train(
             descent,
@@ -258,14 +258,14 @@ def _optimizer(run: ShallowRun) -> type[Optimizer] | None:
     return OPTIMIZERS.get(run.config.get("optimizer", GRADIENT_DESCENT))
 
 
-def _descent(run: ShallowRun, solver: Solver[Any], *, resumed: bool) -> Descent:
-    """A training at its start; where its state is to come from a checkpoint, what leads up to it is left out."""
+def _descent(run: ShallowRun, solver: Solver[Any], checkpoint: Checkpoint) -> Descent:
+    """A training at its start; where its state is to come from ``checkpoint``, what leads up to it is left out."""
     kind = _optimizer(run)
     tolerance, first = run.config.get("tolerance", 0.0), run.config.get("continuation")
     try:
         if kind is None:
             return GradientDescent(solver, run.problem.student)
-        if first is None or resumed:
+        if first is None or checkpoint.usable():
             return Iterations(kind(solver, run.objective, run.problem, tolerance=tolerance))
         optimizer = continued(
             kind,
